@@ -1,0 +1,2 @@
+//! The countdown command.
+fn main() {}

@@ -1,0 +1,6 @@
+//! A decoder for large language models that reads only the weights a token needs.
+
+mod error;
+
+pub use countdown_kernels as kernels;
+pub use error::{Error, Result};

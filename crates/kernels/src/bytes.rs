@@ -1,0 +1,94 @@
+//! Shared, immutable bytes: a mapped file or owned memory, cheap to clone and to cut.
+
+use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
+
+#[derive(Clone)]
+enum Owner {
+    Map(Arc<memmap2::Mmap>),
+    Vec(Arc<[u8]>),
+}
+
+/// A reference-counted range of immutable bytes. Cloning and slicing copy no data.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Owner,
+    range: Range<usize>,
+}
+
+impl Bytes {
+    /// Maps a whole file for reading.
+    ///
+    /// The file must not be truncated while it is mapped: reading past its new end kills the process,
+    /// as with every program that maps its models.
+    ///
+    /// # Errors
+    /// Whatever opening or mapping the file gives.
+    pub fn map(path: &Path) -> io::Result<Bytes> {
+        let file = File::open(path)?;
+        // SAFETY: the mapping is private and read-only, and never handed out mutably. That no one
+        // truncates or rewrites the file meanwhile is the documented condition of this function.
+        let map = unsafe { memmap2::Mmap::map(&file)? };
+        let range = 0..map.len();
+        Ok(Bytes {
+            owner: Owner::Map(Arc::new(map)),
+            range,
+        })
+    }
+
+    /// The bytes `range` of these bytes, sharing their memory.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the end.
+    pub fn slice(&self, range: Range<usize>) -> Bytes {
+        assert!(range.start <= range.end && range.end <= self.len());
+        Bytes {
+            owner: self.owner.clone(),
+            range: self.range.start + range.start..self.range.start + range.end,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(v: Vec<u8>) -> Bytes {
+        let range = 0..v.len();
+        Bytes {
+            owner: Owner::Vec(v.into()),
+            range,
+        }
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        let all: &[u8] = match &self.owner {
+            Owner::Map(m) => m,
+            Owner::Vec(v) => v,
+        };
+        &all[self.range.clone()]
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn mapped_and_owned_bytes_slice_alike() {
+        let mut f = tempfile::NamedTempFile::new().unwrap();
+        f.write_all(b"0123456789").unwrap();
+        for b in [
+            Bytes::map(f.path()).unwrap(),
+            Bytes::from(b"0123456789".to_vec()),
+        ] {
+            assert_eq!(&b.slice(2..8).slice(1..3)[..], b"34");
+        }
+    }
+}
