@@ -1,6 +1,8 @@
 //! A decoder for large language models that reads only the weights a token needs.
 
 mod error;
+pub mod files;
+pub mod formats;
 
 pub use countdown_kernels as kernels;
 pub use error::{Error, Result};
