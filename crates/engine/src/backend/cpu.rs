@@ -316,6 +316,7 @@ impl Backend for Cpu {
             observer(FfnTrace {
                 layer: call.layer,
                 start: call.start,
+                inter,
                 gate: &self.gate[..tokens * inter],
                 up: &self.up[..tokens * inter],
             });

@@ -28,6 +28,8 @@ pub struct FfnTrace<'a> {
     pub layer: usize,
     /// Position of the first token.
     pub start: usize,
+    /// Neurons of the layer.
+    pub inter: usize,
     /// act(W_gate x), `[tokens, inter]`.
     pub gate: &'a [f32],
     /// W_up x, `[tokens, inter]`.

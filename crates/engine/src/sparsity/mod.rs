@@ -8,6 +8,6 @@ mod method;
 mod plan;
 mod rule;
 
-pub use method::{Constants, Cut, Form, METHODS, Method};
-pub use plan::{Provenance, SparsityPlan};
+pub use method::{Constants, Cut, Form, METHODS, Method, names};
+pub use plan::{CalibrationText, Provenance, SparsityPlan, check_sparsity};
 pub use rule::{Keep, NeuronWeights, Rule, Selection, Signal, ideal_drop};

@@ -1,0 +1,1 @@
+//! Hand-made vocabularies, small enough to check by eye.
