@@ -10,8 +10,8 @@ use crate::{
     model::{Down, Model},
     session::Session,
     sparsity::{
-        CalibrationText, Constants, Cut, Form, Keep, Method, NeuronWeights, Provenance, Rule, Signal,
-        SparsityPlan, check_sparsity, ideal_drop,
+        CalibrationText, Constants, Cut, Form, Keep, Method, NeuronWeights, Provenance, Rule,
+        Signal, SparsityPlan, check_sparsity, ideal_drop,
     },
 };
 use countdown_kernels::quant;
@@ -109,7 +109,10 @@ pub fn calibrate(
     }
     let windows = windows(session, tokens, bos);
     let (first, second) = windows.split_at(windows.len() / 2);
-    let practical = requests.iter().filter(|r| r.form == Form::Practical).count();
+    let practical = requests
+        .iter()
+        .filter(|r| r.form == Form::Practical)
+        .count();
     let checked = &first[..first.len().min(CHECKED_WINDOWS)];
     let mut work = Progress {
         done: 0,
@@ -127,7 +130,9 @@ pub fn calibrate(
         })?;
     }
     let text = CalibrationText {
-        hash: blake3::hash(bytemuck::cast_slice(tokens)).to_hex().to_string(),
+        hash: blake3::hash(bytemuck::cast_slice(tokens))
+            .to_hex()
+            .to_string(),
         tokens: tokens.len(),
     };
     let mut plans = Vec::with_capacity(requests.len());
@@ -235,7 +240,11 @@ fn observe(
 }
 
 /// The share of neurons that the plan in force skips in these windows, whose first tokens are a prompt.
-fn realise(session: &mut Session, windows: &[Vec<u32>], progress: &mut Progress<'_>) -> Result<f64> {
+fn realise(
+    session: &mut Session,
+    windows: &[Vec<u32>],
+    progress: &mut Progress<'_>,
+) -> Result<f64> {
     session.reset();
     for window in windows {
         session.truncate(0);
@@ -289,7 +298,11 @@ pub fn down_norms(model: &Model) -> Vec<Vec<f32>> {
         squares.iter_mut().for_each(|s| *s = s.sqrt());
         squares
     };
-    model.layers.iter().map(|l| layer_norms(&l.ffn.down)).collect()
+    model
+        .layers
+        .iter()
+        .map(|l| layer_norms(&l.ffn.down))
+        .collect()
 }
 
 /// What is counted for all requests with the same scores.
@@ -365,7 +378,11 @@ impl Group {
                 }
                 Constants::OneForEachSign => {
                     let side = |side: &[(f32, f32)]| {
-                        norms.iter().zip(side).map(|(n, m)| constant(n, *m)).collect()
+                        norms
+                            .iter()
+                            .zip(side)
+                            .map(|(n, m)| constant(n, *m))
+                            .collect()
                     };
                     Some(NeuronWeights {
                         positive: side(&layer.positive),

@@ -2,6 +2,7 @@
 
 pub mod arch;
 mod backend;
+mod calibrate;
 mod decode;
 mod error;
 pub mod files;
@@ -12,6 +13,7 @@ pub mod sparsity;
 pub mod tokenizer;
 
 pub use backend::{FfnTrace, Observer, Phase};
+pub use calibrate::{PlanRequest, calibrate, down_norms};
 pub use countdown_kernels as kernels;
 pub use error::{Error, Result};
 pub use model::{DownLayout, Model};

@@ -235,7 +235,10 @@ impl Model {
                 &l.post_ffn_norm,
             ];
             n += (l.attn_norm.len() + l.ffn_norm.len()) as u64;
-            n += norms.iter().map(|v| v.as_ref().map_or(0, Vec::len) as u64).sum::<u64>();
+            n += norms
+                .iter()
+                .map(|v| v.as_ref().map_or(0, Vec::len) as u64)
+                .sum::<u64>();
         }
         n
     }

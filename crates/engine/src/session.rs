@@ -81,7 +81,11 @@ pub fn physical_cores() -> usize {
         std::fs::read_to_string(path).ok()
     };
     let cores: std::collections::BTreeSet<String> = (0..logical).map_while(siblings).collect();
-    if cores.is_empty() { logical } else { cores.len() }
+    if cores.is_empty() {
+        logical
+    } else {
+        cores.len()
+    }
 }
 
 impl Session {
@@ -294,7 +298,5 @@ fn check_finite(logits: &[f32], position: usize) -> Result<()> {
     if logits.iter().sum::<f32>().is_finite() {
         return Ok(());
     }
-    Err(Error::NotFinite(format!(
-        "a logit at position {position}"
-    )))
+    Err(Error::NotFinite(format!("a logit at position {position}")))
 }

@@ -44,9 +44,7 @@ fn refine(p: &Params, c: &mut Config) -> Result<()> {
     p.refuse_if("final_logit_softcapping", "soft caps on logits")?;
     p.refuse_if("use_bidirectional_attention", "bidirectional attention")?;
     let window = p.size("sliding_window", "attention.sliding_window")?;
-    let pattern = p
-        .opt_size("sliding_window_pattern", "")?
-        .unwrap_or(PATTERN);
+    let pattern = p.opt_size("sliding_window_pattern", "")?.unwrap_or(PATTERN);
     let local = Rope {
         base: p
             .opt_number("rope_local_base_freq", "")?

@@ -124,7 +124,11 @@ impl Family {
             cause: format!("architecture \"{name}\" is not supported"),
             remedy: format!(
                 "use a model of one of the families {}",
-                FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
+                FAMILIES
+                    .iter()
+                    .map(|f| f.name)
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ),
         })
     }

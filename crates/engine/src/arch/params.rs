@@ -60,9 +60,10 @@ impl<'a> Params<'a> {
 
     fn json(&self, path: &str) -> Option<&'a Json> {
         match &self.checkpoint.metadata {
-            Metadata::HuggingFace(m) if !path.is_empty() => {
-                m.config.pointer(&format!("/{path}")).filter(|v| !v.is_null())
-            }
+            Metadata::HuggingFace(m) if !path.is_empty() => m
+                .config
+                .pointer(&format!("/{path}"))
+                .filter(|v| !v.is_null()),
             _ => None,
         }
     }
@@ -158,7 +159,9 @@ impl<'a> Params<'a> {
                     .find_map(|k| self.json(&format!("{path}/{k}")));
                 if let Some(k) = named {
                     kind = k.as_str().unwrap_or("unreadable").to_owned();
-                    scale = self.opt_number(&format!("{path}/factor"), "")?.unwrap_or(1.0);
+                    scale = self
+                        .opt_number(&format!("{path}/factor"), "")?
+                        .unwrap_or(1.0);
                     break;
                 }
             }

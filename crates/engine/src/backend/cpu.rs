@@ -10,8 +10,10 @@ use crate::{
 use countdown_kernels::{
     DType,
     cpu::{
-        Attention, AttentionWork, Decider, FfnWork, GemmWork, Input, Kernels, LayerCache, RopeTable,
-        SparseFfn, Team, attend, axpy, gemv, matmul, matmul_transposed, sparse_ffn, sparse_ffn_rows,
+        Input, Kernels, Team,
+        attention::{Attention, AttentionWork, LayerCache, RopeTable, attend},
+        gemm::{GemmWork, matmul, matmul_transposed},
+        parallel::{Decider, FfnWork, SparseFfn, axpy, gemv, sparse_ffn, sparse_ffn_rows},
     },
     quant,
 };
@@ -87,7 +89,7 @@ impl Cpu {
             cache_dtype,
             input: Input::with_capacity(widest),
             attention: AttentionWork::new(threads, context, c.head_dim),
-            gemm: GemmWork::new(threads, widest, batch),
+            gemm: GemmWork::new(),
             sparse: FfnWork::new(inter),
             gate: vec![0.0; batch * widest],
             up: vec![0.0; batch * widest],
@@ -102,7 +104,13 @@ impl Cpu {
         let (gate, up) = (&mut self.gate[..n], &mut self.up[..n]);
         if tokens == 1 {
             self.kernels.prepare(x, &mut self.input);
-            gemv(&mut self.team, self.kernels, w.gate.view(), &self.input, gate);
+            gemv(
+                &mut self.team,
+                self.kernels,
+                w.gate.view(),
+                &self.input,
+                gate,
+            );
             gemv(&mut self.team, self.kernels, w.up.view(), &self.input, up);
         } else {
             for (m, out) in [(&w.gate, &mut *gate), (&w.up, up)] {
@@ -111,7 +119,8 @@ impl Cpu {
             }
         }
         let (kernels, act) = (self.kernels, self.act);
-        self.team.split(gate, 1024, |_, part| kernels.act(act, part));
+        self.team
+            .split(gate, 1024, |_, part| kernels.act(act, part));
     }
 
     /// Every neuron: gate times up through the down projection, in whichever layout it has.
@@ -257,7 +266,15 @@ impl Backend for Cpu {
             self.kernels.prepare(x, &mut self.input);
             gemv(&mut self.team, self.kernels, m, &self.input, y);
         } else {
-            matmul(&mut self.team, self.kernels, m, x, tokens, y, &mut self.gemm);
+            matmul(
+                &mut self.team,
+                self.kernels,
+                m,
+                x,
+                tokens,
+                y,
+                &mut self.gemm,
+            );
         }
         if let Some(bias) = &w.bias {
             for row in y.chunks_exact_mut(bias.len()) {
@@ -348,7 +365,10 @@ impl Backend for Cpu {
 
     fn add(&mut self, x: &mut Buffer, y: &Buffer, tokens: usize) {
         let y = y.rows(tokens);
-        x.rows_mut(tokens).iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        x.rows_mut(tokens)
+            .iter_mut()
+            .zip(y)
+            .for_each(|(x, y)| *x += y);
     }
 
     fn logits(&mut self, x: &Buffer, first: usize, rows: usize, head: &Matrix, out: &mut [f32]) {
@@ -363,6 +383,10 @@ impl Backend for Cpu {
     }
 
     fn name(&self) -> String {
-        format!("CPU {}, {} threads", self.kernels.isa(), self.team.threads())
+        format!(
+            "CPU {}, {} threads",
+            self.kernels.isa(),
+            self.team.threads()
+        )
     }
 }

@@ -82,7 +82,7 @@ pub(crate) trait Backend: Send {
         cache: &mut Self::Cache,
         config: &Config,
         layer: (usize, &LayerSpec),
-        (start, tokens): (usize, usize),
+        start_and_tokens: (usize, usize),
         q: &mut Self::Buffer,
         k: &mut Self::Buffer,
         v: &Self::Buffer,
@@ -92,7 +92,14 @@ pub(crate) trait Backend: Send {
     /// x += y, the first `tokens` rows.
     fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, tokens: usize);
     /// Logits of `rows` rows of `x` from row `first`; `out` is host memory, `[rows, vocab]`.
-    fn logits(&mut self, x: &Self::Buffer, first: usize, rows: usize, head: &Matrix, out: &mut [f32]);
+    fn logits(
+        &mut self,
+        x: &Self::Buffer,
+        first: usize,
+        rows: usize,
+        head: &Matrix,
+        out: &mut [f32],
+    );
 
     /// What runs, for logs: instruction set or card.
     fn name(&self) -> String;

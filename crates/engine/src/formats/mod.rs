@@ -10,7 +10,7 @@ pub mod safetensors;
 mod sniff;
 
 use crate::error::{Error, Result};
-use crate::kernels::{Bytes, DType, MatRef};
+use crate::kernels::{Bytes, DType, MatRef, quant};
 use std::{
     collections::BTreeMap,
     fs,
@@ -34,6 +34,13 @@ impl Tensor {
     /// Elements in all.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.elements()];
+        quant::unpack_row(self.dtype, &self.data, &mut out);
+        out
     }
 
     /// The tensor as a matrix `[rows, cols]`, or `None` where it has another number of dimensions.

@@ -255,7 +255,8 @@ impl SparsityPlan {
             return Err(broken("is too large for a plan".into()));
         }
         let bytes = std::fs::read(path).map_err(read)?;
-        let no_plan = |e: safetensors::SafeTensorError| broken(format!("is damaged or no plan ({e})"));
+        let no_plan =
+            |e: safetensors::SafeTensorError| broken(format!("is damaged or no plan ({e})"));
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(no_plan)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(no_plan)?;
         let header = metadata

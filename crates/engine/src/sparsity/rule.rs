@@ -79,7 +79,12 @@ impl Rule {
             }
         };
         kept.clear();
-        kept.extend((0u32..).zip(&*scores).filter(|(_, s)| **s > above).map(|(i, _)| i));
+        kept.extend(
+            (0u32..)
+                .zip(&*scores)
+                .filter(|(_, s)| **s > above)
+                .map(|(i, _)| i),
+        );
     }
 }
 

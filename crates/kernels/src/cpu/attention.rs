@@ -222,7 +222,9 @@ mod tests {
     fn attention_is_its_definition_with_groups_windows_and_any_team() {
         let (heads, kv_heads, dim, tokens) = (6, 2, 10, 7);
         let wave = |seed: usize, n: usize| -> Vec<f32> {
-            (0..n).map(|i| ((seed * 31 + i * 7) as f32 * 0.37).sin()).collect()
+            (0..n)
+                .map(|i| ((seed * 31 + i * 7) as f32 * 0.37).sin())
+                .collect()
         };
         let k: Vec<_> = (0..tokens).map(|p| wave(p, kv_heads * dim)).collect();
         let v: Vec<_> = (0..tokens).map(|p| wave(p + 50, kv_heads * dim)).collect();
@@ -266,7 +268,14 @@ mod tests {
         table.rotate(&mut x, 6);
         let (a, b) = (3.0f32, 0.3f32);
         let expected = [
-            a.cos(), b.cos(), a.sin(), b.sin(), -a.sin(), -b.sin(), a.cos(), b.cos(),
+            a.cos(),
+            b.cos(),
+            a.sin(),
+            b.sin(),
+            -a.sin(),
+            -b.sin(),
+            a.cos(),
+            b.cos(),
         ];
         for (x, e) in x.iter().zip(expected) {
             assert!((x - e).abs() < 1e-6);

@@ -3,6 +3,7 @@
 //! [`Kernels`] is the table, one per instruction set, to be had only where the CPU has that set. Its methods work
 //! on one thread; the functions of [`parallel`] and [`gemm`] spread them over a [`Team`].
 
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
