@@ -2,13 +2,15 @@
 
 pub mod arch;
 mod backend;
+pub mod bench;
 mod calibrate;
 mod decode;
 mod error;
+pub mod eval;
 pub mod files;
 pub mod formats;
 pub mod model;
-mod session;
+pub mod session;
 pub mod sparsity;
 pub mod tokenizer;
 

@@ -4,6 +4,7 @@ use crate::{
     arch::{Config, Family, NormWeights, Role, RopeRows, names},
     error::{Error, Result},
     formats::{Checkpoint, Metadata, Tensor},
+    sparsity::Signal,
 };
 use countdown_kernels::{Bytes, DType, MatRef, ShapeError, cpu::Team, quant};
 use std::{
@@ -264,6 +265,17 @@ impl StepBytes {
     /// All parts.
     pub fn total(&self) -> usize {
         self.attention + self.ffn() + self.head
+    }
+    /// Bytes of a step whose rules have this signal and keep the share `kept` of neurons; `None` is dense.
+    pub fn at(&self, signal: Option<Signal>, kept: f64) -> f64 {
+        let (gate, up, down) = (self.gate as f64, self.up as f64, self.down as f64);
+        let ffn = match signal {
+            None => gate + up + down,
+            Some(Signal::Gate) => gate + kept * (up + down),
+            Some(Signal::Up) => up + kept * (gate + down),
+            Some(Signal::Product) => gate + up + kept * down,
+        };
+        (self.attention + self.head) as f64 + ffn
     }
     /// The three FFN matrices.
     pub fn ffn(&self) -> usize {

@@ -67,7 +67,9 @@ pub struct Session {
     decoder: Box<dyn Decoder>,
     context: usize,
     batch: usize,
-    position: usize,
+    cache_dtype: DType,
+    /// The tokens in the cache, in order.
+    history: Vec<u32>,
     stats: Stats,
     logits: Vec<f32>,
 }
@@ -122,7 +124,8 @@ impl Session {
             decoder,
             context,
             batch,
-            position: 0,
+            cache_dtype: options.cache_dtype,
+            history: Vec::with_capacity(context),
             stats: Stats::default(),
             model,
         })
@@ -158,13 +161,24 @@ impl Session {
     pub fn context(&self) -> usize {
         self.context
     }
-    /// Tokens fed so far.
+    /// Tokens in the cache.
     pub fn position(&self) -> usize {
-        self.position
+        self.history.len()
+    }
+    /// The tokens in the cache, in order.
+    pub fn history(&self) -> &[u32] {
+        &self.history
     }
     /// What the steps so far did.
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+    /// Bytes of keys and values that a step at `position` reads.
+    pub fn cache_bytes(&self, position: usize) -> usize {
+        let c = &self.model.config;
+        let row = self.cache_dtype.row_bytes(c.head_dim).unwrap_or(0) * c.kv_heads * 2;
+        let seen = |window: Option<usize>| (position + 1).min(window.unwrap_or(usize::MAX));
+        c.layers.iter().map(|l| row * seen(l.window)).sum()
     }
     /// What runs, for logs: instruction set or card, threads.
     pub fn device(&self) -> String {
@@ -173,12 +187,12 @@ impl Session {
 
     /// Forgets all tokens from position `to` on.
     pub fn truncate(&mut self, to: usize) {
-        self.position = self.position.min(to);
+        self.history.truncate(to);
     }
 
     /// Forgets everything, statistics included.
     pub fn reset(&mut self) {
-        self.position = 0;
+        self.history.clear();
         self.stats = Stats::default();
     }
 
@@ -187,11 +201,42 @@ impl Session {
     /// # Errors
     /// [`Error::ContextFull`], [`Error::Input`] for no tokens or one outside the vocabulary, [`Error::NotFinite`] where the
     /// logits are not numbers. Nothing is appended in the first two cases.
-    pub fn feed(&mut self, tokens: &[u32], phase: Phase) -> Result<&[f32]> {
+    pub fn feed(&mut self, tokens: &[u32], phase: Phase) -> Result<&mut [f32]> {
         let last = self.run(tokens, phase, None)?;
         self.decoder.logits(last - 1, 1, &mut self.logits);
-        check_finite(&self.logits, self.position - 1)?;
-        Ok(&self.logits)
+        check_finite(&self.logits, self.history.len() - 1)?;
+        Ok(&mut self.logits)
+    }
+
+    /// Makes `prompt` the content of the cache, keeping what is there of it already, and returns the logits after its last
+    /// token. `progress(done, all)` counts tokens.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn prompt(
+        &mut self,
+        prompt: &[u32],
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<&mut [f32]> {
+        if prompt.len() > self.context {
+            return Err(Error::ContextFull {
+                needed: prompt.len(),
+                limit: self.context,
+            });
+        }
+        let same = prompt.iter().zip(&self.history).take_while(|(a, b)| a == b);
+        // The last token is computed in any case, for its logits.
+        self.truncate(same.count().min(prompt.len().saturating_sub(1)));
+        let start = self.position();
+        self.check(&prompt[start..])?;
+        let mut last = 0;
+        for batch in prompt[start..].chunks(self.batch) {
+            last = self.run(batch, Phase::Prompt, None)?;
+            progress(self.position(), prompt.len());
+        }
+        self.decoder.logits(last - 1, 1, &mut self.logits);
+        check_finite(&self.logits, prompt.len() - 1)?;
+        Ok(&mut self.logits)
     }
 
     /// Appends tokens and shows `each(index, logits)` the logits after every one.
@@ -214,7 +259,7 @@ impl Session {
                 let logits = &mut logits[..rows * vocab];
                 self.decoder.logits(first, rows, logits);
                 for (r, row) in logits.chunks_exact(vocab).enumerate() {
-                    check_finite(row, self.position - batch.len() + first + r)?;
+                    check_finite(row, self.history.len() - batch.len() + first + r)?;
                     each(b * self.batch + first + r, row);
                 }
             }
@@ -236,7 +281,7 @@ impl Session {
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
-        let needed = self.position + tokens.len();
+        let needed = self.history.len() + tokens.len();
         if needed > self.context {
             return Err(Error::ContextFull {
                 needed,
@@ -272,7 +317,7 @@ impl Session {
         for batch in tokens.chunks(self.batch) {
             let kept = self.decoder.forward(Step {
                 tokens: batch,
-                start: self.position,
+                start: self.history.len(),
                 phase,
                 rules,
                 observer: match &mut observer {
@@ -281,7 +326,7 @@ impl Session {
                 },
             });
             last = batch.len();
-            self.position += last;
+            self.history.extend_from_slice(batch);
             if phase == Phase::Decode {
                 let neurons: usize = self.model.config.layers.iter().map(|l| l.inter).sum();
                 self.stats.tokens += last as u64;
