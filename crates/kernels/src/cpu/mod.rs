@@ -16,6 +16,8 @@ mod neon;
 pub mod parallel;
 mod scalar;
 mod team;
+#[cfg(test)]
+mod tests;
 
 pub use input::Input;
 pub use team::Team;
