@@ -8,9 +8,11 @@ pub mod gguf;
 pub mod huggingface;
 pub mod safetensors;
 mod sniff;
+#[cfg(test)]
+mod tests;
 
 use crate::error::{Error, Result};
-use crate::kernels::{Bytes, DType, MatRef, quant};
+use crate::kernels::{Bytes, DType, MatRef, quant::unpack_row};
 use std::{
     collections::BTreeMap,
     fs,
@@ -36,11 +38,12 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// All elements as f32.
+    /// All elements as `f32`, row after row. It makes a copy: for norms, biases and preparation, not
+    /// for the weights that a token reads.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.elements()];
-        quant::unpack_row(self.dtype, &self.data, &mut out);
-        out
+        let mut elements = vec![0.0; self.elements()];
+        unpack_row(self.dtype, &self.data, &mut elements);
+        elements
     }
 
     /// The tensor as a matrix `[rows, cols]`, or `None` where it has another number of dimensions.
@@ -54,6 +57,7 @@ impl Tensor {
 
 /// What a checkpoint says about itself beside its tensors.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // there is one value a model
 pub enum Metadata {
     /// The key-value pairs of a GGUF file.
     Gguf(gguf::Metadata),

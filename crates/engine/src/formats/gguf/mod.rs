@@ -10,7 +10,8 @@
 
 mod metadata;
 mod reader;
-
+#[cfg(test)]
+mod tests;
 mod types;
 mod writer;
 
