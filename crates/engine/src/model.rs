@@ -41,6 +41,22 @@ impl Matrix {
         MatRef::new(self.dtype, self.rows, self.cols, &self.data)
             .expect("lengths were checked when the matrix was made")
     }
+    /// A copy with every element of some rows set to `value`. For experiments and tests: what does a row do?
+    ///
+    /// # Panics
+    /// If a row is beyond the matrix.
+    pub fn with_rows_replaced(&self, rows: &[usize], value: f32) -> Matrix {
+        let bytes = self.view().row_bytes();
+        let mut data = self.data.to_vec();
+        for &r in rows {
+            let row = &mut data[r * bytes..(r + 1) * bytes];
+            quant::pack_row(self.dtype, &vec![value; self.cols], row);
+        }
+        Matrix {
+            data: data.into(),
+            ..self.clone()
+        }
+    }
     /// Storage type.
     pub fn dtype(&self) -> DType {
         self.dtype
