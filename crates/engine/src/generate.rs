@@ -92,6 +92,8 @@ pub struct Generator<'a> {
     sampler: Sampler,
     options: GenerateOptions,
     next: u32,
+    /// The last token of the answer, until it is fed.
+    unfed: Option<u32>,
     tokens: Vec<u32>,
     finish: Option<FinishReason>,
     timings: Timings,
@@ -136,6 +138,7 @@ impl<'a> Generator<'a> {
             sampler,
             options,
             next,
+            unfed: None,
             tokens: Vec::new(),
             finish: None,
         })
@@ -154,7 +157,7 @@ impl<'a> Generator<'a> {
         self.timings
     }
 
-    /// Takes the token drawn last into the answer, and draws the next. Returns the text that became certain.
+    /// Feeds the token taken last and takes the one drawn after it. Returns the text that became certain.
     fn advance(&mut self) -> Result<String> {
         if self
             .options
@@ -163,6 +166,9 @@ impl<'a> Generator<'a> {
         {
             return Ok(self.end(FinishReason::Length));
         }
+        if let Some(token) = self.unfed.take() {
+            self.step(token)?;
+        }
         let token = self.next;
         if self.tokenizer.end_of_generation().contains(&token) {
             return Ok(self.end(FinishReason::Stop));
@@ -170,18 +176,10 @@ impl<'a> Generator<'a> {
         self.tokens.push(token);
         self.timings.tokens += 1;
         self.sampler.accept(token);
+        self.unfed = Some(token);
         let (text, hit) = self.stop.push(&self.text.push(token));
         if hit {
             self.finish = Some(FinishReason::Stop);
-            return Ok(text);
-        }
-        // The last token asked for needs no successor.
-        if self
-            .options
-            .max_tokens
-            .is_none_or(|n| self.tokens.len() < n)
-        {
-            self.step(token)?;
         }
         Ok(text)
     }

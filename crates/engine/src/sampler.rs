@@ -58,8 +58,18 @@ impl Sampler {
         let o = &options;
         let checks = [
             ("--temp", o.temperature, o.temperature >= 0.0, "0 or more"),
-            ("--top-p", o.top_p, (0.0..=1.0).contains(&o.top_p), "between 0 and 1"),
-            ("--min-p", o.min_p, (0.0..=1.0).contains(&o.min_p), "between 0 and 1"),
+            (
+                "--top-p",
+                o.top_p,
+                (0.0..=1.0).contains(&o.top_p),
+                "between 0 and 1",
+            ),
+            (
+                "--min-p",
+                o.min_p,
+                (0.0..=1.0).contains(&o.min_p),
+                "between 0 and 1",
+            ),
             (
                 "--repeat-penalty",
                 o.repeat_penalty,
@@ -225,18 +235,41 @@ mod tests {
             let n = counts(o, &logits, 4000);
             (0..5).filter(|i| n[*i] > 0).collect()
         };
-        assert_eq!(only(SamplingOptions { top_k: 2, ..plain(3.0) }), [1, 2]);
+        assert_eq!(
+            only(SamplingOptions {
+                top_k: 2,
+                ..plain(3.0)
+            }),
+            [1, 2]
+        );
         // Shares at temperature 1 are 0.64, 0.24, 0.09, 0.03.
-        assert_eq!(only(SamplingOptions { top_p: 0.7, ..plain(3.0) }), [1, 2]);
-        assert_eq!(only(SamplingOptions { min_p: 0.1, ..plain(3.0) }), [1, 2, 3]);
+        assert_eq!(
+            only(SamplingOptions {
+                top_p: 0.7,
+                ..plain(3.0)
+            }),
+            [1, 2]
+        );
+        assert_eq!(
+            only(SamplingOptions {
+                min_p: 0.1,
+                ..plain(3.0)
+            }),
+            [1, 2, 3]
+        );
     }
 
     #[test]
     fn a_seed_repeats_and_another_differs() {
         let draw = |seed| {
-            let o = SamplingOptions { seed: Some(seed), ..plain(1.0) };
+            let o = SamplingOptions {
+                seed: Some(seed),
+                ..plain(1.0)
+            };
             let mut s = Sampler::new(o, 50).unwrap();
-            (0..40).map(|_| s.sample(&mut [0.0; 50]).unwrap()).collect::<Vec<_>>()
+            (0..40)
+                .map(|_| s.sample(&mut [0.0; 50]).unwrap())
+                .collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
@@ -266,15 +299,33 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         for bad in [
-            SamplingOptions { temperature: -1.0, ..plain(1.0) },
-            SamplingOptions { temperature: f32::NAN, ..plain(1.0) },
-            SamplingOptions { top_p: 1.5, ..plain(1.0) },
-            SamplingOptions { min_p: -0.1, ..plain(1.0) },
-            SamplingOptions { repeat_penalty: 0.0, ..plain(1.0) },
+            SamplingOptions {
+                temperature: -1.0,
+                ..plain(1.0)
+            },
+            SamplingOptions {
+                temperature: f32::NAN,
+                ..plain(1.0)
+            },
+            SamplingOptions {
+                top_p: 1.5,
+                ..plain(1.0)
+            },
+            SamplingOptions {
+                min_p: -0.1,
+                ..plain(1.0)
+            },
+            SamplingOptions {
+                repeat_penalty: 0.0,
+                ..plain(1.0)
+            },
         ] {
             assert!(matches!(Sampler::new(bad, 4), Err(Error::Input { .. })));
         }
         let mut s = Sampler::new(plain(1.0), 2).unwrap();
-        assert!(matches!(s.sample(&mut [0.0, f32::NAN]), Err(Error::NotFinite(_))));
+        assert!(matches!(
+            s.sample(&mut [0.0, f32::NAN]),
+            Err(Error::NotFinite(_))
+        ));
     }
 }

@@ -24,7 +24,10 @@ pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
 ///
 /// # Errors
 /// [`Error::Template`] where it cannot be parsed.
-pub fn chat_template(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+pub fn chat_template(
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+) -> Result<Option<ChatTemplate>> {
     let source = match &checkpoint.metadata {
         Metadata::Gguf(m) => m.opt_str("tokenizer.chat_template")?,
         Metadata::HuggingFace(m) => m.chat_template.as_deref(),
@@ -80,11 +83,17 @@ fn from_hugging_face(m: &huggingface::Metadata) -> Result<Tokenizer> {
         let vocab = m.get_u64("vocab_size")?.min(1 << 20) as usize;
         return Ok(Tokenizer::bytes(vocab));
     }
-    let mut tokenizer =
-        Tokenizer::from_file(&m.folder.join("tokenizer.json"), m.tokenizer_config.as_ref())?;
+    let mut tokenizer = Tokenizer::from_file(
+        &m.folder.join("tokenizer.json"),
+        m.tokenizer_config.as_ref(),
+    )?;
     let ends = m.generation.as_ref().and_then(|g| g.get("eos_token_id"));
     let ends: Vec<u32> = match ends {
-        Some(Json::Array(ids)) => ids.iter().filter_map(Json::as_u64).map(|i| i as u32).collect(),
+        Some(Json::Array(ids)) => ids
+            .iter()
+            .filter_map(Json::as_u64)
+            .map(|i| i as u32)
+            .collect(),
         Some(id) => id.as_u64().map(|i| i as u32).into_iter().collect(),
         None => Vec::new(),
     };

@@ -94,7 +94,10 @@ fn stop_texts_limits_and_reasons() {
     assert_eq!(g.finish_reason(), Some(FinishReason::Stop));
 
     let mut g = Generator::new(&mut s, &tokenizer, &bytes(PROMPT), greedy(7), |_, _| ()).unwrap();
-    assert_eq!(g.by_ref().map(Result::unwrap).collect::<String>(), "she had");
+    assert_eq!(
+        g.by_ref().map(Result::unwrap).collect::<String>(),
+        "she had"
+    );
     assert_eq!(g.finish_reason(), Some(FinishReason::Length));
     let t = g.timings();
     // The first token comes with the prompt, of which all but the last token was in the cache.
@@ -110,7 +113,10 @@ fn a_full_context_fails_or_shifts() {
     let results: Vec<_> = Generator::new(&mut s, &tokenizer, &prompt, greedy(100), |_, _| ())
         .unwrap()
         .collect();
-    assert!(matches!(results.last(), Some(Err(Error::ContextFull { limit: 64, .. }))));
+    assert!(matches!(
+        results.last(),
+        Some(Err(Error::ContextFull { limit: 64, .. }))
+    ));
     // Every position was used before that.
     assert_eq!(results.len() - 1, 64 - prompt.len() + 1);
 
@@ -119,22 +125,37 @@ fn a_full_context_fails_or_shifts() {
         ..greedy(100)
     };
     let mut g = Generator::new(&mut s, &tokenizer, &prompt, options, |_, _| ()).unwrap();
-    assert_eq!(g.by_ref().map(Result::unwrap).collect::<String>().len(), 100);
+    assert_eq!(
+        g.by_ref().map(Result::unwrap).collect::<String>().len(),
+        100
+    );
     drop(g);
     assert_eq!(s.history()[..8], prompt[..8]);
 
     let long = bytes(&PROMPT.repeat(2));
     let refused = Generator::new(&mut s, &tokenizer, &long, greedy(1), |_, _| ()).err();
-    assert!(matches!(refused, Some(Error::ContextFull { needed: 90, limit: 64 })));
+    assert!(matches!(
+        refused,
+        Some(Error::ContextFull {
+            needed: 90,
+            limit: 64
+        })
+    ));
     assert!(matches!(s.prompt(&[], |_, _| ()), Err(Error::Input { .. })));
-    assert!(matches!(s.feed(&[256], Phase::Decode), Err(Error::Input { .. })));
+    assert!(matches!(
+        s.feed(&[256], Phase::Decode),
+        Err(Error::Input { .. })
+    ));
 }
 
 #[test]
 fn a_prompt_continues_what_the_cache_holds() {
     let m = model(DownLayout::Stored);
     let (mut fresh, mut reused) = (session(&m, 256), session(&m, 256));
-    let (a, b) = (bytes("the same of the subject"), bytes("the same of the sea"));
+    let (a, b) = (
+        bytes("the same of the subject"),
+        bytes("the same of the sea"),
+    );
     reused.prompt(&a, |_, _| ()).unwrap();
     let with_prefix = reused.prompt(&b, |_, _| ()).unwrap().to_vec();
     let expected = fresh.prompt(&b, |_, _| ()).unwrap();

@@ -79,7 +79,10 @@ fn prompts_give_the_original_logits() {
                 .unwrap();
                 let worst = worst(&logits, &g.logits);
                 let allowed = FACTOR * g.rounding;
-                assert!(worst <= allowed, "{case} {down:?} {batch}: {worst} > {allowed}");
+                assert!(
+                    worst <= allowed,
+                    "{case} {down:?} {batch}: {worst} > {allowed}"
+                );
             }
         }
     }
@@ -98,7 +101,10 @@ fn single_steps_give_the_original_logits() {
                 worst_step = worst_step.max(worst(got, row));
             }
             let allowed = FACTOR * g.rounding;
-            assert!(worst_step <= allowed, "{case} {down:?}: {worst_step} > {allowed}");
+            assert!(
+                worst_step <= allowed,
+                "{case} {down:?}: {worst_step} > {allowed}"
+            );
         }
     }
 }

@@ -14,7 +14,12 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// The trained model and one random model of each family.
-const MODELS: [&str; 4] = ["byte-llama", "golden/llama", "golden/qwen2", "golden/gemma3"];
+const MODELS: [&str; 4] = [
+    "byte-llama",
+    "golden/llama",
+    "golden/qwen2",
+    "golden/gemma3",
+];
 
 fn model(name: &str) -> Arc<Model> {
     Arc::new(Model::open(&fixture(name), DownLayout::Transposed, 2).unwrap())
@@ -70,7 +75,8 @@ fn all_neurons_kept_is_dense_bit_for_bit() {
         let mut s = session(&m, 2);
         let dense = steps(&mut s, &tokens);
         for signal in [Signal::Gate, Signal::Up, Signal::Product] {
-            s.set_plan(Some(plan_of(&m, signal, |_| Keep::Above(-1.0)))).unwrap();
+            s.set_plan(Some(plan_of(&m, signal, |_| Keep::Above(-1.0))))
+                .unwrap();
             assert_eq!(steps(&mut s, &tokens), dense, "{name} {signal:?}");
             assert_eq!(s.stats().realised_sparsity(), 0.0);
         }
@@ -122,7 +128,10 @@ fn a_step_equals_the_dense_step_with_the_other_neurons_zeroed() {
                 let mut zeroed = vec![Vec::new(); tokens.len()];
                 s.score(&tokens, Phase::Decode, |i, row| zeroed[i] = row.to_vec())
                     .unwrap();
-                assert!(by_steps.realised_sparsity() > 0.02, "{name} {signal:?}: nothing skipped");
+                assert!(
+                    by_steps.realised_sparsity() > 0.02,
+                    "{name} {signal:?}: nothing skipped"
+                );
                 assert_eq!(s.stats().neurons, by_steps.neurons);
                 // A score at the very threshold may fall to either side of it by rounding; more than a few may not.
                 assert!(s.stats().kept.abs_diff(by_steps.kept) <= 2);
@@ -131,7 +140,10 @@ fn a_step_equals_the_dense_step_with_the_other_neurons_zeroed() {
                 assert!(d < 1e-3, "{name} {signal:?} {:?}: {d}", plan.rules[0].keep);
                 s.set_plan(None).unwrap();
                 let dense = steps(&mut s, &tokens);
-                assert!(difference(&sparse, &dense) > 10.0 * d, "{name}: the plan changes nothing");
+                assert!(
+                    difference(&sparse, &dense) > 10.0 * d,
+                    "{name}: the plan changes nothing"
+                );
             }
         }
     }
@@ -141,26 +153,33 @@ fn a_step_equals_the_dense_step_with_the_other_neurons_zeroed() {
 fn neurons_that_are_skipped_are_never_read() {
     let mut poisoned = Model::open(&fixture("byte-llama"), DownLayout::Transposed, 2).unwrap();
     let m = model("byte-llama");
-    // The up signal of neuron n depends on up's row n only, so poison gate and down rows of a neuron that never fires.
     let tokens = prose(30);
-    let threshold = 1.5;
-    let mut never = vec![true; m.config.layers[0].inter];
+    // The largest up signal of each neuron of the first layer; half of them never reach the median.
+    let mut largest = vec![0f32; m.config.layers[0].inter];
     let mut s = session(&m, 1);
-    let plan = plan_of(&m, Signal::Up, |i| Keep::Above(if i == 0 { threshold } else { -1.0 }));
-    s.set_plan(Some(plan.clone())).unwrap();
-    let clean = steps(&mut s, &tokens);
-    s.reset();
     for t in &tokens {
         s.trace(&[*t], Phase::Decode, &mut |t| {
             if t.layer == 0 {
-                let fired = t.up.iter().map(|u| u.abs() > threshold);
-                never.iter_mut().zip(fired).for_each(|(n, f)| *n &= !f);
+                largest
+                    .iter_mut()
+                    .zip(t.up)
+                    .for_each(|(l, u)| *l = l.max(u.abs()));
             }
         })
         .unwrap();
     }
-    let victims: Vec<usize> = (0..never.len()).filter(|i| never[*i]).collect();
-    assert!(!victims.is_empty(), "every neuron fires at this threshold");
+    let mut sorted = largest.clone();
+    sorted.sort_by(f32::total_cmp);
+    // A little above, so that rounding differences between paths decide nothing.
+    let threshold = 1.01 * sorted[sorted.len() / 2];
+    let victims: Vec<usize> = (0..largest.len())
+        .filter(|i| largest[*i] <= sorted[sorted.len() / 2])
+        .collect();
+    let plan = plan_of(&m, Signal::Up, |i| {
+        Keep::Above(if i == 0 { threshold } else { -1.0 })
+    });
+    s.set_plan(Some(plan.clone())).unwrap();
+    let clean = steps(&mut s, &tokens);
     let ffn = &mut poisoned.layers[0].ffn;
     ffn.gate = ffn.gate.with_rows_replaced(&victims, f32::NAN);
     if let countdown::model::Down::Transposed(down) = &mut ffn.down {
@@ -235,7 +254,11 @@ fn exact_coefficients_beat_both_factors_and_neuron_cuts_help_the_up_signal() {
     let kl = |i: usize| rows[i].kl;
     assert!(kl(1) < kl(2) && kl(1) < kl(3), "{rows:#?}");
     assert!(kl(4) < kl(3), "{rows:#?}");
-    assert!(rows.iter().skip(1).all(|r| r.perplexity > rows[0].perplexity * 0.99));
+    assert!(
+        rows.iter()
+            .skip(1)
+            .all(|r| r.perplexity > rows[0].perplexity * 0.99)
+    );
 }
 
 #[test]
@@ -255,6 +278,9 @@ fn a_plan_survives_its_file_and_refuses_another_model() {
         assert_eq!(SparsityPlan::load(&path).unwrap(), plan);
         let refused = session(&b, 1).set_plan(Some(Arc::new(plan))).unwrap_err();
         let said = refused.to_string();
-        assert!(said.contains(&a.fingerprint) && said.contains(&b.fingerprint), "{said}");
+        assert!(
+            said.contains(&a.fingerprint) && said.contains(&b.fingerprint),
+            "{said}"
+        );
     }
 }
