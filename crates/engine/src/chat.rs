@@ -67,9 +67,15 @@ const FUEL: u64 = 300_000;
 /// How often a template may look through the whole conversation.
 const PASSES: u64 = 16;
 
+/// Instructions for each message beyond those.
+const FUEL_PER_MESSAGE: u64 = 250;
+
+/// No conversation makes a template more expensive than this.
+const MAX_FUEL: u64 = 4_000_000;
+
 /// Bytes of stack for one level of nesting. Expressions are parsed, and values that a loop has wrapped into one another are
 /// compared and dropped, by recursion; a level takes at least one byte of source or one unit of fuel.
-const STACK_PER_LEVEL: usize = 2048;
+const STACK_PER_LEVEL: usize = 1024;
 
 /// What is left to loop through exponentially many views of one value (fuel does not see comparisons) ends here.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -116,7 +122,8 @@ impl ChatTemplate {
             .iter()
             .map(|message| message.role.len() + message.content.len())
             .sum();
-        let fuel = FUEL + PASSES * (bytes as u64 / 64 + messages.len() as u64);
+        let conversation = PASSES * (bytes as u64 / 64) + FUEL_PER_MESSAGE * messages.len() as u64;
+        let fuel = (FUEL + conversation).min(MAX_FUEL);
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| context! { role => &message.role, content => &message.content })

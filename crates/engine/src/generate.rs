@@ -8,7 +8,10 @@ use crate::{
     stop::StopMatcher,
     tokenizer::{TextStream, Tokenizer},
 };
-use std::time::{Duration, Instant};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 /// What to do when the context is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +129,7 @@ impl<'a> Generator<'a> {
         let next = sampler.sample(logits)?;
         Ok(Generator {
             text: tokenizer.stream(),
-            stop: StopMatcher::new(&options.stop),
+            stop: StopMatcher::new(options.stop.clone())?,
             timings: Timings {
                 prompt_tokens: prompt.len(),
                 prompt_computed: prompt.len() - kept.min(prompt.len() - 1),
@@ -177,11 +180,13 @@ impl<'a> Generator<'a> {
         self.timings.tokens += 1;
         self.sampler.accept(token);
         self.unfed = Some(token);
-        let (text, hit) = self.stop.push(&self.text.push(token));
-        if hit {
-            self.finish = Some(FinishReason::Stop);
-        }
-        Ok(text)
+        Ok(match self.stop.push(&self.text.push(token)) {
+            ControlFlow::Continue(text) => text,
+            ControlFlow::Break(text) => {
+                self.finish = Some(FinishReason::Stop);
+                text
+            }
+        })
     }
 
     fn step(&mut self, token: u32) -> Result<()> {
@@ -210,13 +215,13 @@ impl<'a> Generator<'a> {
 
     fn end(&mut self, reason: FinishReason) -> String {
         self.finish = Some(reason);
-        let (mut text, hit) = self.stop.push(&self.text.flush());
-        if hit {
-            self.finish = Some(FinishReason::Stop);
-        } else {
-            text.push_str(&self.stop.flush());
+        match self.stop.push(&self.text.flush()) {
+            ControlFlow::Continue(text) => text + &self.stop.flush(),
+            ControlFlow::Break(text) => {
+                self.finish = Some(FinishReason::Stop);
+                text
+            }
         }
-        text
     }
 }
 

@@ -1,27 +1,34 @@
-//! Drawing the next token from logits.
+//! The next token from logits: penalties, top-k, top-p, min-p, temperature, then the draw; llama.cpp's order and defaults.
 
-use crate::error::{Error, Result};
+use std::{
+    cmp::Ordering,
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
+};
+
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
 
-/// How tokens are drawn. Filters apply in the order penalty, top-k, top-p, min-p, temperature.
-#[derive(Clone, Debug, PartialEq)]
+use crate::{Error, Result};
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, PartialEq)]
 pub struct SamplingOptions {
-    /// Divides logits; 0 always takes the most likely token.
+    /// Divides the logits: below 1 sharper, above 1 flatter. 0 always takes the most likely token.
     pub temperature: f32,
-    /// Keeps this many of the most likely tokens; 0 keeps all.
+    /// Only the `top_k` most likely tokens stay; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the most likely tokens that together reach this probability; 1 keeps all.
+    /// Only the most likely tokens that together reach this probability stay; 1 keeps all.
     pub top_p: f32,
-    /// Keeps tokens at least this share as likely as the most likely one; 0 keeps all.
+    /// Only tokens at least this likely, relative to the most likely one, stay; 0 keeps all.
     pub min_p: f32,
-    /// Makes tokens seen lately less likely: positive logits are divided by it, negative ones multiplied; 1 for none.
+    /// Makes recent tokens less likely: positive logits are divided, negative ones multiplied by it. 1 does nothing.
     pub repeat_penalty: f32,
-    /// How many tokens back the penalty looks.
+    /// How many of the last tokens are recent; 0 for none.
     pub repeat_last_n: usize,
-    /// Seed of the generator; drawn from the clock if `None`.
+    /// Same seed, same tokens. None takes one from the operating system.
     pub seed: Option<u64>,
 }
 
@@ -39,293 +46,291 @@ impl Default for SamplingOptions {
     }
 }
 
-/// A sampler with its random numbers and its memory of recent tokens.
+impl SamplingOptions {
+    /// Always the most likely token.
+    pub fn greedy() -> Self {
+        SamplingOptions {
+            temperature: 0.0,
+            ..SamplingOptions::default()
+        }
+    }
+}
+
+/// Draws tokens. Allocates when it is made, not when it draws.
+#[derive(Debug, Clone)]
 pub struct Sampler {
     options: SamplingOptions,
+    seed: u64,
     random: ChaCha8Rng,
-    /// The last tokens, a ring.
-    recent: Vec<u32>,
-    oldest: usize,
-    candidates: Vec<(f32, u32)>,
+    /// The last `repeat_last_n` tokens, where a penalty asks for them.
+    recent: VecDeque<u32>,
+    /// Per token, the last draw in which it was penalised: a token that came twice is penalised once.
+    penalised: Vec<u64>,
+    draws: u64,
+    vocab: usize,
+    candidates: Vec<Candidate>,
+}
+
+/// A token that is still in play.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    logit: f32,
+    id: u32,
+}
+
+/// Best first; of equals the lowest id first, so that every draw is reproducible.
+fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
 impl Sampler {
-    /// A sampler for vocabularies of up to `vocab` tokens.
-    ///
-    /// # Errors
-    /// [`Error::Input`] naming the option that is out of range.
-    pub fn new(options: SamplingOptions, vocab: usize) -> Result<Sampler> {
-        let o = &options;
-        let checks = [
-            ("--temp", o.temperature, o.temperature >= 0.0, "0 or more"),
-            (
-                "--top-p",
-                o.top_p,
-                (0.0..=1.0).contains(&o.top_p),
-                "between 0 and 1",
-            ),
-            (
-                "--min-p",
-                o.min_p,
-                (0.0..=1.0).contains(&o.min_p),
-                "between 0 and 1",
-            ),
-            (
-                "--repeat-penalty",
-                o.repeat_penalty,
-                o.repeat_penalty > 0.0,
-                "above 0 (1 for none)",
-            ),
-        ];
-        for (name, value, fits, range) in checks {
-            if !(fits && value.is_finite()) {
-                return Err(Error::Input {
-                    cause: format!("{name} {value} is out of range"),
-                    remedy: format!("use a value {range}"),
-                });
+    /// A sampler for `vocab` tokens; options out of range are an error.
+    pub fn new(options: SamplingOptions, vocab: usize) -> Result<Self> {
+        let check = |holds: bool, name: &str, value: f32, range: &str| {
+            if holds {
+                return Ok(());
             }
+            Err(Error::Input {
+                cause: format!("{name} is {value}"),
+                remedy: format!("give {range}"),
+            })
+        };
+        let SamplingOptions {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            repeat_last_n,
+            seed,
+        } = options;
+        check(
+            temperature >= 0.0 && temperature.is_finite(),
+            "temperature",
+            temperature,
+            "0 (greedy) or a positive number",
+        )?;
+        check(
+            (0.0..=1.0).contains(&top_p),
+            "top-p",
+            top_p,
+            "a number from 0 to 1 (1 keeps all tokens)",
+        )?;
+        check(
+            (0.0..=1.0).contains(&min_p),
+            "min-p",
+            min_p,
+            "a number from 0 to 1 (0 keeps all tokens)",
+        )?;
+        let sound = repeat_penalty > 0.0 && repeat_penalty.is_finite();
+        check(
+            sound,
+            "the repeat penalty",
+            repeat_penalty,
+            "a positive number (1 switches it off)",
+        )?;
+        if vocab == 0 || u32::try_from(vocab).is_err() {
+            return Err(Error::Input {
+                cause: format!("a vocabulary of {vocab} tokens"),
+                remedy: "give a model with at least one token and fewer than 2^32".into(),
+            });
         }
-        let seed = options.seed.unwrap_or_else(|| {
-            std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |d| d.as_nanos() as u64)
-        });
+        let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+        let window = if repeat_penalty == 1.0 {
+            0
+        } else {
+            repeat_last_n
+        };
+        let buffer = match top_k {
+            0 => vocab,
+            k => vocab.min(k.saturating_mul(2)),
+        };
         Ok(Sampler {
+            seed,
             random: ChaCha8Rng::seed_from_u64(seed),
-            recent: Vec::with_capacity(options.repeat_last_n),
-            oldest: 0,
-            candidates: Vec::with_capacity(vocab),
-            options,
+            recent: VecDeque::with_capacity(window),
+            penalised: vec![0; if window == 0 { 0 } else { vocab }],
+            draws: 0,
+            vocab,
+            candidates: Vec::with_capacity(buffer),
+            options: SamplingOptions {
+                repeat_last_n: window,
+                ..options
+            },
         })
     }
 
-    /// Remembers a token for the penalty.
+    /// The seed in use, also where none was given: with it the same draws can be had again.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Tells the penalties that `token` is now part of the text.
     pub fn accept(&mut self, token: u32) {
-        if self.recent.len() < self.options.repeat_last_n {
-            self.recent.push(token);
-        } else if let Some(slot) = self.recent.get_mut(self.oldest) {
-            *slot = token;
-            self.oldest = (self.oldest + 1) % self.recent.len();
-        }
-    }
-
-    /// Draws a token. Applies the penalty to `logits` in place.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`] if a logit is not a number.
-    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
-        self.penalise(logits);
-        let o = &self.options;
-        let c = &mut self.candidates;
-        c.clear();
-        c.extend(logits.iter().copied().zip(0u32..));
-        if c.is_empty() || c.iter().any(|(l, _)| l.is_nan()) {
-            return Err(Error::NotFinite("a logit".into()));
-        }
-        // Most likely first; the lower number first among equals.
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if o.temperature == 0.0 {
-            let best = c.iter().copied().min_by(|a, b| order(a, b));
-            return Ok(best.map_or(0, |(_, token)| token));
-        }
-        if o.top_k > 0 && o.top_k < c.len() {
-            c.select_nth_unstable_by(o.top_k - 1, order);
-            c.truncate(o.top_k);
-        }
-        c.sort_unstable_by(order);
-        let best = c[0].0;
-        if o.top_p < 1.0 {
-            let total: f32 = c.iter().map(|(l, _)| (l - best).exp()).sum();
-            let mut sum = 0.0;
-            let enough = c.iter().position(|(l, _)| {
-                sum += (l - best).exp();
-                sum >= o.top_p * total
-            });
-            c.truncate(enough.map_or(c.len(), |i| i + 1));
-        }
-        if o.min_p > 0.0 {
-            let stay = c.partition_point(|(l, _)| (l - best).exp() >= o.min_p);
-            c.truncate(stay.max(1));
-        }
-        let weight = |l: f32| f64::from((l - best) / o.temperature).exp();
-        let total: f64 = c.iter().map(|(l, _)| weight(*l)).sum();
-        // 53 random bits: uniform in [0, 1).
-        let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut left = uniform * total;
-        for &(l, token) in &*c {
-            left -= weight(l);
-            if left < 0.0 {
-                return Ok(token);
-            }
-        }
-        // Rounding may leave a crumb after the last candidate.
-        Ok(c[c.len() - 1].1)
-    }
-
-    fn penalise(&self, logits: &mut [f32]) {
-        let penalty = self.options.repeat_penalty;
-        if penalty == 1.0 {
+        let window = self.options.repeat_last_n;
+        if window == 0 {
             return;
         }
-        for (i, &token) in self.recent.iter().enumerate() {
-            // Once for each token, however often it was seen.
-            if self.recent[..i].contains(&token) {
-                continue;
+        if self.recent.len() == window {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(token);
+    }
+
+    /// Draws a token from `logits`, `[vocab]`; penalties change them in place. Logits of minus infinity are never drawn.
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
+        if logits.len() != self.vocab {
+            return Err(Error::Input {
+                cause: format!("{} logits for a vocabulary of {}", logits.len(), self.vocab),
+                remedy: "make the sampler for the model's vocabulary".into(),
+            });
+        }
+        self.penalise(logits);
+        let best = greedy(logits)?;
+        if self.options.temperature == 0.0 {
+            return Ok(best.id);
+        }
+        let SamplingOptions {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            ..
+        } = self.options;
+        let candidates = &mut self.candidates;
+        match top_k {
+            0 => {
+                let possible = (0u32..)
+                    .zip(&*logits)
+                    .filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+                candidates.clear();
+                candidates.extend(possible.map(|(id, &logit)| Candidate { logit, id }));
             }
-            if let Some(l) = logits.get_mut(token as usize) {
-                *l = if *l > 0.0 { *l / penalty } else { *l * penalty };
+            k => keep_top_k(logits, k.min(logits.len()), candidates),
+        }
+        if top_p < 1.0 {
+            keep_top_p(best.logit, top_p, candidates);
+        }
+        if min_p > 0.0 {
+            // p >= min_p * p_best, in logits.
+            let floor = best.logit + min_p.ln();
+            candidates.retain(|candidate| candidate.logit >= floor);
+        }
+        let weight =
+            |candidate: &Candidate| f64::from((candidate.logit - best.logit) / temperature).exp();
+        let total: f64 = candidates.iter().map(weight).sum();
+        // 53 random bits: uniform in [0, 1).
+        let mut point = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
+        for candidate in &*candidates {
+            point -= weight(candidate);
+            if point < 0.0 {
+                return Ok(candidate.id);
             }
         }
+        // Rounding left a little of `point` over: it belongs to the last one with any weight, and the best always has some.
+        Ok(candidates
+            .iter()
+            .rfind(|candidate| weight(candidate) > 0.0)
+            .map_or(best.id, |candidate| candidate.id))
+    }
+
+    fn penalise(&mut self, logits: &mut [f32]) {
+        self.draws += 1;
+        for &token in &self.recent {
+            let (Some(logit), Some(last)) = (
+                logits.get_mut(token as usize),
+                self.penalised.get_mut(token as usize),
+            ) else {
+                continue;
+            };
+            if std::mem::replace(last, self.draws) != self.draws {
+                let penalty = self.options.repeat_penalty;
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
+            }
+        }
+    }
+}
+
+/// The highest logit, the lowest id among equals; not-a-number, plus infinity, and nothing but minus infinity are errors.
+fn greedy(logits: &[f32]) -> Result<Candidate> {
+    let mut best = Candidate {
+        logit: f32::NEG_INFINITY,
+        id: 0,
+    };
+    let mut broken = false;
+    for (id, &logit) in (0u32..).zip(logits) {
+        broken |= logit.is_nan();
+        if logit > best.logit {
+            best = Candidate { logit, id };
+        }
+    }
+    if broken {
+        let id = logits
+            .iter()
+            .position(|logit| logit.is_nan())
+            .unwrap_or_default();
+        return Err(Error::NotFinite(format!("the logit of token {id}")));
+    }
+    if best.logit.is_infinite() {
+        let what = if best.logit > 0.0 {
+            format!("the logit of token {}", best.id)
+        } else {
+            "every logit".into()
+        };
+        return Err(Error::NotFinite(what));
+    }
+    Ok(best)
+}
+
+/// Fills `kept` with the `k` best candidates (at most one a logit), best first. One pass: what cannot be among them is skipped, and `kept` is cut
+/// back to `k` whenever it has twice as many.
+fn keep_top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
+    kept.clear();
+    let mut floor = f32::NEG_INFINITY;
+    for (id, &logit) in (0u32..).zip(logits) {
+        // Equals of the k-th best come later in order of ids, so they rank behind it.
+        if logit > floor {
+            kept.push(Candidate { logit, id });
+            if kept.len() == 2 * k {
+                kept.select_nth_unstable_by(k - 1, best_first);
+                kept.truncate(k);
+                floor = kept[k - 1].logit;
+            }
+        }
+    }
+    kept.sort_unstable_by(best_first);
+    kept.truncate(k);
+}
+
+/// Keeps the best candidates up to the one with which their probability reaches `top_p`, best first. Sorts only as many as
+/// it takes.
+fn keep_top_p(best: f32, top_p: f32, candidates: &mut Vec<Candidate>) {
+    const FIRST: usize = 256;
+    let weight = |candidate: &Candidate| f64::from(candidate.logit - best).exp();
+    let wanted = f64::from(top_p) * candidates.iter().map(weight).sum::<f64>();
+    let mut sorted = 0;
+    let mut reached = 0.0;
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let next = rest.len().min(FIRST.max(3 * sorted));
+        if next < rest.len() {
+            rest.select_nth_unstable_by(next - 1, best_first);
+        }
+        rest[..next].sort_unstable_by(best_first);
+        for (i, candidate) in rest[..next].iter().enumerate() {
+            reached += weight(candidate);
+            if reached >= wanted {
+                candidates.truncate(sorted + i + 1);
+                return;
+            }
+        }
+        sorted += next;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plain(temperature: f32) -> SamplingOptions {
-        SamplingOptions {
-            temperature,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: Some(7),
-            ..SamplingOptions::default()
-        }
-    }
-
-    fn counts(options: SamplingOptions, logits: &[f32], draws: usize) -> Vec<usize> {
-        let mut s = Sampler::new(options, logits.len()).unwrap();
-        let mut n = vec![0; logits.len()];
-        for _ in 0..draws {
-            n[s.sample(&mut logits.to_vec()).unwrap() as usize] += 1;
-        }
-        n
-    }
-
-    #[test]
-    fn greedy_takes_the_largest_and_the_first_of_equals() {
-        assert_eq!(counts(plain(0.0), &[1.0, 3.0, 3.0], 5), [0, 5, 0]);
-    }
-
-    #[test]
-    fn frequencies_follow_the_tempered_softmax() {
-        let logits = [0.0f32, 1.0, 2.0, -1.0];
-        for t in [0.5f32, 1.0, 2.0] {
-            let n = counts(plain(t), &logits, 40_000);
-            let weights = logits.map(|l| f64::from(l / t).exp());
-            let total: f64 = weights.iter().sum();
-            let chi2: f64 = n
-                .iter()
-                .zip(weights)
-                .map(|(n, w)| {
-                    let expected = 40_000.0 * w / total;
-                    (*n as f64 - expected).powi(2) / expected
-                })
-                .sum();
-            // 3 degrees of freedom; 16.3 has a probability of 0.001.
-            assert!(chi2 < 16.3, "{t}: {chi2}");
-        }
-    }
-
-    #[test]
-    fn filters_leave_what_they_say() {
-        let logits = [0.0f32, 3.0, 2.0, 1.0, -4.0];
-        let only = |o: SamplingOptions| -> Vec<usize> {
-            let n = counts(o, &logits, 4000);
-            (0..5).filter(|i| n[*i] > 0).collect()
-        };
-        assert_eq!(
-            only(SamplingOptions {
-                top_k: 2,
-                ..plain(3.0)
-            }),
-            [1, 2]
-        );
-        // Shares at temperature 1 are 0.64, 0.24, 0.09, 0.03.
-        assert_eq!(
-            only(SamplingOptions {
-                top_p: 0.7,
-                ..plain(3.0)
-            }),
-            [1, 2]
-        );
-        assert_eq!(
-            only(SamplingOptions {
-                min_p: 0.1,
-                ..plain(3.0)
-            }),
-            [1, 2, 3]
-        );
-    }
-
-    #[test]
-    fn a_seed_repeats_and_another_differs() {
-        let draw = |seed| {
-            let o = SamplingOptions {
-                seed: Some(seed),
-                ..plain(1.0)
-            };
-            let mut s = Sampler::new(o, 50).unwrap();
-            (0..40)
-                .map(|_| s.sample(&mut [0.0; 50]).unwrap())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(draw(1), draw(1));
-        assert_ne!(draw(1), draw(2));
-    }
-
-    #[test]
-    fn the_penalty_counts_recent_tokens_once_and_forgets_old_ones() {
-        let o = SamplingOptions {
-            repeat_penalty: 2.0,
-            repeat_last_n: 2,
-            ..plain(0.0)
-        };
-        let mut s = Sampler::new(o, 3).unwrap();
-        let logits = [4.0, 3.0, -1.0];
-        s.accept(0);
-        s.accept(0);
-        let mut l = logits;
-        assert_eq!(s.sample(&mut l).unwrap(), 1);
-        assert_eq!(l[0], 2.0);
-        s.accept(2);
-        s.accept(2);
-        let mut l = logits;
-        assert_eq!(s.sample(&mut l).unwrap(), 0);
-        assert_eq!(l[2], -2.0);
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused() {
-        for bad in [
-            SamplingOptions {
-                temperature: -1.0,
-                ..plain(1.0)
-            },
-            SamplingOptions {
-                temperature: f32::NAN,
-                ..plain(1.0)
-            },
-            SamplingOptions {
-                top_p: 1.5,
-                ..plain(1.0)
-            },
-            SamplingOptions {
-                min_p: -0.1,
-                ..plain(1.0)
-            },
-            SamplingOptions {
-                repeat_penalty: 0.0,
-                ..plain(1.0)
-            },
-        ] {
-            assert!(matches!(Sampler::new(bad, 4), Err(Error::Input { .. })));
-        }
-        let mut s = Sampler::new(plain(1.0), 2).unwrap();
-        assert!(matches!(
-            s.sample(&mut [0.0, f32::NAN]),
-            Err(Error::NotFinite(_))
-        ));
-    }
-}
+mod tests;
