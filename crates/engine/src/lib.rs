@@ -3,6 +3,7 @@
 mod error;
 pub mod files;
 pub mod formats;
+pub mod synth;
 
 pub use countdown_kernels as kernels;
 pub use error::{Error, Result};
