@@ -118,9 +118,10 @@ pub fn axpy_rows(m: MatRef, rows: &[u32], coef: &[f32]) -> Vec<Sum> {
 pub fn act(act: Act, x: f64) -> f64 {
     match act {
         Act::Silu => x / (1.0 + (-x).exp()),
+        // 0.5 (1 + tanh u) = 1 / (1 + e^-2u), which does not cancel where u is far below zero.
         Act::GeluTanh => {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-            0.5 * x * (1.0 + u.tanh())
+            x / (1.0 + (-2.0 * u).exp())
         }
     }
 }

@@ -7,6 +7,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod drive;
 pub mod gemm;
 mod generic;
 mod input;
@@ -15,6 +16,8 @@ mod neon;
 pub mod parallel;
 mod scalar;
 mod team;
+#[cfg(test)]
+mod tests;
 
 pub use input::Input;
 pub use team::Team;

@@ -14,6 +14,8 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+#[cfg(test)]
+mod tests;
 mod transpose;
 
 pub(crate) use float::{Bf16, F16, F32};
