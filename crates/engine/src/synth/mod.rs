@@ -39,7 +39,8 @@ pub struct Summary {
 /// Weights are normal with a standard deviation of `1 / sqrt(columns)`, so that a product has the
 /// magnitude of its input; norms are near 1, biases near 0. The file is the same for the same
 /// arguments, whatever the number of cores. A few MiB a core are in memory at a time. `progress`
-/// gets the bytes done and the bytes in all.
+/// gets the bytes done and the bytes in all, and stops the writing by an error, which leaves nothing
+/// behind.
 ///
 /// # Errors
 /// [`crate::Error::Input`] if no model can have this shape, [`crate::Error::Write`] if the file
@@ -49,7 +50,7 @@ pub fn write(
     shape: &Shape,
     dtype: DType,
     seed: u64,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64) -> io::Result<()>,
 ) -> Result<Summary> {
     let tensors = shape.tensors(dtype)?;
     let mut summary = Summary {
@@ -72,7 +73,6 @@ pub fn write(
         seed,
     };
     let (mut stream, mut done) = (0, 0);
-    progress(0, summary.bytes);
     gguf::write(
         path,
         &shape.metadata(dtype, seed),
@@ -81,7 +81,7 @@ pub fn write(
             stream += 1;
             source.write(tensor, stream, out, &mut |bytes| {
                 done += bytes as u64;
-                progress(done, summary.bytes);
+                progress(done, summary.bytes)
             })
         },
     )?;
@@ -104,7 +104,7 @@ impl Source {
         tensor: &TensorInfo,
         stream: u64,
         out: &mut dyn Write,
-        wrote: &mut dyn FnMut(usize),
+        wrote: &mut dyn FnMut(usize) -> io::Result<()>,
     ) -> io::Result<()> {
         let (rows, cols) = match tensor.shape[..] {
             [rows, cols] => (rows, cols),
@@ -132,7 +132,7 @@ impl Source {
                         .join()
                         .map_err(|_| io::Error::other("a worker thread failed"))?;
                     out.write_all(&bytes)?;
-                    wrote(bytes.len());
+                    wrote(bytes.len())?;
                 }
                 io::Result::Ok(())
             })?;

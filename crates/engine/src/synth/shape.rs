@@ -72,101 +72,22 @@ pub struct Shape {
 /// Bytes and the two special tokens behind them.
 pub(super) const MIN_VOCAB: usize = 256 + 2;
 
-/// A line of the table of known models.
-struct Known(&'static str, Arch, [usize; 6], usize, usize, f32, bool);
+/// A line of the table of known models, in the order of the fields of [`Shape`] but for the name.
+struct Known(&'static str, Arch, [usize; 8], f32, bool);
 
-/// Name, family, [hidden, inter, layers, heads, kv heads, head size], vocabulary, context, rope base, tied.
+#[rustfmt::skip]
 const KNOWN: [Known; 10] = [
-    Known(
-        "tiny",
-        Arch::Llama,
-        [256, 512, 2, 4, 2, 64],
-        512,
-        512,
-        1e4,
-        true,
-    ),
-    Known(
-        "smollm2-135m",
-        Arch::Llama,
-        [576, 1536, 30, 9, 3, 64],
-        49_152,
-        8192,
-        1e5,
-        true,
-    ),
-    Known(
-        "llama-3.2-1b",
-        Arch::Llama,
-        [2048, 8192, 16, 32, 8, 64],
-        128_256,
-        131_072,
-        5e5,
-        true,
-    ),
-    Known(
-        "llama-3.1-8b",
-        Arch::Llama,
-        [4096, 14_336, 32, 32, 8, 128],
-        128_256,
-        131_072,
-        5e5,
-        false,
-    ),
-    Known(
-        "qwen2.5-0.5b",
-        Arch::Qwen2,
-        [896, 4864, 24, 14, 2, 64],
-        151_936,
-        32_768,
-        1e6,
-        true,
-    ),
-    Known(
-        "qwen2.5-1.5b",
-        Arch::Qwen2,
-        [1536, 8960, 28, 12, 2, 128],
-        151_936,
-        32_768,
-        1e6,
-        true,
-    ),
-    Known(
-        "qwen2.5-14b",
-        Arch::Qwen2,
-        [5120, 13_824, 48, 40, 8, 128],
-        152_064,
-        32_768,
-        1e6,
-        false,
-    ),
-    Known(
-        "gemma-2-9b",
-        Arch::Gemma2,
-        [3584, 14_336, 42, 16, 8, 256],
-        256_000,
-        8192,
-        1e4,
-        true,
-    ),
-    Known(
-        "gemma-3-270m",
-        Arch::Gemma3,
-        [640, 2048, 18, 4, 1, 256],
-        262_144,
-        32_768,
-        1e6,
-        true,
-    ),
-    Known(
-        "phi-4",
-        Arch::Phi3,
-        [5120, 17_920, 40, 40, 10, 128],
-        100_352,
-        16_384,
-        2.5e5,
-        false,
-    ),
+    // hidden, inter, layers, heads, kv heads, head size, vocabulary, context; rope base; tied
+    Known("tiny",         Arch::Llama,  [ 256,    512,  2,  4, 2,  64,     512,     512], 1e4,   true),
+    Known("smollm2-135m", Arch::Llama,  [ 576,   1536, 30,  9, 3,  64,  49_152,    8192], 1e5,   true),
+    Known("llama-3.2-1b", Arch::Llama,  [2048,   8192, 16, 32, 8,  64, 128_256, 131_072], 5e5,   true),
+    Known("llama-3.1-8b", Arch::Llama,  [4096, 14_336, 32, 32, 8, 128, 128_256, 131_072], 5e5,   false),
+    Known("qwen2.5-0.5b", Arch::Qwen2,  [ 896,   4864, 24, 14, 2,  64, 151_936,  32_768], 1e6,   true),
+    Known("qwen2.5-1.5b", Arch::Qwen2,  [1536,   8960, 28, 12, 2, 128, 151_936,  32_768], 1e6,   true),
+    Known("qwen2.5-14b",  Arch::Qwen2,  [5120, 13_824, 48, 40, 8, 128, 152_064,  32_768], 1e6,   false),
+    Known("gemma-2-9b",   Arch::Gemma2, [3584, 14_336, 42, 16, 8, 256, 256_000,    8192], 1e4,   true),
+    Known("gemma-3-270m", Arch::Gemma3, [ 640,   2048, 18,  4, 1, 256, 262_144,  32_768], 1e6,   true),
+    Known("phi-4",        Arch::Phi3,   [5120, 17_920, 40, 40, 10, 128, 100_352, 16_384], 2.5e5, false),
 ];
 
 impl Shape {
@@ -193,15 +114,17 @@ impl Shape {
                 remedy: format!("give one of these: {}", names.join(", ")),
             });
         };
-        let &Known(
-            _,
-            arch,
-            [hidden, inter, layers, heads, kv_heads, head_dim],
+        let &Known(_, arch, sizes, rope_base, tied) = known;
+        let [
+            hidden,
+            inter,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
             vocab,
             context,
-            rope_base,
-            tied,
-        ) = known;
+        ] = sizes;
         Ok(Shape {
             arch,
             hidden,

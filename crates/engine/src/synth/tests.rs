@@ -2,7 +2,9 @@ use super::*;
 use crate::formats::{Checkpoint, Metadata};
 use std::collections::HashSet;
 
-fn quiet(_: u64, _: u64) {}
+fn quiet(_: u64, _: u64) -> io::Result<()> {
+    Ok(())
+}
 
 fn written(shape: &Shape, dtype: DType, seed: u64) -> (tempfile::TempDir, Checkpoint, Summary) {
     let folder = tempfile::tempdir().unwrap();
@@ -180,13 +182,35 @@ fn progress_ends_at_all_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let mut seen = Vec::new();
     let path = folder.path().join("m.gguf");
-    let summary = write(&path, &tiny(), DType::Q4_0, 1, &mut |done, all| {
-        seen.push((done, all))
-    })
-    .unwrap();
-    assert_eq!(seen.first(), Some(&(0, summary.bytes)));
+    let mut progress = |done, all| {
+        seen.push((done, all));
+        Ok(())
+    };
+    let summary = write(&path, &tiny(), DType::Q4_0, 1, &mut progress).unwrap();
     assert_eq!(seen.last(), Some(&(summary.bytes, summary.bytes)));
-    assert!(seen.is_sorted());
+    assert!(seen.is_sorted() && seen.len() > 2);
+}
+
+#[test]
+fn stopped_by_progress_it_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut stop = |done, _| {
+        if done > 10_000 {
+            Err(io::Error::other("stopped"))
+        } else {
+            Ok(())
+        }
+    };
+    let error = write(
+        &folder.path().join("m.gguf"),
+        &tiny(),
+        DType::F16,
+        1,
+        &mut stop,
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("stopped"), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]
