@@ -1,6 +1,7 @@
 //! One test per way of lying: a small valid file, one thing in it changed.
 
 use super::*;
+use crate::error::Error;
 use crate::formats::Tensor;
 use crate::kernels::{Bytes, DType};
 use proptest::prelude::*;
@@ -584,81 +585,6 @@ fn a_writer_refuses_what_cannot_be_read() {
     for case in cases {
         assert!(case.bytes().is_err(), "{case:?}");
     }
-}
-
-/// A folder with a model in `count` files of one tensor each.
-fn split_model(count: u32) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for number in 1..=count {
-        let path = folder
-            .path()
-            .join(format!("m-{number:05}-of-{count:05}.gguf"));
-        let metadata = [
-            ("split.no".to_string(), Value::U16(number as u16 - 1)),
-            ("split.count".to_string(), Value::U16(count as u16)),
-            ("split.tensors.count".to_string(), Value::I32(count as i32)),
-            (format!("from.{number}"), Value::Bool(true)),
-        ];
-        let tensor = [info(&format!("t{number}"), DType::F32, &[1])];
-        write(&path, &metadata, &tensor, |_, out| {
-            out.write_all(&[number as u8; 4])
-        })
-        .unwrap();
-    }
-    folder
-}
-
-#[test]
-fn a_split_model_opens_from_any_of_its_files_and_from_its_folder() {
-    let folder = split_model(3);
-    let file = |n: u32| folder.path().join(format!("m-{n:05}-of-00003.gguf"));
-    for path in [file(1), file(3), folder.path().to_path_buf()] {
-        let checkpoint = Checkpoint::open(&path).unwrap();
-        let names: Vec<&str> = checkpoint.tensors().map(|t| t.name.as_str()).collect();
-        assert_eq!(names, ["t1", "t2", "t3"]);
-        assert_eq!(checkpoint.tensor("t2").unwrap().data[..], [2; 4]);
-        let crate::formats::Metadata::Gguf(metadata) = &checkpoint.metadata else {
-            panic!("not GGUF");
-        };
-        assert!(metadata.get("from.1").is_some() && metadata.get("from.2").is_none());
-    }
-}
-
-#[test]
-fn a_split_model_without_one_of_its_files() {
-    let folder = split_model(3);
-    std::fs::remove_file(folder.path().join("m-00002-of-00003.gguf")).unwrap();
-    let error = Checkpoint::open(&folder.path().join("m-00001-of-00003.gguf")).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("file 2 of 3 of a split model is missing"),
-        "{error}"
-    );
-    std::fs::remove_file(folder.path().join("m-00001-of-00003.gguf")).unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap_err();
-    assert!(
-        error.to_string().contains("without its first file"),
-        "{error}"
-    );
-}
-
-#[test]
-fn a_split_model_under_other_names_or_mixed_up() {
-    let folder = split_model(2);
-    let (first, second) = (
-        folder.path().join("m-00001-of-00002.gguf"),
-        folder.path().join("m-00002-of-00002.gguf"),
-    );
-    std::fs::copy(&first, folder.path().join("renamed.gguf")).unwrap();
-    let error = Checkpoint::open(&folder.path().join("renamed.gguf")).unwrap_err();
-    assert!(error.to_string().contains("-of-00002.gguf"), "{error}");
-    std::fs::copy(&first, &second).unwrap();
-    let error = Checkpoint::open(&first).unwrap_err();
-    assert!(
-        error.to_string().contains("should be file 2 of 2"),
-        "{error}"
-    );
 }
 
 proptest! {
