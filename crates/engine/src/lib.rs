@@ -16,6 +16,7 @@ pub mod sampler;
 pub mod session;
 pub mod sparsity;
 pub mod stop;
+pub mod synth;
 pub mod text;
 pub mod tokenizer;
 
