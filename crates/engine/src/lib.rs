@@ -13,6 +13,7 @@ pub mod formats;
 pub mod generate;
 pub mod model;
 pub mod sampler;
+mod savings;
 pub mod session;
 pub mod sparsity;
 pub mod stop;

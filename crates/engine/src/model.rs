@@ -301,7 +301,7 @@ impl StepBytes {
 
 /// The type a transposed down projection is stored in: rows run along hidden, so K-quants of the other direction cannot
 /// be kept, and 8 bits lose next to nothing of any of them.
-fn transposed_dtype(stored: DType, hidden: usize) -> DType {
+pub(crate) fn transposed_dtype(stored: DType, hidden: usize) -> DType {
     match stored {
         float if !float.is_quantized() => float,
         _ if hidden.is_multiple_of(DType::Q8_0.block_len()) => DType::Q8_0,

@@ -32,11 +32,17 @@ pub fn chat_template(
         Metadata::Gguf(m) => m.opt_str("tokenizer.chat_template")?,
         Metadata::HuggingFace(m) => m.chat_template.as_deref(),
     };
+    source.map(|s| chat_template_from(s, tokenizer)).transpose()
+}
+
+/// Parses a chat template with the BOS and EOS of a tokenizer.
+///
+/// # Errors
+/// [`Error::Template`] where it cannot be parsed.
+pub fn chat_template_from(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     let spelled = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or("");
     let eos = tokenizer.end_of_generation().first().copied();
-    source
-        .map(|s| ChatTemplate::new(s, spelled(tokenizer.bos()), spelled(eos)))
-        .transpose()
+    ChatTemplate::new(source, spelled(tokenizer.bos()), spelled(eos))
 }
 
 fn from_gguf(path: &Path, m: &gguf::Metadata) -> Result<Tokenizer> {
