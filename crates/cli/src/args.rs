@@ -89,6 +89,19 @@ pub(crate) struct PlanArgs {
     pub(crate) calibration: Option<PathBuf>,
 }
 
+/// A model, what computes it and by which plan: what it takes to answer.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SessionArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
+}
+
 /// Where the plan in force comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum PlanChoice {

@@ -2,12 +2,19 @@
 
 use std::ffi::OsString;
 
-/// What is typed, and what it stands for.
-const SINGLE_DASH: [(&str, &str); 4] = [
+/// What is typed, and what it stands for. The last ones are not supported; spelled out, they are refused by name, where
+/// otherwise `-hf x` would be a cry for help and `-fa` a file.
+const SINGLE_DASH: [(&str, &str); 10] = [
     ("-sys", "--system-prompt"),
     ("-st", "--single-turn"),
     ("-co", "--color"),
     ("-ctk", "--cache-type"),
+    ("-sysf", "--system-prompt-file"),
+    ("-ctv", "--cache-type-v"),
+    ("-cnv", "--conversation"),
+    ("-hf", "--hf-repo"),
+    ("-ngl", "--n-gpu-layers"),
+    ("-fa", "--flash-attn"),
 ];
 
 /// Flags whose value is free text: what follows them is never a flag.

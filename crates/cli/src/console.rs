@@ -96,6 +96,21 @@ impl Console {
         format!("\x1b[1;{code}m{text}\x1b[0m")
     }
 
+    /// Shows what libraries have to tell, from warnings on, or everything to those who want to know more.
+    pub(crate) fn show_events(&self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => tracing::Level::WARN,
+            (false, 0) => tracing::Level::INFO,
+            (false, _) => tracing::Level::DEBUG,
+        };
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(io::stderr)
+            .with_ansi(self.is_colored())
+            .log_internal_errors(false)
+            .init();
+    }
+
     /// Whether progress may be shown.
     pub(crate) fn shows_progress(&self) -> bool {
         !self.quiet && io::stderr().is_terminal()

@@ -1,6 +1,7 @@
 //! How a command fails: always a cause, a remedy and an exit code.
 
 use clap::error::ErrorKind;
+use countdown_server::ServeError;
 use std::{ffi::OsString, io};
 
 /// Why a command ended early.
@@ -9,6 +10,9 @@ pub(crate) enum Failure {
     /// The engine says so, or a flag's value does not make sense.
     #[error(transparent)]
     Engine(#[from] countdown::Error),
+    /// The server could not start, or ended.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Whoever read standard output went away. That is how `countdown ... | head` ends: a success.
     #[error("standard output was closed")]
     Closed,
@@ -41,7 +45,7 @@ impl Failure {
         match self {
             Failure::Closed => 0,
             Failure::Engine(countdown::Error::Input { .. }) => 2,
-            Failure::Engine(_) => 1,
+            Failure::Engine(_) | Failure::Serve(_) => 1,
         }
     }
 
@@ -50,6 +54,10 @@ impl Failure {
         match self {
             Failure::Closed => String::new(),
             Failure::Engine(e) => e.remedy(),
+            Failure::Serve(ServeError::Listen { .. }) => {
+                "choose another --port or --host, or end the program that listens there".into()
+            }
+            Failure::Serve(_) => "start it again; if it happens again, report it with -v".into(),
         }
     }
 }

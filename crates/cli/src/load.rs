@@ -3,6 +3,7 @@
 use crate::{console::Console, failure::Result, progress::Progress, table};
 use countdown::{
     DownLayout, Error, Model, Session, SparsityPlan,
+    chat::ChatTemplate,
     formats::Checkpoint,
     kernels::DType,
     sparsity::Form,
@@ -119,7 +120,7 @@ pub(crate) fn form_name(form: Form) -> &'static str {
 }
 
 /// A text file, or standard input for `-`.
-pub(crate) fn text(path: &Path) -> Result<String> {
+pub(crate) fn text_file(path: &Path) -> Result<String> {
     let named = if path == Path::new("-") {
         Path::new("standard input")
     } else {
@@ -159,6 +160,18 @@ pub(crate) fn opening(tokenizer: &Tokenizer) -> Option<u32> {
 pub(crate) fn tokenizer(console: &Console, checkpoint: &Checkpoint) -> Result<Tokenizer> {
     let _spinner = Progress::spinner(console, "loading the tokenizer");
     Ok(text::tokenizer(checkpoint)?)
+}
+
+/// A chat template: the file's, or else the checkpoint's; `None` where it has none.
+pub(crate) fn template(
+    file: Option<&Path>,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+) -> Result<Option<ChatTemplate>> {
+    Ok(match file {
+        Some(file) => Some(text::chat_template_from(&text_file(file)?, tokenizer)?),
+        None => text::chat_template(checkpoint, tokenizer)?,
+    })
 }
 
 /// Fails where `path` lies in no folder: before an hour of work, not after.

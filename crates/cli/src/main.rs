@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         Err(e) => return of_usage(&e, &arguments),
     };
     let console = Console::new(cli.color, cli.quiet, cli.verbose);
-    interrupt::listen();
+    console.show_events();
     match commands::run(&console, cli.command, &mut Cli::command()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Closed) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! Which plan is in force: one from a file, one from the cache, or one fitted now and cached.
 
 use crate::{
-    args::PlanChoice,
+    args::{PlanChoice, SessionArgs},
     console::Console,
     failure::Result,
     load::{self, cut_name, form_name},
@@ -9,7 +9,7 @@ use crate::{
 };
 use countdown::{
     DownLayout, Model, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
-    tokenizer::Tokenizer,
+    formats::Checkpoint, tokenizer::Tokenizer,
 };
 use std::{
     path::{Path, PathBuf},
@@ -31,6 +31,31 @@ impl PlanChoice {
     }
 }
 
+/// A session with its plan in force, announced.
+pub(crate) fn session(
+    console: &Console,
+    args: &SessionArgs,
+    choice: &PlanChoice,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+) -> Result<Session> {
+    let threads = args.compute.threads();
+    let model = load::model(console, checkpoint, choice.layout(), threads)?;
+    let options = args
+        .context
+        .session_options(&args.compute, model.config.context);
+    let mut session = Session::new(model.clone(), &options)?;
+    let planner = Planner {
+        console,
+        model: &model,
+        tokenizer,
+        threads,
+    };
+    session.set_plan(planner.plan(choice, args.plan.calibration.as_deref())?)?;
+    load::announce(console, &session, options.cache_dtype);
+    Ok(session)
+}
+
 /// The text that plans are fitted on.
 pub(crate) struct CalibrationText {
     name: String,
@@ -43,7 +68,7 @@ impl CalibrationText {
         Ok(match path {
             Some(path) => CalibrationText {
                 name: path.display().to_string(),
-                text: load::text(path)?,
+                text: load::text_file(path)?,
             },
             None => CalibrationText {
                 name: "the built-in text".into(),
@@ -75,7 +100,7 @@ impl Planner<'_> {
     ) -> Result<Option<Arc<SparsityPlan>>> {
         Ok(match choice {
             PlanChoice::Dense => None,
-            PlanChoice::File(path) => Some(self.from_file(path)?),
+            PlanChoice::File(path) => Some(self.open(path)?),
             PlanChoice::Fit(request) => {
                 let text = CalibrationText::open(calibration)?;
                 self.cached_or_fitted(std::slice::from_ref(request), &text)?
@@ -85,7 +110,7 @@ impl Planner<'_> {
     }
 
     /// A plan from a file, checked against the model.
-    pub(crate) fn from_file(&self, path: &Path) -> Result<Arc<SparsityPlan>> {
+    pub(crate) fn open(&self, path: &Path) -> Result<Arc<SparsityPlan>> {
         let plan = SparsityPlan::load(path)?;
         plan.check_fits(self.model)?;
         Ok(Arc::new(plan))
@@ -99,10 +124,8 @@ impl Planner<'_> {
     ) -> Result<Vec<Arc<SparsityPlan>>> {
         let folder = cache_folder().map(|f| f.join("plans").join(&self.model.fingerprint));
         let file = |r: &PlanRequest| Some(folder.as_ref()?.join(file_name(r, text)));
-        let mut plans: Vec<Option<Arc<SparsityPlan>>> = requests
-            .iter()
-            .map(|r| self.from_cache(r, &file(r)?))
-            .collect();
+        let mut plans: Vec<Option<Arc<SparsityPlan>>> =
+            requests.iter().map(|r| self.cached(r, &file(r)?)).collect();
         let missing: Vec<PlanRequest> = requests
             .iter()
             .zip(&plans)
@@ -175,7 +198,7 @@ impl Planner<'_> {
         )?)
     }
 
-    fn from_cache(&self, request: &PlanRequest, file: &Path) -> Option<Arc<SparsityPlan>> {
+    fn cached(&self, request: &PlanRequest, file: &Path) -> Option<Arc<SparsityPlan>> {
         if !file.exists() {
             return None;
         }

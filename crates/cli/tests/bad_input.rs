@@ -57,18 +57,18 @@ fn flags_that_make_no_sense() {
             Case("run -m MODEL", 2, "--prompt"),
             Case("run -m MODEL -p x -f @text", 2, "--file"),
             Case("run -m MODEL -p x --colour on", 2, "--colour"),
+            Case("run -hf org/model -p x", 2, "--hf-repo"),
+            Case("run -m MODEL -p x -ngl 99", 2, "--n-gpu-layers"),
             Case("run -m MODEL -p x -t 0", 2, "--threads"),
+            Case("serve -m MODEL --port 99999", 2, "99999"),
+            Case("serve -m MODEL --api-key=", 2, "API key"),
             Case("run -m MODEL -p x -t many", 2, "many"),
             Case("run -m MODEL -p x -n -2", 2, "-2"),
             Case("run -m MODEL -p x -b 0", 2, "--batch-size"),
-            Case("run -m MODEL -p x --temp -1", 2, "--temp"),
-            Case("run -m MODEL -p x --temp NaN", 2, "--temp"),
-            Case("run -m MODEL -p x --top-p 1.5", 2, "--top-p"),
-            Case(
-                "run -m MODEL -p x --repeat-penalty 0",
-                2,
-                "--repeat-penalty",
-            ),
+            Case("run -m MODEL -p x --temp -1", 2, "temperature"),
+            Case("run -m MODEL -p x --temp NaN", 2, "temperature"),
+            Case("run -m MODEL -p x --top-p 1.5", 2, "top-p"),
+            Case("run -m MODEL -p x --repeat-penalty 0", 2, "repeat penalty"),
             Case(
                 "run -m MODEL -p x --repeat-last-n 99999999999",
                 2,
@@ -393,6 +393,20 @@ fn plans_that_do_not_fit_or_are_damaged() {
                 "plan was made for",
             ),
         ],
+    );
+}
+
+#[test]
+fn a_port_that_is_taken() {
+    let s = Sandbox::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let run = s.run(&format!("serve -m MODEL --port {port}"));
+    assert_fails(&run, 1, &format!("127.0.0.1:{port}"));
+    assert_fails(
+        &s.run("serve -m MODEL --host no.such.host.invalid"),
+        1,
+        "no.such.host.invalid",
     );
 }
 

@@ -21,6 +21,7 @@ fn help_has_examples_everywhere_and_alone_is_no_error() {
         "doctor",
         "eval",
         "bench",
+        "serve",
         "completions",
     ] {
         assert!(alone.contains(command), "{command} is not listed");
@@ -433,7 +434,10 @@ fn a_conversation_from_standard_input() {
     assert!(chat.stdout.len() > 2 * first.len());
     let long = "x".repeat(300);
     let told = s.run(&format!("{line} -p Hello -st -sys {long}"));
-    assert!(told.stderr.contains("do not fit the context"), "the system prompt counts: {told:?}");
+    assert!(
+        told.stderr.contains("do not fit the context"),
+        "the system prompt counts: {told:?}"
+    );
 }
 
 #[test]
@@ -494,4 +498,80 @@ fn ctrl_c_stops_the_answer_and_still_prints_the_figures() {
         stderr.contains("[ Prompt: ") && stderr.contains("Generation: "),
         "{stderr}"
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn serve_answers_until_it_is_told_to_stop() {
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpStream,
+        process::{Command, Stdio},
+    };
+    let s = Sandbox::new();
+    s.text();
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("countdown"));
+    command
+        .args([
+            "serve",
+            "--port",
+            "0",
+            "--alias",
+            "bytes",
+            "--method",
+            "cats",
+            "--sparsity",
+            "0.5",
+        ])
+        .arg("--calibration")
+        .arg(s.path("text"))
+        .arg("-m")
+        .arg(support::byte_llama())
+        .env("COUNTDOWN_CACHE", s.path("cache"))
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut log = String::new();
+    let address = loop {
+        let mut line = String::new();
+        assert!(
+            stderr.read_line(&mut line).unwrap() > 0,
+            "ended early: {log}"
+        );
+        log.push_str(&line);
+        if let Some(address) = line.trim().strip_prefix("listening on http://") {
+            break address.to_owned();
+        }
+    };
+    assert!(
+        log.contains("plan cats 0.50") && log.contains("no chat template"),
+        "{log}"
+    );
+    let ask = |request: String| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let get = |path: &str| {
+        ask(format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        ))
+    };
+    assert!(get("/health").starts_with("HTTP/1.1 200"));
+    assert!(get("/v1/models").contains("\"bytes\""));
+    let body = r#"{"prompt": "It is a truth universally acknowledged, that ", "max_tokens": 5, "temperature": 0}"#;
+    let answer = ask(format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("\"text\":"),
+        "{answer}"
+    );
+    let kill = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(kill.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -153,7 +153,7 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
             };
             let mut plans = Vec::new();
             for path in &args.sweep.plan {
-                plans.push(planner.from_file(path)?);
+                plans.push(planner.open(path)?);
             }
             if !requests.is_empty() {
                 let text = CalibrationText::open(args.sweep.calibration.as_deref())?;

@@ -2,18 +2,16 @@
 
 use crate::{
     answer::{AnswerArgs, End, answer},
-    args::{ComputeArgs, ContextArgs, ModelArgs, PlanArgs},
+    args::SessionArgs,
     console::{Console, print},
     failure::{Failure, Result},
-    load,
-    plans::Planner,
+    interrupt, load, plans,
 };
 use clap::Args;
 use countdown::{
     Error, GenerateOptions, Session,
     chat::{ChatTemplate, GenerationPrompt, Message},
     formats::Checkpoint,
-    text,
     tokenizer::Tokenizer,
 };
 use std::{
@@ -31,8 +29,6 @@ use std::{
   countdown chat -m model.gguf -p \"What is a neuron?\" -st
   countdown chat -m model.gguf -sys \"Answer in one sentence.\" --temp 0 < questions.txt")]
 pub(crate) struct ChatArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// First turn of the user
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -49,36 +45,25 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "FILE")]
     chat_template_file: Option<PathBuf>,
     #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    context: ContextArgs,
+    session: SessionArgs,
     #[command(flatten)]
     answer: AnswerArgs,
-    #[command(flatten)]
-    plan: PlanArgs,
 }
 
 pub(crate) fn run(console: &Console, args: &ChatArgs) -> Result<()> {
     let options = args.answer.options()?;
-    let choice = args.plan.choice()?;
+    let choice = args.session.plan.choice()?;
     let first = first_turn(args)?;
-    let checkpoint = Checkpoint::open(&args.model.model)?;
+    interrupt::listen();
+    let checkpoint = Checkpoint::open(&args.session.model.model)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
-    let template = template(args, &checkpoint, &tokenizer)?;
-    let threads = args.compute.threads();
-    let model = load::model(console, &checkpoint, choice.layout(), threads)?;
-    let session_options = args
-        .context
-        .session_options(&args.compute, model.config.context);
-    let mut session = Session::new(model.clone(), &session_options)?;
-    let planner = Planner {
-        console,
-        model: &model,
-        tokenizer: &tokenizer,
-        threads,
-    };
-    session.set_plan(planner.plan(&choice, args.plan.calibration.as_deref())?)?;
-    load::announce(console, &session, session_options.cache_dtype);
+    let template = load::template(args.chat_template_file.as_deref(), &checkpoint, &tokenizer)?
+        .ok_or_else(|| Error::Unsupported {
+            path: checkpoint.path.clone(),
+            cause: "has no chat template".into(),
+            remedy: "use `countdown run`, or give a template with --chat-template-file".into(),
+        })?;
+    let session = plans::session(console, &args.session, &choice, &checkpoint, &tokenizer)?;
     let mut chat = Chat {
         console,
         session,
@@ -127,7 +112,7 @@ pub(crate) fn run(console: &Console, args: &ChatArgs) -> Result<()> {
 fn first_turn(args: &ChatArgs) -> Result<Option<String>> {
     let text = match (&args.prompt, &args.file) {
         (Some(text), _) => Some(text.clone()),
-        (None, Some(file)) => Some(load::text(file)?),
+        (None, Some(file)) => Some(load::text_file(file)?),
         (None, None) => None,
     };
     if text.as_ref().is_some_and(|t| t.trim().is_empty()) {
@@ -137,22 +122,6 @@ fn first_turn(args: &ChatArgs) -> Result<Option<String>> {
         ));
     }
     Ok(text)
-}
-
-fn template(
-    args: &ChatArgs,
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-) -> Result<ChatTemplate> {
-    if let Some(path) = &args.chat_template_file {
-        return Ok(text::chat_template_from(&load::text(path)?, tokenizer)?);
-    }
-    let template = text::chat_template(checkpoint, tokenizer)?;
-    Ok(template.ok_or_else(|| Error::Unsupported {
-        path: checkpoint.path.clone(),
-        cause: "has no chat template".into(),
-        remedy: "use `countdown run`, or give a template with --chat-template-file".into(),
-    })?)
 }
 
 /// The turns of the user.

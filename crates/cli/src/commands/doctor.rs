@@ -1,6 +1,7 @@
 //! `countdown doctor`: what this machine offers and what countdown makes of it.
 
 use crate::{
+    commands::serve::KEY_VARIABLE,
     console::{self, print},
     failure::Result,
     machine,
@@ -37,11 +38,15 @@ pub(crate) struct DoctorArgs {
 const ISA_VARIABLE: &str = "COUNTDOWN_ISA";
 
 /// The environment variables understood, and what they do.
-const VARIABLES: [(&str, &str); 3] = [
+const VARIABLES: [(&str, &str); 4] = [
     (ISA_VARIABLE, "forces an instruction set"),
     (
         CACHE_VARIABLE,
         "folder for plans made by automatic calibration",
+    ),
+    (
+        KEY_VARIABLE,
+        "the key that clients of `countdown serve` must send",
     ),
     ("NO_COLOR", "no colours"),
 ];
@@ -88,7 +93,11 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     let variable = |&(name, meaning): &(&'static str, &'static str)| Variable {
         name,
         meaning,
-        value: std::env::var(name).ok(),
+        // A key is nobody's business.
+        value: std::env::var(name).ok().map(|value| match name {
+            KEY_VARIABLE => "set".into(),
+            _ => value,
+        }),
     };
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),

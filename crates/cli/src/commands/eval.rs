@@ -60,7 +60,7 @@ enum HowFed {
 
 pub(crate) fn run(console: &Console, args: &EvalArgs) -> Result<()> {
     let requests = args.sweep.requests()?;
-    let text = load::text(&args.perplexity)?;
+    let text = load::text_file(&args.perplexity)?;
     let checkpoint = Checkpoint::open(&args.model.model)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let tokens = load::text_tokens(&tokenizer, &text)?;
@@ -86,7 +86,7 @@ pub(crate) fn run(console: &Console, args: &EvalArgs) -> Result<()> {
     };
     let mut plans: Vec<Arc<_>> = Vec::new();
     for path in &args.sweep.plan {
-        plans.push(planner.from_file(path)?);
+        plans.push(planner.open(path)?);
     }
     if !requests.is_empty() {
         let text = CalibrationText::open(args.sweep.calibration.as_deref())?;

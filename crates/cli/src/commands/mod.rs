@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod inspect;
 mod run;
+mod serve;
 mod synth;
 
 use crate::{console::Console, failure::Result};
@@ -18,6 +19,7 @@ use clap::Subcommand;
 pub(crate) enum Command {
     Run(run::RunArgs),
     Chat(chat::ChatArgs),
+    Serve(serve::ServeArgs),
     Calibrate(calibrate::CalibrateArgs),
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
@@ -32,6 +34,7 @@ pub(crate) fn run(console: &Console, command: Command, cli: &mut clap::Command) 
     match command {
         Command::Run(args) => run::run(console, &args),
         Command::Chat(args) => chat::run(console, &args),
+        Command::Serve(args) => serve::run(console, &args),
         Command::Calibrate(args) => calibrate::run(console, &args),
         Command::Inspect(args) => inspect::run(console, &args),
         Command::Eval(args) => eval::run(console, &args),

@@ -2,11 +2,10 @@
 
 use crate::{
     answer::{Answer, AnswerArgs, End, answer},
-    args::{ComputeArgs, ContextArgs, ModelArgs, PlanArgs},
+    args::SessionArgs,
     console::{Console, json, print},
     failure::{Failure, Result},
-    load,
-    plans::Planner,
+    interrupt, load, plans,
 };
 use clap::Args;
 use countdown::{Session, formats::Checkpoint};
@@ -24,17 +23,11 @@ use std::path::{Path, PathBuf};
   cat notes.txt | countdown run -m model.gguf -p - --json")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
     prompt: PromptArgs,
     #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    context: ContextArgs,
+    session: SessionArgs,
     #[command(flatten)]
     answer: AnswerArgs,
-    #[command(flatten)]
-    plan: PlanArgs,
     /// Print one JSON object when the answer is complete
     #[arg(long)]
     json: bool,
@@ -56,7 +49,7 @@ impl PromptArgs {
         let text = match (&self.prompt, &self.file) {
             (Some(text), _) if text != "-" => text.clone(),
             (_, file) => {
-                let mut text = load::text(file.as_deref().unwrap_or(Path::new("-")))?;
+                let mut text = load::text_file(file.as_deref().unwrap_or(Path::new("-")))?;
                 if text.ends_with('\n') {
                     text.pop();
                 }
@@ -75,25 +68,13 @@ impl PromptArgs {
 
 pub(crate) fn run(console: &Console, args: &RunArgs) -> Result<()> {
     let options = args.answer.options()?;
-    let choice = args.plan.choice()?;
+    let choice = args.session.plan.choice()?;
     let text = args.prompt.text()?;
-    let checkpoint = Checkpoint::open(&args.model.model)?;
+    interrupt::listen();
+    let checkpoint = Checkpoint::open(&args.session.model.model)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let prompt = tokenizer.encode_prompt(&text)?;
-    let threads = args.compute.threads();
-    let model = load::model(console, &checkpoint, choice.layout(), threads)?;
-    let session_options = args
-        .context
-        .session_options(&args.compute, model.config.context);
-    let mut session = Session::new(model.clone(), &session_options)?;
-    let planner = Planner {
-        console,
-        model: &model,
-        tokenizer: &tokenizer,
-        threads,
-    };
-    session.set_plan(planner.plan(&choice, args.plan.calibration.as_deref())?)?;
-    load::announce(console, &session, session_options.cache_dtype);
+    let mut session = plans::session(console, &args.session, &choice, &checkpoint, &tokenizer)?;
     let show = |piece: &str| if args.json { Ok(()) } else { print(piece) };
     let answer = answer(console, &mut session, &tokenizer, &prompt, options, show)?;
     if args.json && !matches!(answer.end, End::Failed(_)) {
