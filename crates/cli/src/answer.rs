@@ -77,7 +77,7 @@ impl AnswerArgs {
             seed: u64::try_from(self.seed).ok(),
         };
         // Before a model is loaded rather than after.
-        Sampler::new(sampling.clone(), 0)?;
+        Sampler::new(sampling.clone(), 1)?;
         Ok(GenerateOptions {
             max_tokens: usize::try_from(self.predict).ok(),
             stop: self.reverse_prompt.clone(),
