@@ -504,3 +504,6 @@ impl Json<'_, '_, '_> {
         out.push('"');
     }
 }
+
+#[cfg(test)]
+mod tests;
