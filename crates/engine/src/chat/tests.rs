@@ -34,13 +34,13 @@ fn chatml() {
 {%- endif %}
 ";
     assert_eq!(
-        render(&source, &TALK, GenerationPrompt::Add).unwrap(),
+        render(source, &TALK, GenerationPrompt::Add).unwrap(),
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n\
          <|im_start|>user\n 2 < 3? <|im_end|>\n<|im_start|>assistant\n"
     );
     let with_system = [&[("system", "S")], &TALK[..1]].concat();
     assert_eq!(
-        render(&source, &with_system, GenerationPrompt::Omit).unwrap(),
+        render(source, &with_system, GenerationPrompt::Omit).unwrap(),
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
     );
 }
@@ -146,6 +146,14 @@ fn pythons_methods_and_loop_controls() {
             "a-37True",
         ),
         ("{{ {'a': 1}.get('b', 'none') ~ messages|length }}", "none0"),
+        (
+            "{{ none is iterable }}{{ 'a' is iterable }}{{ [] is iterable }}{{ 1 is iterable }}{{ x is iterable }}",
+            "FalseTrueTrueFalseTrue",
+        ),
+        (
+            "a\n{%- generation %}b{% if true %}c{%endif%}\n{% endgeneration -%} \n d",
+            "abcd",
+        ),
         // Blocks are trimmed on both sides, a line of their own leaves nothing; one line end at the end goes.
         ("a\n  {% if true %}\n  b\n  {% endif %}\nc\n", "a\n  b\nc"),
     ];
