@@ -1,10 +1,34 @@
 //! A decoder for large language models that reads only the weights a token needs.
 
+pub mod arch;
+mod backend;
+pub mod bench;
+mod calibrate;
 pub mod chat;
+mod decode;
 mod error;
+pub mod eval;
+pub mod files;
+pub mod formats;
+pub mod generate;
+pub mod model;
 pub mod sampler;
+mod savings;
+pub mod session;
+pub mod sparsity;
 pub mod stop;
+pub mod synth;
+pub mod text;
 pub mod tokenizer;
 
+pub use backend::{FfnTrace, Observer, Phase};
+pub use calibrate::{PlanRequest, calibrate, down_norms};
 pub use countdown_kernels as kernels;
 pub use error::{Error, Result};
+pub use generate::{GenerateOptions, Generator};
+pub use model::{DownLayout, Model};
+pub use session::{Session, SessionOptions, Stats};
+pub use sparsity::SparsityPlan;
+
+/// The text that plans are calibrated on where the user names none: public domain, prose and code; see data/README.md.
+pub const CALIBRATION_TEXT: &str = include_str!("../data/calibration.txt");

@@ -1,5 +1,376 @@
 //! The CPU: inner loops per instruction set behind one table, and the team of threads that runs them.
+//!
+//! [`Kernels`] is the table, one per instruction set, to be had only where the CPU has that set. Its methods work
+//! on one thread; the functions of [`parallel`] and [`gemm`] spread them over a [`Team`].
 
+pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod drive;
+pub mod gemm;
+mod generic;
+mod input;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+pub mod parallel;
+mod scalar;
 mod team;
+#[cfg(test)]
+mod tests;
 
+pub use input::Input;
 pub use team::Team;
+
+use crate::matrix::MatRef;
+use gemm::LANES;
+use std::{fmt, ops::Range};
+
+/// An instruction set that has kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// The base set of the target: runs everywhere.
+    Scalar,
+    /// 128-bit vectors of AArch64.
+    Neon,
+    /// AVX2, FMA and F16C: 256-bit vectors.
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI, with F16C and FMA: 512-bit vectors and byte dot products.
+    Avx512,
+}
+
+impl Isa {
+    /// Its name on the command line: `"scalar"`, `"neon"`, `"avx2"`, `"avx512"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An instruction set asked for by name that this CPU lacks, or that no one has heard of.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no kernels for instruction set \"{asked}\" on this CPU; it has {}", has.join(", "))]
+pub struct IsaError {
+    /// The name given.
+    pub asked: String,
+    /// The names that would do.
+    pub has: Vec<&'static str>,
+}
+
+/// A gated FFN's activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Act {
+    /// x / (1 + e^-x).
+    Silu,
+    /// The GELU's tanh approximation, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    GeluTanh,
+}
+
+// The rows of a list, or all rows for `None`; as many as the output or the coefficients have elements.
+type Rows<'a> = Option<&'a [u32]>;
+type Dot = unsafe fn(MatRef, Rows, &Input, &mut [f32]);
+type Axpy = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
+type Unpack = unsafe fn(&[u8], &mut [f32]);
+type Panel = unsafe fn(&[f32], usize, &[f32], &mut [[f32; LANES]]);
+type Weights<'a> = Option<(&'a [f32], &'a [f32])>;
+type Select = unsafe fn(&[f32], Weights, f32, u32, &mut [u32]) -> usize;
+
+/// The kernels of one instruction set, for one thread. Lengths are asserted once a call.
+///
+/// Floats are added in an order that depends on the instruction set but not on how work is cut: a row's dot product is
+/// the same in a list as among all rows, and a column's sum is the same in every range of columns.
+pub struct Kernels {
+    isa: Isa,
+    /// By `DType as usize`, like all arrays here.
+    dot: [Dot; 11],
+    axpy: [Axpy; 11],
+    unpack: [Unpack; 11],
+    panel: Panel,
+    fill: unsafe fn(&mut Input, &[f32]),
+    act: unsafe fn(Act, &mut [f32]),
+    glu: unsafe fn(Act, &mut [f32], &[f32]),
+    rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    softmax: unsafe fn(&mut [f32]),
+    select_above: Select,
+}
+
+/// `[f::<F32>, f::<F16>, ...]`: a generic function for every format, in the order of `DType::ALL`.
+macro_rules! per_format {
+    ($($f:ident)::+) => {{
+        use $crate::quant::*;
+        [
+            $($f)::+::<F32>, $($f)::+::<F16>, $($f)::+::<Bf16>, $($f)::+::<Q8_0>, $($f)::+::<Q4_0>, $($f)::+::<Q4_1>,
+            $($f)::+::<Q5_0>, $($f)::+::<Q5_1>, $($f)::+::<Q4K>, $($f)::+::<Q5K>, $($f)::+::<Q6K>,
+        ]
+    }};
+}
+use per_format;
+
+/// The generic elementwise loops under a set of target features.
+macro_rules! elementwise {
+    ($features:literal) => {
+        #[target_feature(enable = $features)]
+        fn fill(input: &mut Input, x: &[f32]) {
+            input.fill(x);
+        }
+        #[target_feature(enable = $features)]
+        fn act(f: Act, x: &mut [f32]) {
+            generic::act(f, x);
+        }
+        #[target_feature(enable = $features)]
+        fn glu(f: Act, gate: &mut [f32], up: &[f32]) {
+            generic::glu(f, gate, up);
+        }
+        #[target_feature(enable = $features)]
+        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+            generic::rms_norm(x, weight, eps, out);
+        }
+        #[target_feature(enable = $features)]
+        fn softmax(x: &mut [f32]) {
+            generic::softmax(x);
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use elementwise;
+
+/// The row that is `j`-th in a list.
+#[inline(always)]
+fn row_of(rows: Rows, j: usize) -> usize {
+    rows.map_or(j, |rows| rows[j] as usize)
+}
+
+impl Kernels {
+    /// The kernels this CPU can run, the best last.
+    pub fn available() -> Vec<&'static Kernels> {
+        let mut all = vec![&scalar::KERNELS];
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            all.push(&neon::KERNELS);
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if avx2 {
+                all.push(&avx2::KERNELS);
+            }
+            if avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(&avx512::KERNELS);
+            }
+        }
+        all
+    }
+
+    /// The best kernels this CPU can run.
+    pub fn best() -> &'static Kernels {
+        Kernels::available().pop().unwrap_or(&scalar::KERNELS)
+    }
+
+    /// The kernels of the instruction set named, or the best for `None`.
+    ///
+    /// # Errors
+    /// [`IsaError`] if there is no such set, or this CPU lacks it.
+    pub fn select(name: Option<&str>) -> Result<&'static Kernels, IsaError> {
+        let Some(name) = name else {
+            return Ok(Kernels::best());
+        };
+        let all = Kernels::available();
+        all.iter()
+            .find(|k| k.isa.name() == name)
+            .copied()
+            .ok_or_else(|| IsaError {
+                asked: name.into(),
+                has: all.iter().map(|k| k.isa.name()).collect(),
+            })
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// `out[i] = m[i] x` for every row.
+    ///
+    /// # Panics
+    /// If `x.len() != m.cols()` or `out.len() != m.rows()`.
+    pub fn dot_rows(&self, m: MatRef, x: &Input, out: &mut [f32]) {
+        assert_eq!(out.len(), m.rows(), "dot_rows: output");
+        self.dot(m, None, x, out);
+    }
+
+    /// `out[j] = m[rows[j]] x`. Other rows are not read.
+    ///
+    /// # Panics
+    /// If `x.len() != m.cols()`, `out.len() != rows.len()` or a row is not below `m.rows()`.
+    pub fn dot_list(&self, m: MatRef, rows: &[u32], x: &Input, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len(), "dot_list: output");
+        check_rows(m, rows);
+        self.dot(m, Some(rows), x, out);
+    }
+
+    fn dot(&self, m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
+        assert_eq!(x.len(), m.cols(), "dot: input");
+        // SAFETY: the table is to be had only where the CPU has its instruction set (so for all calls below); rows and
+        // lengths were checked. A quantised row is a whole number of blocks of 32, so `x` has its int8 blocks.
+        unsafe { (self.dot[m.dtype() as usize])(m, rows, x, out) }
+    }
+
+    /// `y[c - cols.start] += sum over i of coef[i] * m[i][c]`, added row after row, for `c` in `cols`.
+    ///
+    /// # Panics
+    /// If `coef.len() != m.rows()`, `cols` reaches beyond the row or does not begin and end at blocks, or
+    /// `y.len() != cols.len()`.
+    pub fn axpy_rows(&self, m: MatRef, coef: &[f32], cols: Range<usize>, y: &mut [f32]) {
+        assert_eq!(coef.len(), m.rows(), "axpy_rows: coefficients");
+        self.axpy(m, None, coef, cols, y);
+    }
+
+    /// `y[c - cols.start] += sum over j of coef[j] * m[rows[j]][c]`, added in the order of the list, for `c` in `cols`.
+    /// Other rows are not read.
+    ///
+    /// # Panics
+    /// If `coef.len() != rows.len()`, a row is not below `m.rows()`, `cols` reaches beyond the row or does not begin
+    /// and end at blocks, or `y.len() != cols.len()`.
+    pub fn axpy_list(
+        &self,
+        m: MatRef,
+        rows: &[u32],
+        coef: &[f32],
+        cols: Range<usize>,
+        y: &mut [f32],
+    ) {
+        assert_eq!(coef.len(), rows.len(), "axpy_list: coefficients");
+        check_rows(m, rows);
+        self.axpy(m, Some(rows), coef, cols, y);
+    }
+
+    fn axpy(&self, m: MatRef, rows: Rows, coef: &[f32], cols: Range<usize>, y: &mut [f32]) {
+        let block = m.dtype().block_len();
+        assert!(
+            cols.start <= cols.end && cols.end <= m.cols(),
+            "axpy: columns"
+        );
+        assert!(
+            cols.start.is_multiple_of(block) && cols.end.is_multiple_of(block),
+            "axpy: columns cut a block"
+        );
+        assert_eq!(y.len(), cols.len(), "axpy: output");
+        // SAFETY: as in `dot`; rows, columns and lengths were checked.
+        unsafe { (self.axpy[m.dtype() as usize])(m, rows, coef, cols, y) }
+    }
+
+    /// `gate = act(gate) * up`, elementwise.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn glu(&self, act: Act, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "glu: lengths");
+        // SAFETY: as in `dot`.
+        unsafe { (self.glu)(act, gate, up) }
+    }
+
+    /// `x = act(x)`, elementwise.
+    pub fn act(&self, act: Act, x: &mut [f32]) {
+        // SAFETY: as in `dot`.
+        unsafe { (self.act)(act, x) }
+    }
+
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(
+            x.len() == weight.len() && x.len() == out.len(),
+            "rms_norm: lengths"
+        );
+        // SAFETY: as in `dot`.
+        unsafe { (self.rms_norm)(x, weight, eps, out) }
+    }
+
+    /// `x = exp(x - max x)`, scaled to the sum 1. A NaN, or nothing but negative infinities, makes all NaN.
+    pub fn softmax(&self, x: &mut [f32]) {
+        // SAFETY: as in `dot`.
+        unsafe { (self.softmax)(x) }
+    }
+
+    /// Writes `base + i`, ascending, for every `i` whose score exceeds `tau`, and returns how many there are.
+    /// The score is `|signal[i]|`, or with weights the larger of `signal[i] * pos[i]` and `-signal[i] * neg[i]`.
+    /// What is not a number exceeds nothing. What `out` holds behind the count is unspecified.
+    ///
+    /// # Panics
+    /// If `out` is shorter than `signal`, or the weights have another length.
+    pub fn select_above(
+        &self,
+        signal: &[f32],
+        weights: Option<(&[f32], &[f32])>,
+        tau: f32,
+        base: u32,
+        out: &mut [u32],
+    ) -> usize {
+        assert!(out.len() >= signal.len(), "select_above: output");
+        if let Some((pos, neg)) = weights {
+            assert!(
+                pos.len() == signal.len() && neg.len() == signal.len(),
+                "select_above: weights"
+            );
+        }
+        // SAFETY: as in `dot`.
+        unsafe { (self.select_above)(signal, weights, tau, base, out) }
+    }
+
+    /// Makes `input` hold `x`. Allocates only if `x` is longer than the input's capacity. All instruction sets give
+    /// the same input.
+    pub fn prepare(&self, x: &[f32], input: &mut Input) {
+        // SAFETY: as in `dot`.
+        unsafe { (self.fill)(input, x) }
+    }
+
+    /// Unpacks whole blocks of `m`'s type.
+    fn unpack(&self, m: MatRef, blocks: &[u8], out: &mut [f32]) {
+        let t = m.dtype();
+        assert_eq!(
+            blocks.len(),
+            out.len() / t.block_len() * t.block_bytes(),
+            "unpack: lengths"
+        );
+        // SAFETY: as in `dot`.
+        unsafe { (self.unpack[t as usize])(blocks, out) }
+    }
+
+    /// `acc[r][t] += sum over k of w[r * stride + k] * x[k * LANES + t]`, for `k` in `0..x.len() / LANES`.
+    fn panel(&self, w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
+        let k = x.len() / LANES;
+        assert!(
+            acc.is_empty() || w.len() >= (acc.len() - 1) * stride + k,
+            "panel: rows"
+        );
+        // SAFETY: as in `dot`; lengths were checked.
+        unsafe { (self.panel)(w, stride, x, acc) }
+    }
+}
+
+fn check_rows(m: MatRef, rows: &[u32]) {
+    // The largest index over all, without a branch a row.
+    let end = rows.iter().fold(0, |end, &r| end.max(r as usize + 1));
+    assert!(end <= m.rows(), "row {} of {}", end - 1, m.rows());
+}

@@ -1,0 +1,465 @@
+//! `countdown bench`: speed, dense and sparse in turns; rows as llama-bench writes them.
+
+use crate::{
+    args::{ModelArgs, SweepArgs, at_least, threads},
+    console::{Console, json, print},
+    failure::{Failure, Result},
+    load, machine,
+    plans::{CalibrationText, Planner},
+    progress::Progress,
+    table::{self, Table, csv_line},
+};
+use clap::{Args, ValueEnum};
+use countdown::{
+    DownLayout, Model, Session, SessionOptions, SparsityPlan,
+    bench::{BenchResult, Load, Variant, bench},
+    formats::Checkpoint,
+    kernels::DType,
+    session::physical_cores,
+    sparsity::{Cut, Form},
+    tokenizer::Tokenizer,
+};
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+use std::{path::PathBuf, sync::Arc};
+
+/// Measure speed, dense and under plans, in turns
+///
+/// Every combination of threads and loads is one table: all variants run it in turns, so that a noisy machine is noisy
+/// for all of them. Dense runs on the weights as stored, plans on transposed down projections. Prompts are computed
+/// densely whatever the plan.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  countdown bench -m model.gguf
+  countdown bench -m model.gguf -t 1,2 -p 0 -n 64 --method dense,cats,m-countdown --sparsity 0.5,0.7,0.9
+  countdown bench -m model.gguf -p 512 -n 0 -r 10 -o csv
+  countdown bench -m model.gguf -p 0 --method dense --plan plan.safetensors -o jsonl")]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Prompt lengths, in tokens; 0 for no prompt
+    #[arg(short = 'p', long, value_name = "N,...", default_value = "512", value_delimiter = ',', value_parser = at_least(0))]
+    n_prompt: Vec<usize>,
+    /// Tokens generated; 0 for none
+    #[arg(short = 'n', long, value_name = "N,...", default_value = "128", value_delimiter = ',', value_parser = at_least(0))]
+    n_gen: Vec<usize>,
+    /// Tokens in the context before the generated ones
+    #[arg(short = 'd', long, value_name = "N,...", default_value = "128", value_delimiter = ',', value_parser = at_least(0))]
+    n_depth: Vec<usize>,
+    /// Threads [default: the physical cores]
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', value_parser = threads())]
+    threads: Vec<usize>,
+    /// Tokens of a prompt computed together
+    #[arg(short, long, value_name = "N", default_value_t = SessionOptions::default().batch, value_parser = at_least(1))]
+    batch_size: usize,
+    /// Runs of each variant, after one that does not count
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = at_least(1))]
+    repetitions: usize,
+    /// Format of the results
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    output: Format,
+    /// Text whose tokens are fed; realised sparsity depends on it [default: the built-in one]
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    sweep: SweepArgs,
+}
+
+/// Formats of results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Markdown
+    Md,
+    /// Comma-separated values
+    Csv,
+    /// One JSON array
+    Json,
+    /// One JSON object a line, as soon as it is measured
+    Jsonl,
+}
+
+/// One line of results. llama-bench's keys, then those of sparsity.
+#[derive(Serialize)]
+struct Row {
+    build_commit: &'static str,
+    cpu_info: String,
+    backends: String,
+    model_filename: String,
+    model_type: String,
+    model_size: u64,
+    model_n_params: u64,
+    n_batch: usize,
+    n_threads: usize,
+    type_k: String,
+    type_v: String,
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    test_time: String,
+    avg_ns: u64,
+    stddev_ns: u64,
+    avg_ts: f64,
+    stddev_ts: f64,
+    samples_ns: Vec<u64>,
+    samples_ts: Vec<f64>,
+    method: String,
+    cut: Option<Cut>,
+    form: Option<Form>,
+    down: &'static str,
+    target: f64,
+    realised: f64,
+    median_ts: f64,
+    /// Effective read rate; nothing for prompts.
+    gb_s: Option<f64>,
+    /// Median rate over dense's, of the same run; nothing where dense does not run.
+    ratio: Option<f64>,
+    /// Bytes that a dense step reads over those of this one.
+    bytes_ceiling: Option<f64>,
+}
+
+/// What is measured against what.
+struct Contest {
+    /// The model as stored, where dense takes part.
+    dense: Option<Arc<Model>>,
+    /// The model with transposed down projections and its plans, where there are any.
+    sparse: Option<(Arc<Model>, Vec<Arc<SparsityPlan>>)>,
+}
+
+pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
+    let requests = args.sweep.requests()?;
+    let has_plans = !requests.is_empty() || !args.sweep.plan.is_empty();
+    let has_dense = args.sweep.method.iter().any(|m| m.is_dense()) || !has_plans;
+    let loads = loads(args)?;
+    let text = CalibrationText::open(args.file.as_deref())?;
+    let checkpoint = Checkpoint::open(&args.model.model)?;
+    let tokenizer = load::tokenizer(console, &checkpoint)?;
+    let tokens = bench_tokens(&tokenizer, &text)?;
+    let thread_counts = if args.threads.is_empty() {
+        vec![physical_cores()]
+    } else {
+        args.threads.clone()
+    };
+    let most = thread_counts.iter().copied().max().unwrap_or(1);
+    let open = |layout| load::model(console, &checkpoint, layout, most);
+    let contest = Contest {
+        dense: has_dense.then(|| open(DownLayout::Stored)).transpose()?,
+        sparse: if has_plans {
+            let model = open(DownLayout::Transposed)?;
+            let planner = Planner {
+                console,
+                model: &model,
+                tokenizer: &tokenizer,
+                threads: most,
+            };
+            let mut plans = Vec::new();
+            for path in &args.sweep.plan {
+                plans.push(planner.from_file(path)?);
+            }
+            if !requests.is_empty() {
+                let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
+                plans.extend(planner.cached_or_fitted(&requests, &text)?);
+            }
+            Some((model, plans))
+        } else {
+            None
+        },
+    };
+    let mut rows = Vec::new();
+    for (i, &threads) in thread_counts.iter().enumerate() {
+        let (mut sessions, variants) = contest.sessions(args, &loads, threads)?;
+        if i == 0
+            && let Some(session) = sessions.first()
+        {
+            let plans = contest.sparse.as_ref().map_or(&[][..], |(_, plans)| plans);
+            load::announce_with(console, session, CACHE, &load::count(plans));
+        }
+        for &load in &loads {
+            let variants = match load {
+                Load::Steps { .. } => variants.clone(),
+                Load::Prompt(_) => contest.prompt_variants(),
+            };
+            let started = machine::utc_now();
+            let results = {
+                let bar = Progress::bar(console, &format!("{}, {threads} threads", name(load)));
+                bench(
+                    &mut sessions,
+                    &variants,
+                    load,
+                    &tokens,
+                    args.repetitions,
+                    |d, all| {
+                        bar.update(d, all);
+                    },
+                )?
+            };
+            let mut new = contest.rows(args, &checkpoint, threads, load, &variants, &results);
+            new.iter_mut()
+                .for_each(|r| r.test_time.clone_from(&started));
+            if args.output == Format::Jsonl {
+                for row in &new {
+                    print(json(row)? + "\n")?;
+                }
+            }
+            rows.extend(new);
+        }
+    }
+    match args.output {
+        Format::Jsonl => Ok(()),
+        Format::Json => print(json_array(&rows)?),
+        Format::Csv => print(csv(&rows)?),
+        Format::Md => print(markdown(&rows)),
+    }
+}
+
+/// The cache's type.
+const CACHE: DType = DType::F16;
+
+/// The loads asked for; prompts first, as llama-bench has them.
+fn loads(args: &BenchArgs) -> Result<Vec<Load>> {
+    let positive = |list: &[usize]| list.iter().copied().filter(|&n| n > 0).collect::<Vec<_>>();
+    let mut loads: Vec<Load> = positive(&args.n_prompt)
+        .into_iter()
+        .map(Load::Prompt)
+        .collect();
+    for tokens in positive(&args.n_gen) {
+        let steps = |&depth: &usize| Load::Steps { tokens, depth };
+        loads.extend(args.n_depth.iter().map(steps));
+    }
+    if loads.is_empty() {
+        return Err(Failure::input(
+            "there is nothing to measure: neither a prompt (-p) nor generated tokens (-n)",
+            "give -p or -n a number above 0",
+        ));
+    }
+    Ok(loads)
+}
+
+fn bench_tokens(tokenizer: &Tokenizer, text: &CalibrationText) -> Result<Vec<u32>> {
+    let mut tokens: Vec<u32> = load::opening(tokenizer).into_iter().collect();
+    tokens.extend(load::text_tokens(tokenizer, text.text())?);
+    Ok(tokens)
+}
+
+/// Positions that a load needs.
+fn positions(load: Load) -> usize {
+    match load {
+        Load::Prompt(n) => n,
+        Load::Steps { tokens, depth } => tokens + depth,
+    }
+}
+
+/// llama-bench's name of a test.
+fn name(load: Load) -> String {
+    match load {
+        Load::Prompt(n) => format!("pp{n}"),
+        Load::Steps { tokens, depth: 0 } => format!("tg{tokens}"),
+        Load::Steps { tokens, depth } => format!("tg{tokens} @ d{depth}"),
+    }
+}
+
+impl Contest {
+    /// A session for each model, dense first, and all variants.
+    fn sessions(
+        &self,
+        args: &BenchArgs,
+        loads: &[Load],
+        threads: usize,
+    ) -> Result<(Vec<Session>, Vec<Variant>)> {
+        let options = SessionOptions {
+            context: loads.iter().map(|&l| positions(l)).max(),
+            threads: Some(threads),
+            batch: args.batch_size,
+            cache_dtype: CACHE,
+        };
+        let (mut sessions, mut variants) = (Vec::new(), Vec::new());
+        if let Some(model) = &self.dense {
+            variants.push(Variant {
+                session: 0,
+                plan: None,
+            });
+            sessions.push(Session::new(model.clone(), &options)?);
+        }
+        if let Some((model, plans)) = &self.sparse {
+            let session = sessions.len();
+            variants.extend(plans.iter().map(|p| Variant {
+                session,
+                plan: Some(p.clone()),
+            }));
+            sessions.push(Session::new(model.clone(), &options)?);
+        }
+        Ok((sessions, variants))
+    }
+
+    /// Prompts are dense whatever the plan, but for the layout of the weights: one variant a model.
+    fn prompt_variants(&self) -> Vec<Variant> {
+        let models = usize::from(self.dense.is_some()) + usize::from(self.sparse.is_some());
+        (0..models)
+            .map(|session| Variant {
+                session,
+                plan: None,
+            })
+            .collect()
+    }
+
+    /// The models in the order of their sessions.
+    fn model_of(&self, session: usize) -> Option<&Arc<Model>> {
+        let sparse = self.sparse.as_ref().map(|(m, _)| m);
+        self.dense.iter().chain(sparse).nth(session)
+    }
+
+    fn rows(
+        &self,
+        args: &BenchArgs,
+        checkpoint: &Checkpoint,
+        threads: usize,
+        load: Load,
+        variants: &[Variant],
+        results: &[BenchResult],
+    ) -> Vec<Row> {
+        // Dense is the first variant where it takes part.
+        let dense = self.dense.as_ref().and(results.first());
+        let (n_prompt, n_gen, n_depth) = match load {
+            Load::Prompt(n) => (n, 0, 0),
+            Load::Steps { tokens, depth } => (0, tokens, depth),
+        };
+        let row = |(variant, result): (&Variant, &BenchResult)| {
+            let model = self.model_of(variant.session)?;
+            let from = variant.plan.as_ref().map(|p| &p.provenance);
+            let (avg_ts, stddev_ts) = result.mean_and_deviation();
+            let (avg_ns, stddev_ns) = mean_and_deviation(&result.samples_ns);
+            let bytes = result.bytes_per_token;
+            Some(Row {
+                build_commit: env!("COUNTDOWN_COMMIT"),
+                cpu_info: machine::cpu(),
+                backends: "CPU".into(),
+                model_filename: args.model.model.display().to_string(),
+                model_type: model_type(model),
+                model_size: checkpoint.bytes(),
+                model_n_params: model.parameters(),
+                n_batch: args.batch_size,
+                n_threads: threads,
+                type_k: CACHE.name().to_lowercase(),
+                type_v: CACHE.name().to_lowercase(),
+                n_prompt,
+                n_gen,
+                n_depth,
+                test_time: String::new(),
+                avg_ns: avg_ns as u64,
+                stddev_ns: stddev_ns as u64,
+                avg_ts,
+                stddev_ts,
+                samples_ns: result.samples_ns.clone(),
+                samples_ts: result.rates(),
+                method: from.map_or("dense".into(), |p| p.method.clone()),
+                cut: from.map(|p| p.cut),
+                form: from.map(|p| p.form),
+                down: match model.down_layout {
+                    DownLayout::Stored => "stored",
+                    DownLayout::Transposed => "transposed",
+                },
+                target: from.map_or(0.0, |p| p.target),
+                realised: result.realised,
+                median_ts: result.median(),
+                gb_s: result.bandwidth(),
+                ratio: dense.map(|d| result.median() / d.median()),
+                bytes_ceiling: dense
+                    .filter(|_| bytes > 0.0)
+                    .map(|d| d.bytes_per_token / bytes),
+            })
+        };
+        variants.iter().zip(results).filter_map(row).collect()
+    }
+}
+
+fn mean_and_deviation(samples: &[u64]) -> (f64, f64) {
+    let n = samples.len() as f64;
+    let mean = samples.iter().sum::<u64>() as f64 / n;
+    let squares: f64 = samples.iter().map(|&s| (s as f64 - mean).powi(2)).sum();
+    (mean, (squares / (n - 1.0).max(1.0)).sqrt())
+}
+
+/// Family, size and the type of most weights: `llama 134.52 M Q4_1`.
+fn model_type(model: &Model) -> String {
+    format!(
+        "{} {} {}",
+        model.config.family,
+        table::parameters(model.parameters()),
+        load::weight_types(model).first().unwrap_or(&"")
+    )
+}
+
+fn markdown(rows: &[Row]) -> String {
+    let mut table = Table::new(&[
+        "model", "size", "backend", "threads", "test", "method", "cut", "target", "realised",
+        "t/s", "median", "GB/s", "ratio", "ceiling",
+    ]);
+    let number = |n: Option<f64>| n.map_or("-".into(), |n| format!("{n:.2}"));
+    for r in rows {
+        let load = match (r.n_prompt, r.n_gen) {
+            (n, 0) => Load::Prompt(n),
+            (_, tokens) => Load::Steps {
+                tokens,
+                depth: r.n_depth,
+            },
+        };
+        let ideal = match r.form {
+            Some(Form::Ideal) => " (ideal)",
+            _ => "",
+        };
+        let layout = match (r.method.as_str(), r.down) {
+            ("dense", "transposed") => " (transposed)",
+            _ => "",
+        };
+        table.row([
+            r.model_type.clone(),
+            table::bytes(r.model_size as f64),
+            r.backends.clone(),
+            r.n_threads.to_string(),
+            name(load),
+            format!("{}{ideal}{layout}", r.method),
+            r.cut.map_or("-", load::cut_name).into(),
+            format!("{:.2}", r.target),
+            format!("{:.3}", r.realised),
+            format!("{:.2} ± {:.2}", r.avg_ts, r.stddev_ts),
+            format!("{:.2}", r.median_ts),
+            number(r.gb_s),
+            number(r.ratio),
+            number(r.bytes_ceiling),
+        ]);
+    }
+    format!(
+        "{}\nbuild: {}\n",
+        table.markdown(),
+        env!("COUNTDOWN_COMMIT")
+    )
+}
+
+fn json_array(rows: &[Row]) -> Result<String> {
+    let lines = rows.iter().map(json).collect::<Result<Vec<_>>>()?;
+    Ok(format!("[\n  {}\n]\n", lines.join(",\n  ")))
+}
+
+/// The same keys as JSON, without the samples, as llama-bench has it.
+fn csv(rows: &[Row]) -> Result<String> {
+    let object = |row: &Row| -> Result<Map<String, Json>> {
+        let value = serde_json::to_value(row).map_err(|e| Failure::output(e.into()))?;
+        let Json::Object(mut object) = value else {
+            return Ok(Map::new());
+        };
+        object.shift_remove("samples_ns");
+        object.shift_remove("samples_ts");
+        Ok(object)
+    };
+    let objects = rows.iter().map(object).collect::<Result<Vec<_>>>()?;
+    let Some(first) = objects.first() else {
+        return Ok(String::new());
+    };
+    let cell = |value: &Json| match value {
+        Json::Null => String::new(),
+        Json::String(s) => s.clone(),
+        other => other.to_string(),
+    };
+    let header = first.keys().cloned().collect::<Vec<_>>().join(",") + "\n";
+    let lines = objects.iter().map(|o| csv_line(o.values().map(cell)));
+    Ok(header + &lines.collect::<String>())
+}

@@ -1,0 +1,144 @@
+//! `countdown calibrate`: fits plans and writes them.
+
+use crate::{
+    args::{self, ComputeArgs, ModelArgs},
+    console::{Console, print},
+    failure::{Failure, Result},
+    load::{self, cut_name, form_name},
+    plans::{CalibrationText, Planner},
+    table::Table,
+};
+use clap::Args;
+use countdown::{
+    DownLayout, PlanRequest, SparsityPlan,
+    formats::Checkpoint,
+    sparsity::{Cut, Method},
+};
+use std::path::{Path, PathBuf};
+
+/// Fit sparsity plans for a model and write them to files
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  countdown calibrate -m model.gguf --method m-countdown --sparsity 0.7 -o plan.safetensors
+  countdown calibrate -m model.gguf --method cats --sparsity 0.5,0.7,0.9 -o 'cats-{sparsity}.safetensors'
+  countdown calibrate -m model.gguf --method m-countdown --sparsity 0.7 --text corpus.txt -o plan.safetensors
+
+Use a plan with: countdown run -m model.gguf --plan plan.safetensors -p TEXT")]
+pub(crate) struct CalibrateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// How to decide which neurons a token needs
+    #[arg(long, value_name = "NAME", value_parser = args::methods())]
+    method: &'static Method,
+    /// Shares of neurons to skip, in [0, 1); one plan each
+    #[arg(long, value_name = "S,...", required = true, value_delimiter = ',', value_parser = args::sparsity)]
+    sparsity: Vec<f64>,
+    /// What is compared: a neuron's signal weighted by its own constants, or the bare signal
+    #[arg(long, value_name = "CUT", default_value = "neuron", value_parser = args::cuts())]
+    cut: Cut,
+    /// Exact top-k of every token: the upper bound of quality, without the speed
+    #[arg(long)]
+    ideal: bool,
+    /// Text to fit on, of the kind the model will see [default: a built-in one]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Where to write; {sparsity} stands for the target where there are several
+    #[arg(short, long, value_name = "FILE")]
+    output: String,
+    /// Print one JSON object a plan
+    #[arg(long)]
+    json: bool,
+}
+
+const PLACEHOLDER: &str = "{sparsity}";
+
+pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
+    let outputs = outputs(args)?;
+    let requests: Vec<PlanRequest> = args.sparsity.iter().map(|&s| request(args, s)).collect();
+    requests.iter().try_for_each(PlanRequest::check)?;
+    let text = CalibrationText::open(args.text.as_deref())?;
+    let checkpoint = Checkpoint::open(&args.model.model)?;
+    let tokenizer = load::tokenizer(console, &checkpoint)?;
+    let threads = args.compute.threads();
+    let model = load::model(console, &checkpoint, DownLayout::Transposed, threads)?;
+    let planner = Planner {
+        console,
+        model: &model,
+        tokenizer: &tokenizer,
+        threads,
+    };
+    let plans = planner.fit(&requests, &text)?;
+    for (plan, path) in plans.iter().zip(&outputs) {
+        plan.save(path)?;
+    }
+    print(if args.json {
+        json(&plans, &outputs)
+    } else {
+        table(&plans, &outputs)
+    })
+}
+
+fn request(args: &CalibrateArgs, sparsity: f64) -> PlanRequest {
+    PlanRequest {
+        method: args.method,
+        cut: args.cut,
+        form: args::form(args.ideal),
+        sparsity,
+    }
+}
+
+/// A file for each target, each in a folder that exists.
+fn outputs(args: &CalibrateArgs) -> Result<Vec<PathBuf>> {
+    let path = |s: &f64| PathBuf::from(args.output.replace(PLACEHOLDER, &s.to_string()));
+    let paths: Vec<PathBuf> = args.sparsity.iter().map(path).collect();
+    for (i, path) in paths.iter().enumerate() {
+        if paths[..i].contains(path) {
+            return Err(Failure::input(
+                format!("several plans would be written to {}", path.display()),
+                format!("put {PLACEHOLDER} into the name given to -o, and give every target once"),
+            ));
+        }
+        load::check_writable(path)?;
+    }
+    Ok(paths)
+}
+
+fn json(plans: &[SparsityPlan], paths: &[PathBuf]) -> String {
+    let line = |(plan, path): (&SparsityPlan, &PathBuf)| {
+        let p = &plan.provenance;
+        let object = serde_json::json!({
+            "file": path,
+            "method": p.method,
+            "cut": p.cut,
+            "form": p.form,
+            "target": p.target,
+            "realised": p.realised,
+            "model": p.model,
+            "calibration": p.calibration,
+        });
+        format!("{object}\n")
+    };
+    plans.iter().zip(paths).map(line).collect()
+}
+
+fn table(plans: &[SparsityPlan], paths: &[PathBuf]) -> String {
+    let mut table = Table::new(&["method", "cut", "form", "target", "realised", "file"]);
+    for (plan, path) in plans.iter().zip(paths) {
+        let p = &plan.provenance;
+        table.row([
+            p.method.clone(),
+            cut_name(p.cut).into(),
+            form_name(p.form).into(),
+            p.target.to_string(),
+            p.realised.map_or("-".into(), |r| format!("{r:.3}")),
+            name(path),
+        ]);
+    }
+    table.columns()
+}
+
+fn name(path: &Path) -> String {
+    path.display().to_string()
+}

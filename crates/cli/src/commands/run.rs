@@ -1,0 +1,132 @@
+//! `countdown run`: continues a text.
+
+use crate::{
+    answer::{Answer, AnswerArgs, End, answer},
+    args::{ComputeArgs, ContextArgs, ModelArgs, PlanArgs},
+    console::{Console, json, print},
+    failure::{Failure, Result},
+    load,
+    plans::Planner,
+};
+use clap::Args;
+use countdown::{Session, formats::Checkpoint};
+use std::path::{Path, PathBuf};
+
+/// Continue a text
+///
+/// The prompt is taken as it is; a model's BOS token is put in front of it where it wants one, and special tokens in it
+/// are recognised. For a conversation, use `countdown chat`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  countdown run -m model.gguf -p \"Once upon a time\" -n 100
+  countdown run -m model.gguf -f prompt.txt --temp 0 --method m-countdown --sparsity 0.7
+  countdown run -m model.gguf -p \"Q: How high is Mont Blanc? A:\" -r Q: --plan plan.safetensors
+  cat notes.txt | countdown run -m model.gguf -p - --json")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    context: ContextArgs,
+    #[command(flatten)]
+    answer: AnswerArgs,
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Print one JSON object when the answer is complete
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+struct PromptArgs {
+    /// The text to continue (- for standard input)
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// File with the text to continue (- for standard input); one line break at its end is left out
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl PromptArgs {
+    fn text(&self) -> Result<String> {
+        let text = match (&self.prompt, &self.file) {
+            (Some(text), _) if text != "-" => text.clone(),
+            (_, file) => {
+                let mut text = load::text(file.as_deref().unwrap_or(Path::new("-")))?;
+                if text.ends_with('\n') {
+                    text.pop();
+                }
+                text
+            }
+        };
+        if text.is_empty() {
+            return Err(Failure::input(
+                "the prompt is empty",
+                "give the text to continue with -p TEXT or -f FILE",
+            ));
+        }
+        Ok(text)
+    }
+}
+
+pub(crate) fn run(console: &Console, args: &RunArgs) -> Result<()> {
+    let options = args.answer.options()?;
+    let choice = args.plan.choice()?;
+    let text = args.prompt.text()?;
+    let checkpoint = Checkpoint::open(&args.model.model)?;
+    let tokenizer = load::tokenizer(console, &checkpoint)?;
+    let prompt = tokenizer.encode_prompt(&text)?;
+    let threads = args.compute.threads();
+    let model = load::model(console, &checkpoint, choice.layout(), threads)?;
+    let session_options = args
+        .context
+        .session_options(&args.compute, model.config.context);
+    let mut session = Session::new(model.clone(), &session_options)?;
+    let planner = Planner {
+        console,
+        model: &model,
+        tokenizer: &tokenizer,
+        threads,
+    };
+    session.set_plan(planner.plan(&choice, args.plan.calibration.as_deref())?)?;
+    load::announce(console, &session, session_options.cache_dtype);
+    let show = |piece: &str| if args.json { Ok(()) } else { print(piece) };
+    let answer = answer(console, &mut session, &tokenizer, &prompt, options, show)?;
+    if args.json && !matches!(answer.end, End::Failed(_)) {
+        print(json(&object(&answer, &session))? + "\n")?;
+    }
+    if !args.json && !matches!(answer.end, End::Failed(Failure::Closed)) {
+        print("\n")?;
+    }
+    console.note(answer.figures());
+    match answer.end {
+        End::Failed(e) => Err(e),
+        End::Finished(_) | End::Interrupted => Ok(()),
+    }
+}
+
+fn object(answer: &Answer, session: &Session) -> serde_json::Value {
+    let t = &answer.timings;
+    serde_json::json!({
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "prompt_tokens": t.prompt_tokens,
+        "finish_reason": answer.end.name(),
+        "timings": {
+            "prompt_ms": t.prompt_time.as_secs_f64() * 1e3,
+            "prompt_per_second": t.prompt_rate(),
+            "generated": t.tokens,
+            "steps": t.steps,
+            "generation_ms": t.step_time.as_secs_f64() * 1e3,
+            "generation_per_second": t.step_rate(),
+            "gb_s": answer.bandwidth,
+        },
+        "realised": answer.realised,
+        "plan": session.plan().map(|p| &p.provenance),
+        "device": session.device(),
+    })
+}

@@ -1,0 +1,181 @@
+//! Opening what a command works on: models, tokenizers, texts; and the line that says what runs.
+
+use crate::{console::Console, failure::Result, progress::Progress, table};
+use countdown::{
+    DownLayout, Error, Model, Session, SparsityPlan,
+    formats::Checkpoint,
+    kernels::DType,
+    sparsity::Form,
+    text,
+    tokenizer::{Specials, Tokenizer},
+};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Opens the weights of a checkpoint.
+pub(crate) fn model(
+    console: &Console,
+    checkpoint: &Checkpoint,
+    layout: DownLayout,
+    threads: usize,
+) -> Result<Arc<Model>> {
+    let _spinner = Progress::spinner(console, "loading");
+    let model = Model::from_checkpoint(checkpoint, layout, threads)?;
+    console.detail(format_args!(
+        "model {}: fingerprint {}, {} parameters",
+        checkpoint.path.display(),
+        model.fingerprint,
+        model.parameters()
+    ));
+    Ok(Arc::new(model))
+}
+
+/// Says what runs: device, threads, types, plan in force.
+pub(crate) fn announce(console: &Console, session: &Session, cache: DType) {
+    announce_with(console, session, cache, &plan_in_force(session.plan()));
+}
+
+/// The same where several plans take turns.
+pub(crate) fn announce_with(console: &Console, session: &Session, cache: DType, plans: &str) {
+    let model = session.model();
+    let down = match model.down_layout {
+        DownLayout::Stored => "",
+        DownLayout::Transposed => " (down transposed)",
+    };
+    console.note(format_args!(
+        "countdown {}: {}; {} {}, weights {}{down}, cache {cache}, context {}; {plans}",
+        env!("CARGO_PKG_VERSION"),
+        session.device(),
+        model.config.family,
+        table::parameters(model.parameters()),
+        weight_types(model).join("+"),
+        session.context(),
+    ));
+}
+
+/// The types that a step reads, those with the most bytes first.
+pub(crate) fn weight_types(model: &Model) -> Vec<&'static str> {
+    let mut bytes: Vec<(usize, &'static str)> = Vec::new();
+    let mut add = |m: &countdown::model::Matrix| {
+        let name = m.dtype().name();
+        match bytes.iter_mut().find(|(_, n)| *n == name) {
+            Some((sum, _)) => *sum += m.bytes(),
+            None => bytes.push((m.bytes(), name)),
+        }
+    };
+    add(&model.head);
+    for l in &model.layers {
+        for linear in [&l.query, &l.key, &l.value, &l.attn_output] {
+            add(&linear.weight);
+        }
+        for matrix in [&l.ffn.gate, &l.ffn.up, l.ffn.down.matrix()] {
+            add(matrix);
+        }
+    }
+    bytes.sort_by(|a, b| b.cmp(a));
+    bytes.into_iter().map(|(_, name)| name).collect()
+}
+
+fn plan_in_force(plan: Option<&SparsityPlan>) -> String {
+    let Some(plan) = plan else {
+        return "dense".into();
+    };
+    let p = &plan.provenance;
+    format!(
+        "plan {} {:.2} ({} cut, {})",
+        p.method,
+        p.target,
+        cut_name(p.cut),
+        form_name(p.form)
+    )
+}
+
+/// Dense and so many plans, for [`announce_with`].
+pub(crate) fn count(plans: &[Arc<SparsityPlan>]) -> String {
+    match plans {
+        [] => "dense".into(),
+        [one] => format!("dense and {}", plan_in_force(Some(one))),
+        many => format!("dense and {} plans", many.len()),
+    }
+}
+
+/// The cut's name on the command line.
+pub(crate) fn cut_name(cut: countdown::sparsity::Cut) -> &'static str {
+    match cut {
+        countdown::sparsity::Cut::Layer => "layer",
+        countdown::sparsity::Cut::Neuron => "neuron",
+    }
+}
+
+/// The form's name in files and tables.
+pub(crate) fn form_name(form: Form) -> &'static str {
+    match form {
+        Form::Practical => "practical",
+        Form::Ideal => "ideal",
+    }
+}
+
+/// A text file, or standard input for `-`.
+pub(crate) fn text(path: &Path) -> Result<String> {
+    let named = if path == Path::new("-") {
+        Path::new("standard input")
+    } else {
+        path
+    };
+    let read = |source| Error::Read {
+        path: named.to_owned(),
+        source,
+    };
+    let bytes = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut bytes)
+            .map_err(read)?;
+        bytes
+    } else {
+        std::fs::read(path).map_err(read)?
+    };
+    Ok(String::from_utf8(bytes).map_err(|e| Error::Malformed {
+        path: named.to_owned(),
+        cause: format!("is not UTF-8 text (byte {})", e.utf8_error().valid_up_to()),
+    })?)
+}
+
+/// A text as tokens, without BOS, control tokens as plain text.
+pub(crate) fn text_tokens(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    Ok(tokenizer.encode(text, Specials::AsText)?)
+}
+
+/// The token that opens a text, for models that want one.
+pub(crate) fn opening(tokenizer: &Tokenizer) -> Option<u32> {
+    tokenizer.bos().filter(|_| tokenizer.adds_bos())
+}
+
+/// The tokenizer of a checkpoint.
+pub(crate) fn tokenizer(console: &Console, checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    let _spinner = Progress::spinner(console, "loading the tokenizer");
+    Ok(text::tokenizer(checkpoint)?)
+}
+
+/// Fails where `path` lies in no folder: before an hour of work, not after.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(f) if !f.as_os_str().is_empty() => f.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let cause = match std::fs::metadata(&folder) {
+        Err(e) => e,
+        Ok(m) if !m.is_dir() => std::io::ErrorKind::NotADirectory.into(),
+        Ok(_) if path.is_dir() => std::io::ErrorKind::IsADirectory.into(),
+        Ok(_) => return Ok(()),
+    };
+    Err(Error::Write {
+        path: path.to_owned(),
+        source: cause,
+    }
+    .into())
+}

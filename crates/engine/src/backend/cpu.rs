@@ -1,0 +1,392 @@
+//! The CPU backend.
+
+use super::{Backend, FfnCall, FfnTrace};
+use crate::{
+    arch::{Act, Config, LayerSpec, Rope},
+    error::{Error, Result},
+    model::{Down, Ffn, Linear, Matrix, Model},
+    sparsity::{Keep, Rule, Selection, Signal},
+};
+use countdown_kernels::{
+    DType,
+    cpu::{
+        Input, Kernels, Team,
+        attention::{Attention, AttentionWork, LayerCache, RopeTable, attend},
+        gemm::{GemmWork, matmul, matmul_transposed},
+        parallel::{Decider, FfnWork, SparseFfn, axpy, gemv, sparse_ffn, sparse_ffn_rows},
+    },
+    quant,
+};
+
+/// Forces an instruction set: scalar, neon, avx2, avx512.
+pub(crate) const ISA_VARIABLE: &str = "COUNTDOWN_ISA";
+
+/// Rows of activations, `[tokens, width]`.
+pub(crate) struct Buffer {
+    width: usize,
+    data: Vec<f32>,
+}
+
+impl Buffer {
+    fn rows(&self, n: usize) -> &[f32] {
+        &self.data[..n * self.width]
+    }
+    fn rows_mut(&mut self, n: usize) -> &mut [f32] {
+        &mut self.data[..n * self.width]
+    }
+}
+
+/// Keys and values of all layers, and the rope tables for their positions.
+pub(crate) struct Cache {
+    layers: Vec<LayerCache>,
+    ropes: Vec<(Rope, RopeTable)>,
+}
+
+pub(crate) struct Cpu {
+    kernels: &'static Kernels,
+    team: Team,
+    act: Act,
+    cache_dtype: DType,
+    input: Input,
+    attention: AttentionWork,
+    gemm: GemmWork,
+    sparse: FfnWork,
+    /// act(gate), and after the product the coefficients: `[batch, inter]`.
+    gate: Vec<f32>,
+    /// Up, `[batch, inter]`; between two FFNs attention's output, `[batch, heads, head_dim]`.
+    up: Vec<f32>,
+    row: Vec<f32>,
+    selection: Selection,
+}
+
+/// The kernels of the machine, or those that the environment asks for.
+pub(crate) fn kernels() -> Result<&'static Kernels> {
+    let forced = std::env::var(ISA_VARIABLE).ok();
+    Kernels::select(forced.as_deref()).map_err(|e| Error::Machine {
+        cause: format!("{ISA_VARIABLE}: {e}"),
+        remedy: format!("unset {ISA_VARIABLE} or name an instruction set that the CPU has"),
+    })
+}
+
+impl Cpu {
+    pub(crate) fn new(
+        model: &Model,
+        threads: usize,
+        context: usize,
+        batch: usize,
+        cache_dtype: DType,
+    ) -> Result<Cpu> {
+        let c = &model.config;
+        let inter = c.layers.iter().map(|l| l.inter).max().unwrap_or(0);
+        let widest = inter.max(c.hidden).max(c.heads * c.head_dim);
+        Ok(Cpu {
+            kernels: kernels()?,
+            team: Team::new(threads).map_err(|e| Error::Machine {
+                cause: format!("cannot start {threads} threads: {e}"),
+                remedy: "use fewer threads (-t)".into(),
+            })?,
+            act: c.act,
+            cache_dtype,
+            input: Input::with_capacity(widest),
+            attention: AttentionWork::new(threads, context, c.head_dim),
+            gemm: GemmWork::new(),
+            sparse: FfnWork::new(inter),
+            gate: vec![0.0; batch * widest],
+            up: vec![0.0; batch * widest],
+            row: Vec::with_capacity(widest),
+            selection: Selection::with_capacity(inter),
+        })
+    }
+
+    /// Gate (activated) and up of all neurons into the working memory.
+    fn gate_and_up(&mut self, x: &[f32], tokens: usize, w: &Ffn) {
+        let n = tokens * w.gate.rows();
+        let (gate, up) = (&mut self.gate[..n], &mut self.up[..n]);
+        if tokens == 1 {
+            self.kernels.prepare(x, &mut self.input);
+            gemv(
+                &mut self.team,
+                self.kernels,
+                w.gate.view(),
+                &self.input,
+                gate,
+            );
+            gemv(&mut self.team, self.kernels, w.up.view(), &self.input, up);
+        } else {
+            for (m, out) in [(&w.gate, &mut *gate), (&w.up, up)] {
+                let (team, work) = (&mut self.team, &mut self.gemm);
+                matmul(team, self.kernels, m.view(), x, tokens, out, work);
+            }
+        }
+        let (kernels, act) = (self.kernels, self.act);
+        self.team
+            .split(gate, 1024, |_, part| kernels.act(act, part));
+    }
+
+    /// Every neuron: gate times up through the down projection, in whichever layout it has.
+    fn project_down(&mut self, tokens: usize, w: &Ffn, out: &mut [f32]) {
+        let (team, kernels) = (&mut self.team, self.kernels);
+        let s = &self.gate[..tokens * w.gate.rows()];
+        match &w.down {
+            Down::Stored(m) if tokens == 1 => {
+                kernels.prepare(s, &mut self.input);
+                gemv(team, kernels, m.view(), &self.input, out);
+            }
+            Down::Stored(m) => matmul(team, kernels, m.view(), s, tokens, out, &mut self.gemm),
+            Down::Transposed(m) if tokens == 1 => axpy(team, kernels, m.view(), s, out),
+            Down::Transposed(m) => {
+                matmul_transposed(team, kernels, m.view(), s, tokens, out, &mut self.gemm);
+            }
+        }
+    }
+
+    /// One token by thresholds: neurons that are not kept cost no bytes.
+    fn sparse_step(&mut self, x: &[f32], w: &Ffn, rule: &Rule, out: &mut [f32]) -> usize {
+        let Down::Transposed(down) = &w.down else {
+            unreachable!("a session with a plan has its down projections transposed")
+        };
+        let weights = SparseFfn {
+            gate: w.gate.view(),
+            up: w.up.view(),
+            down: down.view(),
+            act: self.act,
+        };
+        self.kernels.prepare(x, &mut self.input);
+        let decider = match rule.signal {
+            Signal::Gate => Some(Decider::Gate),
+            Signal::Up => Some(Decider::Up),
+            Signal::Product => None,
+        };
+        if let (Some(decider), Keep::Above(tau)) = (decider, rule.keep) {
+            return sparse_ffn(
+                &mut self.team,
+                self.kernels,
+                &weights,
+                decider,
+                rule.weights.as_ref().map(|w| w.as_slices()),
+                tau,
+                &self.input,
+                &mut self.sparse,
+                out,
+            );
+        }
+        self.gate_and_up(x, 1, w);
+        self.choose(0, w.gate.rows(), rule);
+        sparse_ffn_rows(
+            &mut self.team,
+            self.kernels,
+            &weights,
+            self.selection.kept(),
+            &self.input,
+            &mut self.sparse,
+            out,
+        );
+        self.selection.kept().len()
+    }
+
+    /// Selects the neurons of token `t` from gate and up in the working memory.
+    fn choose(&mut self, t: usize, inter: usize, rule: &Rule) {
+        let row = t * inter..(t + 1) * inter;
+        let (gate, up) = (&self.gate[row.clone()], &self.up[row]);
+        let selection = &mut self.selection;
+        match rule.signal {
+            Signal::Gate => rule.select(gate.iter().copied(), selection),
+            Signal::Up => rule.select(up.iter().copied(), selection),
+            Signal::Product => rule.select(gate.iter().zip(up).map(|(g, u)| g * u), selection),
+        }
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Buffer;
+    type Cache = Cache;
+
+    fn buffer(&self, tokens: usize, width: usize) -> Buffer {
+        Buffer {
+            width,
+            data: vec![0.0; tokens * width],
+        }
+    }
+
+    fn cache(&self, c: &Config, context: usize) -> Result<Cache> {
+        let dtype = self.cache_dtype;
+        if LayerCache::bytes(dtype, c.kv_heads, context, c.head_dim).is_none() {
+            return Err(Error::Input {
+                cause: format!(
+                    "a key/value cache of type {dtype} does not fit heads of width {}",
+                    c.head_dim
+                ),
+                remedy: "use F16 or F32 for the cache".into(),
+            });
+        }
+        let mut ropes: Vec<(Rope, RopeTable)> = Vec::new();
+        for l in &c.layers {
+            if !ropes.iter().any(|(r, _)| *r == l.rope) {
+                let table = RopeTable::new(context, c.head_dim, l.rope.base, l.rope.scale);
+                ropes.push((l.rope, table));
+            }
+        }
+        let layer = || LayerCache::new(dtype, c.kv_heads, context, c.head_dim);
+        Ok(Cache {
+            layers: c.layers.iter().map(|_| layer()).collect(),
+            ropes,
+        })
+    }
+
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Buffer) {
+        for (&t, row) in tokens.iter().zip(out.data.chunks_exact_mut(out.width)) {
+            quant::unpack_row(table.dtype(), table.view().row(t as usize), row);
+            if scale != 1.0 {
+                row.iter_mut().for_each(|v| *v *= scale);
+            }
+        }
+    }
+
+    fn norm(&mut self, x: &Buffer, rows: usize, weight: &[f32], eps: f32, out: &mut Buffer) {
+        let n = weight.len();
+        let (x, out) = (&x.data[..rows * n], &mut out.data[..rows * n]);
+        for (x, y) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+            self.kernels.rms_norm(x, weight, eps, y);
+        }
+    }
+
+    fn norm_in_place(&mut self, x: &mut Buffer, rows: usize, weight: &[f32], eps: f32) {
+        let n = weight.len();
+        for row in x.data[..rows * n].chunks_exact_mut(n) {
+            self.row.clear();
+            self.row.extend_from_slice(row);
+            self.kernels.rms_norm(&self.row, weight, eps, row);
+        }
+    }
+
+    fn linear(&mut self, x: &Buffer, tokens: usize, w: &Linear, out: &mut Buffer) {
+        let m = w.weight.view();
+        let (x, y) = (x.rows(tokens), &mut out.data[..tokens * m.rows()]);
+        if tokens == 1 {
+            self.kernels.prepare(x, &mut self.input);
+            gemv(&mut self.team, self.kernels, m, &self.input, y);
+        } else {
+            matmul(
+                &mut self.team,
+                self.kernels,
+                m,
+                x,
+                tokens,
+                y,
+                &mut self.gemm,
+            );
+        }
+        if let Some(bias) = &w.bias {
+            for row in y.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+    }
+
+    fn attention(
+        &mut self,
+        cache: &mut Cache,
+        c: &Config,
+        (layer, spec): (usize, &LayerSpec),
+        (start, tokens): (usize, usize),
+        q: &mut Buffer,
+        k: &mut Buffer,
+        v: &Buffer,
+    ) {
+        let rope = cache.ropes.iter().find(|(r, _)| *r == spec.rope);
+        let (_, rope) = rope.expect("`cache` made a table for every layer's rope");
+        let layer = &mut cache.layers[layer];
+        for t in 0..tokens {
+            let kv = t * k.width..(t + 1) * k.width;
+            rope.rotate(&mut q.data[t * q.width..(t + 1) * q.width], start + t);
+            rope.rotate(&mut k.data[kv.clone()], start + t);
+            layer.store(start + t, &k.data[kv.clone()], &v.data[kv]);
+        }
+        let shape = Attention {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            scale: c.attention_scale,
+            window: spec.window,
+            start,
+        };
+        let out = &mut self.up[..tokens * q.width];
+        attend(
+            &mut self.team,
+            self.kernels,
+            &shape,
+            layer,
+            q.rows(tokens),
+            &mut self.attention,
+            out,
+        );
+        q.rows_mut(tokens).copy_from_slice(out);
+    }
+
+    fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) -> usize {
+        let (w, tokens, inter) = (call.weights, call.tokens, call.weights.gate.rows());
+        let (x, out) = (x.rows(tokens), out.rows_mut(tokens));
+        if let (1, Some(rule), None) = (tokens, call.rule, &call.observer) {
+            return self.sparse_step(x, w, rule, out);
+        }
+        self.gate_and_up(x, tokens, w);
+        if let Some(observer) = &mut call.observer {
+            observer(FfnTrace {
+                layer: call.layer,
+                start: call.start,
+                inter,
+                gate: &self.gate[..tokens * inter],
+                up: &self.up[..tokens * inter],
+            });
+        }
+        let mut kept = tokens * inter;
+        if let Some(rule) = call.rule {
+            kept = 0;
+            for t in 0..tokens {
+                self.choose(t, inter, rule);
+                kept += self.selection.kept().len();
+                let row = t * inter..(t + 1) * inter;
+                let pairs = self.gate[row.clone()].iter_mut().zip(&mut self.up[row]);
+                let mut stay = self.selection.kept().iter().peekable();
+                for (i, (g, u)) in pairs.enumerate() {
+                    if stay.next_if(|k| **k as usize == i).is_none() {
+                        (*g, *u) = (0.0, 0.0);
+                    }
+                }
+            }
+        }
+        let n = tokens * inter;
+        let up = &self.up;
+        self.team.split(&mut self.gate[..n], 1024, |at, part| {
+            part.iter_mut().zip(&up[at..]).for_each(|(g, u)| *g *= u);
+        });
+        self.project_down(tokens, w, out);
+        kept
+    }
+
+    fn add(&mut self, x: &mut Buffer, y: &Buffer, tokens: usize) {
+        let y = y.rows(tokens);
+        x.rows_mut(tokens)
+            .iter_mut()
+            .zip(y)
+            .for_each(|(x, y)| *x += y);
+    }
+
+    fn logits(&mut self, x: &Buffer, first: usize, rows: usize, head: &Matrix, out: &mut [f32]) {
+        let x = &x.data[first * x.width..(first + rows) * x.width];
+        if rows == 1 {
+            self.kernels.prepare(x, &mut self.input);
+            gemv(&mut self.team, self.kernels, head.view(), &self.input, out);
+        } else {
+            let (team, work) = (&mut self.team, &mut self.gemm);
+            matmul(team, self.kernels, head.view(), x, rows, out, work);
+        }
+    }
+
+    fn name(&self) -> String {
+        format!(
+            "CPU {}, {} threads",
+            self.kernels.isa(),
+            self.team.threads()
+        )
+    }
+}

@@ -1,0 +1,106 @@
+//! What a machine must be able to do to run a model: some ten coarse operations on activations.
+//! [`crate::decode`] is written against this trait alone.
+
+pub(crate) mod cpu;
+
+use crate::{
+    arch::{Config, LayerSpec},
+    error::Result,
+    model::{Ffn, Linear, Matrix},
+    sparsity::Rule,
+};
+
+/// Whether tokens were given or are being generated.
+///
+/// Prompts are computed densely; steps follow the plan. Several tokens in one step are each decided by themselves,
+/// so they give what one token at a time gives (a test says so), only quicker: useful to score a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Dense, whatever the plan.
+    Prompt,
+    /// By the plan's rules.
+    Decode,
+}
+
+/// What one FFN saw, handed to an observer: rows of `inter` elements, one a token.
+pub struct FfnTrace<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// Position of the first token.
+    pub start: usize,
+    /// Neurons of the layer.
+    pub inter: usize,
+    /// act(W_gate x), `[tokens, inter]`.
+    pub gate: &'a [f32],
+    /// W_up x, `[tokens, inter]`.
+    pub up: &'a [f32],
+}
+
+/// An observer of the FFNs of a forward pass.
+pub type Observer<'a> = &'a mut dyn FnMut(FfnTrace<'_>);
+
+/// One call of an FFN.
+pub(crate) struct FfnCall<'a> {
+    pub(crate) layer: usize,
+    pub(crate) start: usize,
+    pub(crate) tokens: usize,
+    pub(crate) weights: &'a Ffn,
+    /// `None` computes every neuron.
+    pub(crate) rule: Option<&'a Rule>,
+    pub(crate) observer: Option<Observer<'a>>,
+}
+
+/// A device. Buffers hold activations, `[tokens, width]` row-major; weights are named by the host's matrices.
+pub(crate) trait Backend: Send {
+    type Buffer: Send;
+    type Cache: Send;
+
+    /// Room for `tokens` rows of `width`.
+    fn buffer(&self, tokens: usize, width: usize) -> Self::Buffer;
+    /// An empty key/value cache.
+    fn cache(&self, config: &Config, context: usize) -> Result<Self::Cache>;
+
+    /// out = rows of `table` times `scale`.
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Self::Buffer);
+    /// RMS norm of the first `rows` rows of `weight.len()` elements.
+    fn norm(
+        &mut self,
+        x: &Self::Buffer,
+        rows: usize,
+        weight: &[f32],
+        eps: f32,
+        out: &mut Self::Buffer,
+    );
+    /// The same in place.
+    fn norm_in_place(&mut self, x: &mut Self::Buffer, rows: usize, weight: &[f32], eps: f32);
+    /// out = x W^T + bias.
+    fn linear(&mut self, x: &Self::Buffer, tokens: usize, w: &Linear, out: &mut Self::Buffer);
+    /// Rotates q and k to positions `start..`, appends k and v to the layer's cache, and attends; the result replaces q.
+    #[allow(clippy::too_many_arguments)] // the operands of attention
+    fn attention(
+        &mut self,
+        cache: &mut Self::Cache,
+        config: &Config,
+        layer: (usize, &LayerSpec),
+        start_and_tokens: (usize, usize),
+        q: &mut Self::Buffer,
+        k: &mut Self::Buffer,
+        v: &Self::Buffer,
+    );
+    /// out = FFN(x). Returns the neurons computed, over all tokens.
+    fn ffn(&mut self, call: FfnCall<'_>, x: &Self::Buffer, out: &mut Self::Buffer) -> usize;
+    /// x += y, the first `tokens` rows.
+    fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, tokens: usize);
+    /// Logits of `rows` rows of `x` from row `first`; `out` is host memory, `[rows, vocab]`.
+    fn logits(
+        &mut self,
+        x: &Self::Buffer,
+        first: usize,
+        rows: usize,
+        head: &Matrix,
+        out: &mut [f32],
+    );
+
+    /// What runs, for logs: instruction set or card.
+    fn name(&self) -> String;
+}

@@ -1,0 +1,174 @@
+//! Speed: dense and sparse runs of the same tokens, in turns, so that a noisy machine is noisy for all of them.
+
+use crate::{
+    backend::Phase,
+    error::{Error, Result},
+    session::Session,
+    sparsity::{Signal, SparsityPlan},
+};
+use serde::Serialize;
+use std::{sync::Arc, time::Instant};
+
+/// One thing to time: a prompt, or steps after a prompt that is not timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Tokens computed together.
+    Prompt(usize),
+    /// Tokens computed one by one, after `depth` tokens of context.
+    Steps {
+        /// Steps timed.
+        tokens: usize,
+        /// Context before them.
+        depth: usize,
+    },
+}
+
+/// One way to run the load. `session` picks one of the sessions given to [`bench`].
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// Index of the session.
+    pub session: usize,
+    /// The plan; `None` is dense.
+    pub plan: Option<Arc<SparsityPlan>>,
+}
+
+/// Times of one variant.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchResult {
+    /// Tokens a run.
+    pub tokens: usize,
+    /// Nanoseconds of each run, in order.
+    pub samples_ns: Vec<u64>,
+    /// Realised sparsity over all runs.
+    pub realised: f64,
+    /// Bytes that one step reads: weights at the realised sparsity, and the cache at the mean position; 0 for prompts.
+    pub bytes_per_token: f64,
+}
+
+impl BenchResult {
+    /// Tokens a second of each run.
+    pub fn rates(&self) -> Vec<f64> {
+        let rate = |ns: &u64| self.tokens as f64 * 1e9 / (*ns).max(1) as f64;
+        self.samples_ns.iter().map(rate).collect()
+    }
+
+    /// Mean and sample standard deviation of the rates.
+    pub fn mean_and_deviation(&self) -> (f64, f64) {
+        let rates = self.rates();
+        let n = rates.len() as f64;
+        let mean = rates.iter().sum::<f64>() / n;
+        let squares: f64 = rates.iter().map(|r| (r - mean).powi(2)).sum();
+        (mean, (squares / (n - 1.0).max(1.0)).sqrt())
+    }
+
+    /// The median rate.
+    pub fn median(&self) -> f64 {
+        median(self.rates())
+    }
+
+    /// Effective read rate of steps in GB/s (10^9 bytes a second), by the median; `None` for prompts.
+    pub fn bandwidth(&self) -> Option<f64> {
+        (self.bytes_per_token > 0.0).then(|| self.median() * self.bytes_per_token / 1e9)
+    }
+}
+
+/// The median; the mean of the two middle values of an even number.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// Runs every variant `repetitions` times, in turns, after one run of each that does not count. `text` supplies real
+/// tokens, since sparsity depends on them; it is repeated where it is too short.
+///
+/// # Errors
+/// [`Error::Input`] for an empty text or no repetitions, and whatever running the model gives.
+pub fn bench(
+    sessions: &mut [Session],
+    variants: &[Variant],
+    load: Load,
+    text: &[u32],
+    repetitions: usize,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Vec<BenchResult>> {
+    if text.is_empty() || repetitions == 0 {
+        return Err(Error::Input {
+            cause: "a benchmark needs a text and at least one repetition".into(),
+            remedy: "give -r 1 or more".into(),
+        });
+    }
+    let (depth, tokens) = match load {
+        Load::Prompt(n) => (0, n),
+        Load::Steps { tokens, depth } => (depth, tokens),
+    };
+    let tokens: Vec<u32> = text.iter().copied().cycle().take(depth + tokens).collect();
+    let (prompt, timed) = tokens.split_at(depth);
+    let mut results: Vec<BenchResult> = Vec::new();
+    for v in variants {
+        let session = &mut sessions[v.session];
+        session.reset();
+        results.push(BenchResult {
+            tokens: timed.len(),
+            samples_ns: Vec::with_capacity(repetitions),
+            realised: 0.0,
+            bytes_per_token: 0.0,
+        });
+    }
+    let mut totals = vec![(0u64, 0u64); variants.len()];
+    let all = (repetitions + 1) * variants.len();
+    for round in 0..=repetitions {
+        for (i, v) in variants.iter().enumerate() {
+            let session = &mut sessions[v.session];
+            session.set_plan(v.plan.clone())?;
+            session.reset();
+            if !prompt.is_empty() {
+                session.trace(prompt, Phase::Prompt, &mut |_| ())?;
+            }
+            let started = Instant::now();
+            match load {
+                Load::Prompt(_) => {
+                    session.feed(timed, Phase::Prompt)?;
+                }
+                Load::Steps { .. } => {
+                    for token in timed {
+                        session.feed(&[*token], Phase::Decode)?;
+                    }
+                }
+            }
+            let elapsed = started.elapsed();
+            if round > 0 {
+                results[i].samples_ns.push(elapsed.as_nanos() as u64);
+                totals[i].0 += session.stats().kept;
+                totals[i].1 += session.stats().neurons;
+            }
+            progress(round * variants.len() + i + 1, all);
+        }
+    }
+    for ((result, (kept, neurons)), v) in results.iter_mut().zip(totals).zip(variants) {
+        let kept = if neurons == 0 {
+            1.0
+        } else {
+            kept as f64 / neurons as f64
+        };
+        if let (Load::Steps { tokens, depth }, signal) = (load, signal(v)) {
+            let session = &sessions[v.session];
+            result.realised = 1.0 - kept;
+            result.bytes_per_token = session.model().bytes_per_token().at(signal, kept)
+                + session.cache_bytes(depth + tokens / 2) as f64;
+        }
+        debug_assert!(result.realised >= 0.0);
+    }
+    for s in sessions {
+        s.reset();
+        s.set_plan(None)?;
+    }
+    Ok(results)
+}
+
+fn signal(v: &Variant) -> Option<Signal> {
+    v.plan.as_ref()?.rules.first().map(|r| r.signal)
+}

@@ -1,0 +1,138 @@
+//! The forward pass: the only one, for prompts and steps, for every family and backend.
+
+use crate::{
+    backend::{Backend, FfnCall, FfnTrace, Observer, Phase},
+    error::Result,
+    model::Model,
+    sparsity::Rule,
+};
+use std::sync::Arc;
+
+/// Tokens to run through the model.
+pub(crate) struct Step<'a> {
+    pub(crate) tokens: &'a [u32],
+    /// Position of the first token.
+    pub(crate) start: usize,
+    pub(crate) phase: Phase,
+    /// One rule a layer; `None` is dense.
+    pub(crate) rules: Option<&'a [Rule]>,
+    pub(crate) observer: Option<Observer<'a>>,
+}
+
+/// A model on a backend, with the activations of one batch. Object-safe, so that a session need not name its backend.
+pub(crate) trait Decoder: Send {
+    /// Runs a step of at most the batch size and leaves its last hidden states for [`Decoder::logits`].
+    /// Returns the neurons computed, over all layers and tokens.
+    fn forward(&mut self, step: Step<'_>) -> usize;
+    /// Logits of tokens `first..first + rows` of the last step: `[rows, vocab]`.
+    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]);
+    /// What runs, for logs.
+    fn device(&self) -> String;
+}
+
+pub(crate) struct Runner<B: Backend> {
+    model: Arc<Model>,
+    backend: B,
+    cache: B::Cache,
+    /// The residual stream, its norm, and what a block adds to it: `[batch, hidden]`.
+    x: B::Buffer,
+    normed: B::Buffer,
+    y: B::Buffer,
+    /// `[batch, heads * head_dim]` and `[batch, kv_heads * head_dim]`.
+    q: B::Buffer,
+    k: B::Buffer,
+    v: B::Buffer,
+}
+
+impl<B: Backend> Runner<B> {
+    pub(crate) fn new(model: Arc<Model>, backend: B, context: usize, batch: usize) -> Result<Self> {
+        let c = &model.config;
+        let (hidden, kv) = (c.hidden, c.kv_heads * c.head_dim);
+        Ok(Runner {
+            cache: backend.cache(c, context)?,
+            x: backend.buffer(batch, hidden),
+            normed: backend.buffer(batch, hidden),
+            y: backend.buffer(batch, hidden),
+            q: backend.buffer(batch, c.heads * c.head_dim),
+            k: backend.buffer(batch, kv),
+            v: backend.buffer(batch, kv),
+            backend,
+            model,
+        })
+    }
+}
+
+impl<B: Backend> Decoder for Runner<B> {
+    fn forward(&mut self, mut step: Step<'_>) -> usize {
+        let Runner {
+            model,
+            backend: b,
+            cache,
+            x,
+            normed,
+            y,
+            q,
+            k,
+            v,
+        } = self;
+        let (c, tokens) = (&model.config, step.tokens.len());
+        let eps = c.norm_eps;
+        let rules = step.rules.filter(|_| step.phase == Phase::Decode);
+        let mut kept = 0;
+        b.embed(&model.embedding, step.tokens, c.embedding_scale, x);
+        for (i, (layer, spec)) in model.layers.iter().zip(&c.layers).enumerate() {
+            b.norm(x, tokens, &layer.attn_norm, eps, normed);
+            b.linear(normed, tokens, &layer.query, q);
+            b.linear(normed, tokens, &layer.key, k);
+            b.linear(normed, tokens, &layer.value, v);
+            if let Some(w) = &layer.query_norm {
+                b.norm_in_place(q, tokens * c.heads, w, eps);
+            }
+            if let Some(w) = &layer.key_norm {
+                b.norm_in_place(k, tokens * c.kv_heads, w, eps);
+            }
+            b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
+            b.linear(q, tokens, &layer.attn_output, y);
+            if let Some(w) = &layer.post_attn_norm {
+                b.norm_in_place(y, tokens, w, eps);
+            }
+            b.add(x, y, tokens);
+
+            b.norm(x, tokens, &layer.ffn_norm, eps, normed);
+            let call = FfnCall {
+                layer: i,
+                start: step.start,
+                tokens,
+                weights: &layer.ffn,
+                rule: rules.map(|r| &r[i]),
+                observer: match &mut step.observer {
+                    Some(o) => Some(&mut **o as &mut dyn FnMut(FfnTrace<'_>)),
+                    None => None,
+                },
+            };
+            kept += b.ffn(call, normed, y);
+            if let Some(w) = &layer.post_ffn_norm {
+                b.norm_in_place(y, tokens, w, eps);
+            }
+            b.add(x, y, tokens);
+        }
+        kept
+    }
+
+    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]) {
+        let (m, b) = (&self.model, &mut self.backend);
+        // Norms go row by row from the start; what lies before `first` costs little beside the head.
+        b.norm(
+            &self.x,
+            first + rows,
+            &m.output_norm,
+            m.config.norm_eps,
+            &mut self.normed,
+        );
+        b.logits(&self.normed, first, rows, &m.head, out);
+    }
+
+    fn device(&self) -> String {
+        self.backend.name()
+    }
+}

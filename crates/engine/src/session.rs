@@ -1,0 +1,347 @@
+//! A session: a model with a key/value cache, fed token by token or prompt by prompt.
+
+use crate::{
+    backend::{FfnTrace, Phase, cpu::Cpu},
+    decode::{Decoder, Runner, Step},
+    error::{Error, Result},
+    model::{DownLayout, Model},
+    sparsity::SparsityPlan,
+};
+use countdown_kernels::DType;
+use std::{num::NonZero, sync::Arc};
+
+/// Contexts above this must be asked for.
+const DEFAULT_CONTEXT: usize = 4096;
+/// Rows of logits computed at a time where a whole text is scored: bounds the memory of large vocabularies.
+const SCORED_ROWS: usize = 32;
+
+/// How a session computes.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Positions in the cache; the model's own context, at most 4096, if `None`.
+    pub context: Option<usize>,
+    /// Threads, the caller's included; the physical cores if `None`.
+    pub threads: Option<usize>,
+    /// Tokens of a prompt computed together.
+    pub batch: usize,
+    /// Storage type of keys and values.
+    pub cache_dtype: DType,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions {
+            context: None,
+            threads: None,
+            batch: 256,
+            cache_dtype: DType::F16,
+        }
+    }
+}
+
+/// What the steps of a session did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Tokens fed in [`Phase::Decode`].
+    pub tokens: u64,
+    /// Neurons computed for them, over all layers.
+    pub kept: u64,
+    /// Neurons there were.
+    pub neurons: u64,
+}
+
+impl Stats {
+    /// The share of neurons skipped; 0 before the first step.
+    pub fn realised_sparsity(&self) -> f64 {
+        if self.neurons == 0 {
+            return 0.0;
+        }
+        1.0 - self.kept as f64 / self.neurons as f64
+    }
+}
+
+/// A model being run.
+pub struct Session {
+    model: Arc<Model>,
+    plan: Option<Arc<SparsityPlan>>,
+    decoder: Box<dyn Decoder>,
+    context: usize,
+    batch: usize,
+    cache_dtype: DType,
+    /// The tokens in the cache, in order.
+    history: Vec<u32>,
+    stats: Stats,
+    logits: Vec<f32>,
+}
+
+/// Physical cores, as far as the operating system tells; at least one.
+pub fn physical_cores() -> usize {
+    let logical = std::thread::available_parallelism().map_or(1, NonZero::get);
+    // Where two logical CPUs share a core, Linux lists both in the topology; count distinct lists.
+    let siblings = |cpu: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        std::fs::read_to_string(path).ok()
+    };
+    let cores: std::collections::BTreeSet<String> = (0..logical).map_while(siblings).collect();
+    if cores.is_empty() {
+        logical
+    } else {
+        cores.len()
+    }
+}
+
+impl Session {
+    /// A session with an empty cache.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a context, batch or thread count that cannot be; [`Error::Machine`] where threads or instruction sets are
+    /// missing.
+    pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
+        let c = &model.config;
+        let context = options.context.unwrap_or(c.context.min(DEFAULT_CONTEXT));
+        let threads = options.threads.unwrap_or_else(physical_cores);
+        let batch = options.batch.min(context);
+        if context == 0 || threads == 0 || batch == 0 {
+            return Err(Error::Input {
+                cause: "context, threads and batch must be at least 1".into(),
+                remedy: "leave them out for the defaults".into(),
+            });
+        }
+        if context > c.context {
+            return Err(Error::Input {
+                cause: format!(
+                    "a context of {context} is beyond the {} positions the model was trained for",
+                    c.context
+                ),
+                remedy: format!("use -c {} or less", c.context),
+            });
+        }
+        let cpu = Cpu::new(&model, threads, context, batch, options.cache_dtype)?;
+        let decoder = Box::new(Runner::new(model.clone(), cpu, context, batch)?);
+        Ok(Session {
+            logits: vec![0.0; c.vocab],
+            plan: None,
+            decoder,
+            context,
+            batch,
+            cache_dtype: options.cache_dtype,
+            history: Vec::with_capacity(context),
+            stats: Stats::default(),
+            model,
+        })
+    }
+
+    /// Decides steps by `plan` from now on; `None` is dense.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] where the plan is for another model or the model's down projection is not transposed.
+    pub fn set_plan(&mut self, plan: Option<Arc<SparsityPlan>>) -> Result<()> {
+        if let Some(plan) = &plan {
+            plan.check_fits(&self.model)?;
+            if self.model.down_layout != DownLayout::Transposed {
+                return Err(Error::Plan {
+                    cause: "needs transposed down projections, but the model was opened with stored ones".into(),
+                    remedy: "open the model with DownLayout::Transposed".into(),
+                });
+            }
+        }
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> Option<&SparsityPlan> {
+        self.plan.as_deref()
+    }
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+    /// Positions in the cache.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+    /// Tokens in the cache.
+    pub fn position(&self) -> usize {
+        self.history.len()
+    }
+    /// The tokens in the cache, in order.
+    pub fn history(&self) -> &[u32] {
+        &self.history
+    }
+    /// What the steps so far did.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+    /// Bytes of keys and values that a step at `position` reads.
+    pub fn cache_bytes(&self, position: usize) -> usize {
+        let c = &self.model.config;
+        let row = self.cache_dtype.row_bytes(c.head_dim).unwrap_or(0) * c.kv_heads * 2;
+        let seen = |window: Option<usize>| (position + 1).min(window.unwrap_or(usize::MAX));
+        c.layers.iter().map(|l| row * seen(l.window)).sum()
+    }
+    /// What runs, for logs: instruction set or card, threads.
+    pub fn device(&self) -> String {
+        self.decoder.device()
+    }
+
+    /// Forgets all tokens from position `to` on.
+    pub fn truncate(&mut self, to: usize) {
+        self.history.truncate(to);
+    }
+
+    /// Forgets everything, statistics included.
+    pub fn reset(&mut self) {
+        self.history.clear();
+        self.stats = Stats::default();
+    }
+
+    /// Appends tokens and returns the logits after the last one, `[vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`], [`Error::Input`] for no tokens or one outside the vocabulary, [`Error::NotFinite`] where the
+    /// logits are not numbers. Nothing is appended in the first two cases.
+    pub fn feed(&mut self, tokens: &[u32], phase: Phase) -> Result<&mut [f32]> {
+        let last = self.run(tokens, phase, None)?;
+        self.decoder.logits(last - 1, 1, &mut self.logits);
+        check_finite(&self.logits, self.history.len() - 1)?;
+        Ok(&mut self.logits)
+    }
+
+    /// Makes `prompt` the content of the cache, keeping what is there of it already, and returns the logits after its last
+    /// token. `progress(done, all)` counts tokens.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn prompt(
+        &mut self,
+        prompt: &[u32],
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<&mut [f32]> {
+        if prompt.len() > self.context {
+            return Err(Error::ContextFull {
+                needed: prompt.len(),
+                limit: self.context,
+            });
+        }
+        let same = prompt.iter().zip(&self.history).take_while(|(a, b)| a == b);
+        // The last token is computed in any case, for its logits.
+        self.truncate(same.count().min(prompt.len().saturating_sub(1)));
+        let start = self.position();
+        self.check(&prompt[start..])?;
+        let mut last = 0;
+        for batch in prompt[start..].chunks(self.batch) {
+            last = self.run(batch, Phase::Prompt, None)?;
+            progress(self.position(), prompt.len());
+        }
+        self.decoder.logits(last - 1, 1, &mut self.logits);
+        check_finite(&self.logits, prompt.len() - 1)?;
+        Ok(&mut self.logits)
+    }
+
+    /// Appends tokens and shows `each(index, logits)` the logits after every one.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        phase: Phase,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.check(tokens)?;
+        let vocab = self.model.config.vocab;
+        let mut logits = vec![0.0; SCORED_ROWS.min(tokens.len()) * vocab];
+        for (b, batch) in tokens.chunks(self.batch).enumerate() {
+            self.run(batch, phase, None)?;
+            for first in (0..batch.len()).step_by(SCORED_ROWS) {
+                let rows = SCORED_ROWS.min(batch.len() - first);
+                let logits = &mut logits[..rows * vocab];
+                self.decoder.logits(first, rows, logits);
+                for (r, row) in logits.chunks_exact(vocab).enumerate() {
+                    check_finite(row, self.history.len() - batch.len() + first + r)?;
+                    each(b * self.batch + first + r, row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends tokens and shows `observer` what every layer's FFN saw; computes no logits.
+    ///
+    /// # Errors
+    /// As [`Session::feed`], without the check of logits.
+    pub fn trace(
+        &mut self,
+        tokens: &[u32],
+        phase: Phase,
+        observer: &mut dyn FnMut(FfnTrace<'_>),
+    ) -> Result<()> {
+        self.run(tokens, phase, Some(observer)).map(|_| ())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let needed = self.history.len() + tokens.len();
+        if needed > self.context {
+            return Err(Error::ContextFull {
+                needed,
+                limit: self.context,
+            });
+        }
+        let vocab = self.model.config.vocab;
+        if tokens.is_empty() {
+            return Err(Error::Input {
+                cause: "there are no tokens to compute".into(),
+                remedy: "give a prompt that is not empty".into(),
+            });
+        }
+        match tokens.iter().find(|&&t| t as usize >= vocab) {
+            Some(t) => Err(Error::Input {
+                cause: format!("token {t} is outside the vocabulary of {vocab}"),
+                remedy: "use the tokenizer that belongs to the model".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs all tokens; returns how many the last batch had.
+    fn run(
+        &mut self,
+        tokens: &[u32],
+        phase: Phase,
+        mut observer: Option<&mut dyn FnMut(FfnTrace<'_>)>,
+    ) -> Result<usize> {
+        self.check(tokens)?;
+        let rules = self.plan.as_ref().map(|p| &p.rules[..]);
+        let mut last = 0;
+        for batch in tokens.chunks(self.batch) {
+            let kept = self.decoder.forward(Step {
+                tokens: batch,
+                start: self.history.len(),
+                phase,
+                rules,
+                observer: match &mut observer {
+                    Some(o) => Some(&mut **o),
+                    None => None,
+                },
+            });
+            last = batch.len();
+            self.history.extend_from_slice(batch);
+            if phase == Phase::Decode {
+                let neurons: usize = self.model.config.layers.iter().map(|l| l.inter).sum();
+                self.stats.tokens += last as u64;
+                self.stats.kept += kept as u64;
+                self.stats.neurons += (neurons * last) as u64;
+            }
+        }
+        Ok(last)
+    }
+}
+
+fn check_finite(logits: &[f32], position: usize) -> Result<()> {
+    // A sum is finite only if every term is; it vectorises where a search does not. Logits are far from overflow.
+    if logits.iter().sum::<f32>().is_finite() {
+        return Ok(());
+    }
+    Err(Error::NotFinite(format!("a logit at position {position}")))
+}

@@ -1,0 +1,176 @@
+//! Rules: which vector decides, how it is scored, what is kept.
+
+/// The vector that decides about the neurons of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signal {
+    /// act(W_gate x).
+    Gate,
+    /// W_up x.
+    Up,
+    /// act(W_gate x) * (W_up x): the coefficients themselves. Needs both products, so it saves rows of down only.
+    Product,
+}
+
+/// Constants that make the signals of different neurons comparable: one for positive signals, one for negative.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NeuronWeights {
+    /// Factor where the signal is positive; `[inter]`, not negative.
+    pub positive: Vec<f32>,
+    /// Factor on the absolute value where the signal is negative; `[inter]`, not negative.
+    pub negative: Vec<f32>,
+}
+
+/// Which scores are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// Scores above a threshold: practical, since each neuron is decided by itself.
+    Above(f32),
+    /// Scores above the token's own `drop`-th smallest score: ideal, since all scores must be known.
+    AllBut {
+        /// From 1 to inter.
+        drop: usize,
+    },
+}
+
+/// The rule of one layer. A neuron's score is the signal's absolute value, times its constant if there are any.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// What decides.
+    pub signal: Signal,
+    /// The neurons' constants, if scores have any.
+    pub weights: Option<NeuronWeights>,
+    /// What is kept.
+    pub keep: Keep,
+}
+
+impl NeuronWeights {
+    /// The two vectors as kernels take them.
+    pub fn as_slices(&self) -> (&[f32], &[f32]) {
+        (&self.positive, &self.negative)
+    }
+}
+
+impl Rule {
+    /// The score of neuron `i` whose signal is `s`.
+    #[inline]
+    pub fn score(&self, i: usize, s: f32) -> f32 {
+        match &self.weights {
+            None => s.abs(),
+            Some(w) => (s * w.positive[i]).max(-s * w.negative[i]),
+        }
+    }
+
+    /// Selects the neurons that stay, by the signals of one token (one a neuron).
+    /// A signal that is not a number is never kept.
+    pub fn select(&self, signals: impl Iterator<Item = f32>, into: &mut Selection) {
+        let Selection {
+            scores,
+            order,
+            kept,
+        } = into;
+        scores.clear();
+        scores.extend(signals.enumerate().map(|(i, s)| self.score(i, s)));
+        let above = match self.keep {
+            Keep::Above(tau) => tau,
+            Keep::AllBut { drop } => {
+                order.clone_from(scores);
+                let nth = drop.clamp(1, order.len()) - 1;
+                *order.select_nth_unstable_by(nth, f32::total_cmp).1
+            }
+        };
+        kept.clear();
+        kept.extend(
+            (0u32..)
+                .zip(&*scores)
+                .filter(|(_, s)| **s > above)
+                .map(|(i, _)| i),
+        );
+    }
+}
+
+/// The neurons selected for a token, with the memory to select them without allocating.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    scores: Vec<f32>,
+    order: Vec<f32>,
+    kept: Vec<u32>,
+}
+
+impl Selection {
+    /// Room for layers of up to `inter` neurons.
+    pub fn with_capacity(inter: usize) -> Selection {
+        Selection {
+            scores: Vec::with_capacity(inter),
+            order: Vec::with_capacity(inter),
+            kept: Vec::with_capacity(inter),
+        }
+    }
+
+    /// The neurons kept, ascending.
+    pub fn kept(&self) -> &[u32] {
+        &self.kept
+    }
+}
+
+/// How many neurons of `inter` an ideal rule drops at a target: max(1, floor(inter * sparsity)).
+pub fn ideal_drop(inter: usize, sparsity: f64) -> usize {
+    ((inter as f64 * sparsity) as usize).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(rule: &Rule, signals: &[f32]) -> Vec<u32> {
+        let mut selection = Selection::default();
+        rule.select(signals.iter().copied(), &mut selection);
+        selection.kept().to_vec()
+    }
+
+    #[test]
+    fn ideal_keeps_what_is_strictly_above_the_kth_smallest() {
+        let mut rule = Rule {
+            signal: Signal::Up,
+            weights: None,
+            keep: Keep::AllBut { drop: 2 },
+        };
+        let signals = [0.5, -3.0, 0.1, 2.0, -0.2];
+        assert_eq!(kept(&rule, &signals), [0, 1, 3]);
+        // Equal scores at the cut are all dropped.
+        assert_eq!(kept(&rule, &[1.0, -1.0, 1.0, 2.0]), [3]);
+        rule.keep = Keep::AllBut { drop: 5 };
+        assert!(kept(&rule, &signals).is_empty());
+    }
+
+    #[test]
+    fn weights_scale_each_sign_by_its_own_constant() {
+        let rule = Rule {
+            signal: Signal::Up,
+            weights: Some(NeuronWeights {
+                positive: vec![1.0, 0.0, 2.0],
+                negative: vec![0.0, 5.0, 1.0],
+            }),
+            keep: Keep::Above(0.9),
+        };
+        assert_eq!(kept(&rule, &[1.0, 1.0, 0.4]), [0]);
+        assert_eq!(kept(&rule, &[-1.0, -1.0, -1.0]), [1, 2]);
+    }
+
+    #[test]
+    fn nothing_that_is_not_a_number_is_kept() {
+        for keep in [Keep::Above(0.1), Keep::AllBut { drop: 1 }] {
+            let rule = Rule {
+                signal: Signal::Gate,
+                weights: None,
+                keep,
+            };
+            assert!(!kept(&rule, &[f32::NAN, 1.0, 2.0]).contains(&0));
+        }
+    }
+
+    #[test]
+    fn the_number_dropped_is_the_floor_but_never_none() {
+        assert_eq!(ideal_drop(4864, 0.7), 3404);
+        assert_eq!(ideal_drop(10, 0.0), 1);
+    }
+}

@@ -1,0 +1,285 @@
+//! Sums of scaled rows, and unpacking, which is the sum of one row scaled by 1 (on zeros).
+//!
+//! Four-bit levels are not computed with but looked up: a block's sixteen scaled values fill one register, and a
+//! permutation by the levels yields sixteen weights. Wider levels are widened, converted and multiplied.
+
+use super::{
+    super::{Rows, drive},
+    avx512, decode, load,
+};
+use crate::matrix::MatRef;
+use std::{arch::x86_64::*, ops::Range};
+
+type Sum = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
+type Unpack = unsafe fn(&[u8], &mut [f32]);
+
+/// One function that sums and one that unpacks, both from the steps of a block.
+macro_rules! steps {
+    ($($name:ident: $n:literal bytes, $e:literal elements, $p:literal a piece, $prepare:expr, $add:expr;)*) => {
+        pub(super) const SUMS: [Sum; 11] = [$(sum::$name),*];
+        pub(super) const UNPACK: [Unpack; 11] = [$(unpack::$name),*];
+
+        mod sum {
+            use super::*;
+            avx512! {$(
+                pub(super) fn $name(m: MatRef, rows: Rows, coef: &[f32], cols: Range<usize>, y: &mut [f32]) {
+                    drive::axpy::<$n, $e, $p, _, [__m512; $p / 16]>(
+                        m, rows, coef, cols, y, |w, c| $prepare(w, c), |y| get(y), |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
+                    );
+                }
+            )*}
+        }
+
+        mod unpack {
+            use super::*;
+            avx512! {$(
+                pub(super) fn $name(row: &[u8], out: &mut [f32]) {
+                    drive::unpack::<$n, $e, $p, _, [__m512; $p / 16]>(
+                        row, out, |w, c| $prepare(w, c), [_mm512_setzero_ps(); $p / 16], |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
+                    );
+                }
+            )*}
+        }
+    };
+}
+
+steps! {
+    f32: 128 bytes, 32 elements, 32 a piece, broadcast, add_f32;
+    f16: 64 bytes, 32 elements, 32 a piece, broadcast, add_f16;
+    bf16: 64 bytes, 32 elements, 32 a piece, broadcast, add_bf16;
+    q8_0: 34 bytes, 32 elements, 32 a piece, half_scale::<0, 34>, add_q8_0;
+    q4_0: 18 bytes, 32 elements, 32 a piece, table_q4_0, add_q4_0;
+    q4_1: 20 bytes, 32 elements, 32 a piece, table_q4_1, add_q4_1;
+    q5_0: 22 bytes, 32 elements, 32 a piece, levels_q5_0, add_scaled;
+    q5_1: 24 bytes, 32 elements, 32 a piece, levels_q5_1, add_affine;
+    q4_k: 144 bytes, 256 elements, 64 a piece, scales_k, add_q4_k;
+    q5_k: 176 bytes, 256 elements, 32 a piece, levels_q5_k, add_k;
+    q6_k: 210 bytes, 256 elements, 32 a piece, levels_q6_k, add_q6_k;
+}
+
+/// Unpacked levels of a block, and what they are multiplied with.
+#[repr(C, align(64))]
+struct Levels<const E: usize, F> {
+    q: [i8; E],
+    factors: F,
+}
+
+/// A scale and a minimum, in every lane.
+#[derive(Clone, Copy)]
+struct Affine {
+    d: __m512,
+    m: __m512,
+}
+
+avx512! {
+    #[inline]
+    fn get<const P: usize, const V: usize>(y: &[f32; P]) -> [__m512; V] {
+        std::array::from_fn(|i| load::f32x16(y, 16 * i))
+    }
+
+    #[inline]
+    fn put<const P: usize, const V: usize>(v: [__m512; V], y: &mut [f32; P]) {
+        for (i, v) in v.into_iter().enumerate() {
+            load::put_f32x16(y, 16 * i, v);
+        }
+    }
+
+    #[inline]
+    fn broadcast<const N: usize>(_: &[u8; N], c: f32) -> __m512 {
+        _mm512_set1_ps(c)
+    }
+
+    #[inline]
+    fn add_f32(w: &[u8; 128], c: &__m512, _: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let w = [load::b64::<0, 128>(w), load::b64::<64, 128>(w)].map(|w| _mm512_castsi512_ps(w));
+        std::array::from_fn(|i| _mm512_fmadd_ps(*c, w[i], y[i]))
+    }
+
+    #[inline]
+    fn add_f16(w: &[u8; 64], c: &__m512, _: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let w = [load::b32::<0, 64>(w), load::b32::<32, 64>(w)].map(|w| _mm512_cvtph_ps(w));
+        std::array::from_fn(|i| _mm512_fmadd_ps(*c, w[i], y[i]))
+    }
+
+    #[inline]
+    fn add_bf16(w: &[u8; 64], c: &__m512, _: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let w = [load::b32::<0, 64>(w), load::b32::<32, 64>(w)]
+            .map(|w| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(w))));
+        std::array::from_fn(|i| _mm512_fmadd_ps(*c, w[i], y[i]))
+    }
+
+    /// The `f16` at byte `AT` times `c`, in every lane.
+    #[inline]
+    fn half_scale<const AT: usize, const N: usize>(w: &[u8; N], c: f32) -> __m512 {
+        let d = _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes([w[AT], w[AT + 1]])));
+        _mm512_mul_ps(d, _mm512_set1_ps(c))
+    }
+
+    /// The scale and the minimum at the beginning of a block, times `c`.
+    #[inline]
+    fn half_affine<const N: usize>(w: &[u8; N], c: f32) -> Affine {
+        let dm = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes([w[0], w[1], w[2], w[3]])));
+        let dm = _mm_mul_ps(dm, _mm_set1_ps(c));
+        Affine { d: _mm512_broadcastss_ps(dm), m: _mm512_broadcastss_ps(_mm_movehdup_ps(dm)) }
+    }
+
+    #[inline]
+    fn add_q8_0(w: &[u8; 34], d: &__m512, _: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let q = [load::b16::<2, 34>(w), load::b16::<18, 34>(w)];
+        std::array::from_fn(|i| _mm512_fmadd_ps(*d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q[i])), y[i]))
+    }
+
+    /// `0.0, 1.0, ... 15.0`.
+    #[inline]
+    fn iota() -> __m512 {
+        _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
+    }
+
+    #[inline]
+    fn table_q4_0(w: &[u8; 18], c: f32) -> __m512 {
+        _mm512_mul_ps(half_scale::<0, 18>(w, c), _mm512_sub_ps(iota(), _mm512_set1_ps(8.0)))
+    }
+
+    #[inline]
+    fn table_q4_1(w: &[u8; 20], c: f32) -> __m512 {
+        let a = half_affine(w, c);
+        _mm512_fmadd_ps(a.d, iota(), a.m)
+    }
+
+    #[inline]
+    fn add_q4_0(w: &[u8; 18], table: &__m512, _: usize, y: [__m512; 2]) -> [__m512; 2] {
+        look_up(load::b16::<2, 18>(w), [*table; 2], y)
+    }
+
+    #[inline]
+    fn add_q4_1(w: &[u8; 20], table: &__m512, _: usize, y: [__m512; 2]) -> [__m512; 2] {
+        look_up(load::b16::<4, 20>(w), [*table; 2], y)
+    }
+
+    /// Adds the entries that the low nibbles name in the first table and the high nibbles in the second.
+    #[inline]
+    fn look_up(q: __m128i, table: [__m512; 2], y: [__m512; 2]) -> [__m512; 2] {
+        // A permutation heeds the four lowest bits of an index.
+        let q = _mm512_cvtepu8_epi32(q);
+        [
+            _mm512_add_ps(y[0], _mm512_permutexvar_ps(q, table[0])),
+            _mm512_add_ps(y[1], _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(q), table[1])),
+        ]
+    }
+
+    /// The 32 nibbles of a block in the order of its elements.
+    #[inline]
+    fn nibbles(q: __m128i) -> __m256i {
+        let q = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(q), _mm256_setr_epi64x(0, 0, 4, 4));
+        _mm256_and_si256(q, _mm256_set1_epi8(15))
+    }
+
+    #[inline]
+    fn levels<const E: usize, F>(q: __m256i, factors: F) -> Levels<E, F> {
+        let mut levels = Levels { q: [0; E], factors };
+        load::put_i8x32(&mut levels.q, 0, q);
+        levels
+    }
+
+    #[inline]
+    fn levels_q5_0(w: &[u8; 22], c: f32) -> Levels<32, __m512> {
+        // A level less 16 is its nibble where the fifth bit is set, and its nibble with all upper bits set where it is not.
+        let q = nibbles(load::b16::<6, 22>(w));
+        let below = !u32::from_le_bytes([w[2], w[3], w[4], w[5]]);
+        let q = _mm256_mask_add_epi8(q, below, q, _mm256_set1_epi8(-16));
+        levels(q, half_scale::<0, 22>(w, c))
+    }
+
+    #[inline]
+    fn levels_q5_1(w: &[u8; 24], c: f32) -> Levels<32, Affine> {
+        let q = nibbles(load::b16::<8, 24>(w));
+        let fifth = u32::from_le_bytes([w[4], w[5], w[6], w[7]]);
+        let q = _mm256_mask_add_epi8(q, fifth, q, _mm256_set1_epi8(16));
+        levels(q, half_affine(w, c))
+    }
+
+    /// 32 levels as floats.
+    #[inline]
+    fn widened(q: &[i8], p: usize) -> [__m512; 2] {
+        [0, 16].map(|i| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load::i8x16(q, 32 * p + i))))
+    }
+
+    #[inline]
+    fn add_scaled(_: &[u8; 22], s: &Levels<32, __m512>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let q = widened(&s.q, p);
+        std::array::from_fn(|i| _mm512_fmadd_ps(s.factors, q[i], y[i]))
+    }
+
+    #[inline]
+    fn add_affine(_: &[u8; 24], s: &Levels<32, Affine>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let q = widened(&s.q, p);
+        std::array::from_fn(|i| _mm512_add_ps(y[i], _mm512_fmadd_ps(s.factors.d, q[i], s.factors.m)))
+    }
+
+    /// From the head of a Q4_K or Q5_K block: eight scales times `c`, then eight negative minima times `c`.
+    #[inline]
+    fn scales_k<const N: usize>(w: &[u8; N], c: f32) -> Aligned<16> {
+        let head = load::b16::<0, N>(w);
+        let minus = _mm512_mask_sub_ps(_mm512_set1_ps(c), 0xff00, _mm512_setzero_ps(), _mm512_set1_ps(c));
+        let mut s = Aligned([0.0; 16]);
+        load::put_f32x16(&mut s.0, 0, _mm512_mul_ps(decode::scales_and_minima(head), minus));
+        s
+    }
+
+    #[inline]
+    fn add_q4_k(w: &[u8; 144], s: &Aligned<16>, p: usize, y: [__m512; 4]) -> [__m512; 4] {
+        let table = |j: usize| _mm512_fmadd_ps(_mm512_set1_ps(s.0[j]), iota(), _mm512_set1_ps(s.0[8 + j]));
+        let tables = [table(2 * p), table(2 * p + 1)];
+        let qs = &w[16 + 32 * p..][..32];
+        let [a, c] = look_up(load::u8x16(qs, 0), tables, [y[0], y[2]]);
+        let [b, d] = look_up(load::u8x16(qs, 16), tables, [y[1], y[3]]);
+        [a, b, c, d]
+    }
+
+    #[inline]
+    fn levels_q5_k(w: &[u8; 176], c: f32) -> Levels<256, Aligned<16>> {
+        let mut s = Levels { q: [0; 256], factors: scales_k(w, c) };
+        let high = load::b32::<16, 176>(w);
+        let (low, fifth) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
+        for chunk in 0..4 {
+            let v = load::u8x32(&w[48..], 32 * chunk);
+            let halves = [_mm256_and_si256(v, low), _mm256_and_si256(_mm256_srli_epi16::<4>(v), low)];
+            for (half, q) in halves.into_iter().enumerate() {
+                let j = 2 * chunk + half;
+                let set = _mm256_test_epi8_mask(high, _mm256_set1_epi8((1u8 << j) as i8));
+                load::put_i8x32(&mut s.q, 32 * j, _mm256_mask_add_epi8(q, set, q, fifth));
+            }
+        }
+        s
+    }
+
+    #[inline]
+    fn add_k(_: &[u8; 176], s: &Levels<256, Aligned<16>>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let q = widened(&s.q, p);
+        let (d, m) = (_mm512_set1_ps(s.factors.0[p]), _mm512_set1_ps(s.factors.0[8 + p]));
+        std::array::from_fn(|i| _mm512_add_ps(y[i], _mm512_fmadd_ps(d, q[i], m)))
+    }
+
+    #[inline]
+    fn levels_q6_k(w: &[u8; 210], c: f32) -> Levels<256, Aligned<16>> {
+        let scales = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load::b16::<192, 210>(w)));
+        let mut s = Levels { q: [0; 256], factors: Aligned([0.0; 16]) };
+        load::put_f32x16(&mut s.factors.0, 0, _mm512_mul_ps(scales, half_scale::<208, 210>(w, c)));
+        let [a, b] = decode::six_bits(load::b64::<0, 210>(w), load::b32::<128, 210>(w));
+        let [c, d] = decode::six_bits(load::b64::<64, 210>(w), load::b32::<160, 210>(w));
+        for (i, q) in [a, b, c, d].into_iter().enumerate() {
+            load::put_i8x64(&mut s.q, 64 * i, _mm512_sub_epi8(q, _mm512_set1_epi8(32)));
+        }
+        s
+    }
+
+    #[inline]
+    fn add_q6_k(_: &[u8; 210], s: &Levels<256, Aligned<16>>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+        let q = widened(&s.q, p);
+        std::array::from_fn(|i| _mm512_fmadd_ps(_mm512_set1_ps(s.factors.0[2 * p + i]), q[i], y[i]))
+    }
+}
+
+/// Factors of a block's parts, to be broadcast from memory.
+#[repr(C, align(64))]
+struct Aligned<const N: usize>([f32; N]);

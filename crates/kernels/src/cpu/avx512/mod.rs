@@ -1,0 +1,121 @@
+//! AVX-512 F, BW, VL, DQ and VNNI: 512-bit vectors, byte dot products with 32-bit sums.
+
+mod axpy;
+mod decode;
+mod dot;
+mod load;
+
+use super::{Act, Input, Isa, Kernels, elementwise, gemm::LANES, generic};
+use std::arch::x86_64::*;
+
+/// Puts the target features before each function.
+macro_rules! avx512 {
+    ($($function:item)*) => {
+        $(
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            $function
+        )*
+    };
+}
+use avx512;
+
+pub(super) static KERNELS: Kernels = Kernels {
+    isa: Isa::Avx512,
+    dot: [
+        dot::f32,
+        dot::f16,
+        dot::bf16,
+        dot::q8_0,
+        dot::q4_0,
+        dot::q4_1,
+        dot::q5_0,
+        dot::q5_1,
+        dot::q4_k,
+        dot::q5_k,
+        dot::q6_k,
+    ],
+    axpy: axpy::SUMS,
+    unpack: axpy::UNPACK,
+    panel,
+    fill,
+    act,
+    glu,
+    rms_norm,
+    softmax,
+    select_above,
+};
+
+elementwise!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+
+avx512! {
+    fn panel(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
+        let (most, rest) = acc.as_chunks_mut::<12>();
+        for (i, acc) in most.iter_mut().enumerate() {
+            panel_rows(&w[12 * i * stride..], stride, x, acc);
+        }
+        let at = 12 * most.len();
+        let (some, last) = rest.as_chunks_mut::<4>();
+        for (i, acc) in some.iter_mut().enumerate() {
+            panel_rows(&w[(at + 4 * i) * stride..], stride, x, acc);
+        }
+        let at = at + 4 * some.len();
+        for (i, acc) in last.iter_mut().enumerate() {
+            panel_rows(&w[(at + i) * stride..], stride, x, std::array::from_mut(acc));
+        }
+    }
+
+    fn select_above(
+        signal: &[f32],
+        weights: Option<(&[f32], &[f32])>,
+        tau: f32,
+        base: u32,
+        out: &mut [u32],
+    ) -> usize {
+        let full = signal.len() / 16;
+        let t = _mm512_set1_ps(tau);
+        let steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let mut n = 0;
+        for i in 0..full {
+            let at = |x: &[f32]| load::f32x16(x, 16 * i);
+            let s = at(signal);
+            let kept = match weights {
+                None => _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_abs_ps(s), t),
+                Some((pos, neg)) => {
+                    let minus = _mm512_sub_ps(_mm512_set1_ps(-0.0), s);
+                    _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_mul_ps(s, at(pos)), t)
+                        | _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_mul_ps(minus, at(neg)), t)
+                }
+            };
+            let index = _mm512_add_epi32(_mm512_set1_epi32((base + 16 * i as u32) as i32), steps);
+            // A whole vector is stored, of which the first count_ones are wanted: there is room, since n <= 16 i.
+            load::put_u32x16(&mut out[n..], _mm512_maskz_compress_epi32(kept, index));
+            n += kept.count_ones() as usize;
+        }
+        let at = 16 * full;
+        let weights = weights.map(|(pos, neg)| (&pos[at..], &neg[at..]));
+        n + generic::select_above(&signal[at..], weights, tau, base + at as u32, &mut out[n..])
+    }
+}
+
+avx512! {
+/// `R` rows of a panel with their sums in registers.
+fn panel_rows<const R: usize>(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]; R]) {
+    let x = x.as_chunks::<LANES>().0;
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &w[r * stride..][..x.len()]);
+    let mut sums = acc.map(|a| [load::f32x16(&a, 0), load::f32x16(&a, 16)]);
+    for (k, x) in x.iter().enumerate() {
+        let x = [load::f32x16(x, 0), load::f32x16(x, 16)];
+        for r in 0..R {
+            let w = _mm512_set1_ps(rows[r][k]);
+            sums[r] = [
+                _mm512_fmadd_ps(w, x[0], sums[r][0]),
+                _mm512_fmadd_ps(w, x[1], sums[r][1]),
+            ];
+        }
+    }
+    for (acc, sums) in acc.iter_mut().zip(sums) {
+        load::put_f32x16(acc, 0, sums[0]);
+        load::put_f32x16(acc, 16, sums[1]);
+    }
+}
+}

@@ -1,0 +1,170 @@
+//! The loops around hand-written steps, shared by the instruction sets: which rows, which groups of blocks, and what
+//! is done with a rest. They are inlined into functions that have the steps' target features.
+
+use super::{Rows, row_of};
+use crate::matrix::MatRef;
+use std::ops::Range;
+
+/// Dot products, `R` rows at once, each in steps over `N` bytes of weights.
+///
+/// `load(g)` gives the activations of group `g`; `step` adds a group's products to an accumulator; `sum` adds its lanes up.
+/// The last group of a row may be short: it is padded with zero bytes, which are zero weights in every format.
+/// A row sees the same steps alone as among others.
+#[inline(always)]
+pub(super) fn dot<const R: usize, const N: usize, X, A: Copy>(
+    m: MatRef,
+    rows: Rows,
+    out: &mut [f32],
+    zero: A,
+    load: impl Fn(usize) -> X,
+    step: impl Fn(&[u8; N], &X, A) -> A,
+    sum: impl Fn(A) -> f32,
+) {
+    let row = |j| m.row(row_of(rows, j));
+    let rest = out.len() / R * R;
+    let (together, alone) = out.split_at_mut(rest);
+    for (j, out) in together.chunks_exact_mut(R).enumerate() {
+        let w: [&[u8]; R] = std::array::from_fn(|r| row(j * R + r));
+        let acc = products(w, zero, &load, &step);
+        for (out, acc) in out.iter_mut().zip(acc) {
+            *out = sum(acc);
+        }
+    }
+    for (j, out) in alone.iter_mut().enumerate() {
+        let [acc] = products([row(rest + j)], zero, &load, &step);
+        *out = sum(acc);
+    }
+}
+
+#[inline(always)]
+fn products<const R: usize, const N: usize, X, A: Copy>(
+    w: [&[u8]; R],
+    zero: A,
+    load: &impl Fn(usize) -> X,
+    step: &impl Fn(&[u8; N], &X, A) -> A,
+) -> [A; R] {
+    let parts = w.map(|w| w.as_chunks::<N>());
+    let full = parts[0].0.len();
+    // Rows are equally long; saying so spares a check a step.
+    let groups = parts.map(|p| &p.0[..full]);
+    let mut acc = [zero; R];
+    for g in 0..full {
+        let x = load(g);
+        for r in 0..R {
+            acc[r] = step(&groups[r][g], &x, acc[r]);
+        }
+    }
+    if !parts[0].1.is_empty() {
+        let x = load(full);
+        for r in 0..R {
+            let rest = parts[r].1;
+            let mut padded = [0; N];
+            padded[..rest.len()].copy_from_slice(rest);
+            acc[r] = step(&padded, &x, acc[r]);
+        }
+    }
+    acc
+}
+
+/// Rows that [`axpy`] adds in one pass over the sums.
+const ROWS: usize = 4;
+
+/// Sums of scaled rows, four rows a pass, each in blocks of `N` bytes and `E` elements, a block in pieces of `P`.
+///
+/// `prepare` looks at a block and its row's coefficient; `add` adds piece `p` of the block, scaled, to `P` sums that
+/// `get` and `put` move between memory and registers. Only float formats, whose `N` and `E` cover many elements, can
+/// leave a rest; it is padded. Rows are added one after the other, so sums do not depend on how rows or columns are cut.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arguments of a kernel and the four parts of its step
+pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S, Y>(
+    m: MatRef,
+    rows: Rows,
+    coef: &[f32],
+    cols: Range<usize>,
+    y: &mut [f32],
+    prepare: impl Fn(&[u8; N], f32) -> S,
+    get: impl Fn(&[f32; P]) -> Y,
+    add: impl Fn(&[u8; N], &S, usize, Y) -> Y,
+    put: impl Fn(Y, &mut [f32; P]),
+) {
+    let bytes = m.dtype().block_bytes();
+    let part = cols.start / m.dtype().block_len() * bytes..cols.end / m.dtype().block_len() * bytes;
+    let row = |j: usize| &m.row(row_of(rows, j))[part.clone()];
+    let rest = coef.len() / ROWS * ROWS;
+    let (together, alone) = coef.split_at(rest);
+    for (j, c) in together.as_chunks::<ROWS>().0.iter().enumerate() {
+        let w: [&[u8]; ROWS] = std::array::from_fn(|r| row(j * ROWS + r));
+        pass::<ROWS, N, E, P, S, Y>(w, c, y, &prepare, &get, &add, &put);
+    }
+    for (j, c) in alone.iter().enumerate() {
+        pass::<1, N, E, P, S, Y>([row(rest + j)], &[*c], y, &prepare, &get, &add, &put);
+    }
+}
+
+#[inline(always)]
+fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S, Y>(
+    w: [&[u8]; R],
+    coef: &[f32; R],
+    y: &mut [f32],
+    prepare: &impl Fn(&[u8; N], f32) -> S,
+    get: &impl Fn(&[f32; P]) -> Y,
+    add: &impl Fn(&[u8; N], &S, usize, Y) -> Y,
+    put: &impl Fn(Y, &mut [f32; P]),
+) {
+    let parts = w.map(|w| w.as_chunks::<N>());
+    let (ys, y_rest) = y.as_chunks_mut::<E>();
+    let full = ys.len();
+    let groups = parts.map(|p| &p.0[..full]);
+    for (g, y) in ys.iter_mut().enumerate() {
+        let state: [S; R] = std::array::from_fn(|r| prepare(&groups[r][g], coef[r]));
+        for (p, y) in y.as_chunks_mut::<P>().0.iter_mut().enumerate() {
+            let mut sums = get(y);
+            for r in 0..R {
+                sums = add(&groups[r][g], &state[r], p, sums);
+            }
+            put(sums, y);
+        }
+    }
+    if !y_rest.is_empty() {
+        let mut sums = [0.0; E];
+        sums[..y_rest.len()].copy_from_slice(y_rest);
+        for r in 0..R {
+            let mut padded = [0; N];
+            padded[..parts[r].1.len()].copy_from_slice(parts[r].1);
+            let state = prepare(&padded, coef[r]);
+            for (p, y) in sums.as_chunks_mut::<P>().0.iter_mut().enumerate() {
+                put(add(&padded, &state, p, get(y)), y);
+            }
+        }
+        y_rest.copy_from_slice(&sums[..y_rest.len()]);
+    }
+}
+
+/// Unpacks whole blocks with the steps of [`axpy`]: each is added, scaled by 1, to `zero`.
+#[inline(always)]
+pub(super) fn unpack<const N: usize, const E: usize, const P: usize, S, Y: Copy>(
+    row: &[u8],
+    out: &mut [f32],
+    prepare: impl Fn(&[u8; N], f32) -> S,
+    zero: Y,
+    add: impl Fn(&[u8; N], &S, usize, Y) -> Y,
+    put: impl Fn(Y, &mut [f32; P]),
+) {
+    let block = |w: &[u8; N], out: &mut [f32; E]| {
+        let state = prepare(w, 1.0);
+        for (p, out) in out.as_chunks_mut::<P>().0.iter_mut().enumerate() {
+            put(add(w, &state, p, zero), out);
+        }
+    };
+    let (ws, w_rest) = row.as_chunks::<N>();
+    let (outs, out_rest) = out.as_chunks_mut::<E>();
+    for (w, out) in ws.iter().zip(outs) {
+        block(w, out);
+    }
+    if !out_rest.is_empty() {
+        let (mut padded, mut all) = ([0; N], [0.0; E]);
+        padded[..w_rest.len()].copy_from_slice(w_rest);
+        block(&padded, &mut all);
+        out_rest.copy_from_slice(&all[..out_rest.len()]);
+    }
+}

@@ -1,0 +1,235 @@
+//! Inner loops in plain Rust, over any format. Each instruction set compiles them under its own features, so that
+//! the compiler vectorises them accordingly; `avx2` and `avx512` replace those that matter by hand-written ones.
+//!
+//! Nothing here fuses a multiplication with an addition: results are the same under every feature set.
+
+use super::{Act, gemm::LANES, input::BLOCK, input::Input, row_of};
+use crate::{matrix::MatRef, quant::Format, quant::unpack_blocks};
+use std::ops::Range;
+
+/// Elements unpacked at a time: a multiple of every block length.
+const CHUNK: usize = 256;
+
+#[inline(always)]
+pub(super) fn unpack<F: Format>(row: &[u8], out: &mut [f32]) {
+    unpack_blocks::<F>(row, out);
+}
+
+/// Dot products of the rows listed (all rows for `None`), one per element of `out`.
+#[inline(always)]
+pub(super) fn dot<F: Format>(m: MatRef, rows: Option<&[u32]>, x: &Input, out: &mut [f32]) {
+    let mut w = [0f32; CHUNK];
+    let bytes = CHUNK / F::LEN * F::BYTES;
+    for (j, out) in out.iter_mut().enumerate() {
+        let mut acc = [0f32; 8];
+        for (c, chunk) in m.row(row_of(rows, j)).chunks(bytes).enumerate() {
+            let w = &mut w[..chunk.len() / F::BYTES * F::LEN];
+            unpack_blocks::<F>(chunk, w);
+            let at = c * CHUNK;
+            if F::DTYPE.is_quantized() {
+                let levels = &x.levels()[at..][..w.len()];
+                for (b, (w, q)) in w
+                    .chunks_exact(BLOCK)
+                    .zip(levels.chunks_exact(BLOCK))
+                    .enumerate()
+                {
+                    let mut part = [0f32; 8];
+                    for (w, q) in w.chunks_exact(8).zip(q.chunks_exact(8)) {
+                        for i in 0..8 {
+                            part[i] += w[i] * f32::from(q[i]);
+                        }
+                    }
+                    let scale = x.scales()[at / BLOCK + b];
+                    for i in 0..8 {
+                        acc[i] += scale * part[i];
+                    }
+                }
+            } else {
+                for (w, x) in w.chunks(8).zip(x.x()[at..].chunks(8)) {
+                    for (i, (w, x)) in w.iter().zip(x).enumerate() {
+                        acc[i] += w * x;
+                    }
+                }
+            }
+        }
+        *out = sum8(acc);
+    }
+}
+
+/// Adds `coef[j]` times the columns `cols` of each row listed (all rows for `None`) to `y`, row after row.
+#[inline(always)]
+pub(super) fn axpy<F: Format>(
+    m: MatRef,
+    rows: Option<&[u32]>,
+    coef: &[f32],
+    cols: Range<usize>,
+    y: &mut [f32],
+) {
+    let mut w = [0f32; CHUNK];
+    let bytes = CHUNK / F::LEN * F::BYTES;
+    let part = cols.start / F::LEN * F::BYTES..cols.end / F::LEN * F::BYTES;
+    for (j, &c) in coef.iter().enumerate() {
+        let row = &m.row(row_of(rows, j))[part.clone()];
+        for (chunk, y) in row.chunks(bytes).zip(y.chunks_mut(CHUNK)) {
+            let w = &mut w[..y.len()];
+            unpack_blocks::<F>(chunk, w);
+            for (y, w) in y.iter_mut().zip(w) {
+                *y += c * *w;
+            }
+        }
+    }
+}
+
+/// `acc[r][t] += sum over k of w[r * stride + k] * x[k * LANES + t]`; `x` decides how many `k` there are.
+#[inline(always)]
+pub(super) fn panel(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        for (w, x) in w[r * stride..].iter().zip(x.chunks_exact(LANES)) {
+            for (acc, x) in acc.iter_mut().zip(x) {
+                *acc += w * x;
+            }
+        }
+    }
+}
+
+/// e^x to about two units in the last place; 0 below -86.6, infinity above 88.72; NaN stays NaN.
+///
+/// x = n ln 2 + r with |r| <= ln(2) / 2; the polynomial is the Taylor series of e^r to r^7.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const LOW: f32 = -86.6;
+    const HIGH: f32 = 88.722_83;
+    // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let c = if x < LOW {
+        LOW
+    } else if x > HIGH {
+        HIGH
+    } else {
+        x
+    };
+    let t = c * std::f32::consts::LOG2_E + ROUND;
+    let n = t - ROUND;
+    // ln 2 in two parts, the first of few bits so that its product with n is exact.
+    let r = c - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let mut p = 1.0 / 5040.0;
+    for a in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        p = p * r + a;
+    }
+    // 2^(n - 1) as bits, and the factor 2 apart, since n reaches 128.
+    let half = f32::from_bits(t.to_bits().wrapping_add(126) << 23);
+    let e = 2.0 * p * half;
+    if x < LOW {
+        0.0
+    } else if x > HIGH {
+        f32::INFINITY
+    } else {
+        e
+    }
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// 0.5 x (1 + tanh u) = x / (1 + e^(-2u)).
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    let u = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+    x / (1.0 + exp(-2.0 * u))
+}
+
+#[inline(always)]
+pub(super) fn act(act: Act, x: &mut [f32]) {
+    match act {
+        Act::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
+        Act::GeluTanh => x.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+    }
+}
+
+#[inline(always)]
+pub(super) fn glu(act: Act, gate: &mut [f32], up: &[f32]) {
+    let pairs = gate.iter_mut().zip(up);
+    match act {
+        Act::Silu => pairs.for_each(|(g, u)| *g = silu(*g) * u),
+        Act::GeluTanh => pairs.for_each(|(g, u)| *g = gelu_tanh(*g) * u),
+    }
+}
+
+#[inline(always)]
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let square = sum_by(x, |v| v * v);
+    let inverse = 1.0 / (square / x.len() as f32 + eps).sqrt();
+    for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * inverse * w;
+    }
+}
+
+#[inline(always)]
+pub(super) fn softmax(x: &mut [f32]) {
+    let mut most = [f32::NEG_INFINITY; 16];
+    for x in x.chunks(16) {
+        for (m, &x) in most.iter_mut().zip(x) {
+            *m = if x > *m { x } else { *m };
+        }
+    }
+    let most = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    x.iter_mut().for_each(|x| *x = exp(*x - most));
+    let inverse = 1.0 / sum_by(x, |v| v);
+    x.iter_mut().for_each(|x| *x *= inverse);
+}
+
+/// The sum of `f(x)` in sixteen partial sums.
+#[inline(always)]
+fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut acc = [0f32; 16];
+    for x in x.chunks(16) {
+        for (a, &x) in acc.iter_mut().zip(x) {
+            *a += f(x);
+        }
+    }
+    sum8(std::array::from_fn(|i| acc[i] + acc[i + 8]))
+}
+
+#[inline(always)]
+fn sum8(a: [f32; 8]) -> f32 {
+    let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+    (b[0] + b[2]) + (b[1] + b[3])
+}
+
+#[inline(always)]
+pub(super) fn select_above(
+    signal: &[f32],
+    weights: Option<(&[f32], &[f32])>,
+    tau: f32,
+    base: u32,
+    out: &mut [u32],
+) -> usize {
+    let mut n = 0;
+    let mut keep = |i: usize, kept: bool| {
+        // Written always and counted if kept, so that nothing branches on data; `n <= i` and `out` is as long as `signal`.
+        out[n] = base + i as u32;
+        n += usize::from(kept);
+    };
+    match weights {
+        None => signal
+            .iter()
+            .enumerate()
+            .for_each(|(i, s)| keep(i, s.abs() > tau)),
+        Some((pos, neg)) => signal
+            .iter()
+            .zip(pos.iter().zip(neg))
+            .enumerate()
+            .for_each(|(i, (s, (p, n)))| keep(i, (s * p > tau) | (-s * n > tau))),
+    }
+    n
+}

@@ -1,0 +1,58 @@
+//! AArch64's vectors: the generic loops, vectorised by the compiler.
+
+use super::{Act, Input, Isa, Kernels, elementwise, gemm::LANES, generic, per_format};
+use crate::{matrix::MatRef, quant::Format};
+use std::ops::Range;
+
+pub(super) static KERNELS: Kernels = Kernels {
+    isa: Isa::Neon,
+    dot: per_format!(dot),
+    axpy: per_format!(axpy),
+    unpack: per_format!(unpack),
+    panel,
+    fill,
+    act,
+    glu,
+    rms_norm,
+    softmax,
+    select_above,
+};
+
+elementwise!("neon");
+
+#[target_feature(enable = "neon")]
+fn dot<F: Format>(m: MatRef, rows: Option<&[u32]>, x: &Input, out: &mut [f32]) {
+    generic::dot::<F>(m, rows, x, out);
+}
+
+#[target_feature(enable = "neon")]
+fn axpy<F: Format>(
+    m: MatRef,
+    rows: Option<&[u32]>,
+    coef: &[f32],
+    cols: Range<usize>,
+    y: &mut [f32],
+) {
+    generic::axpy::<F>(m, rows, coef, cols, y);
+}
+
+#[target_feature(enable = "neon")]
+fn unpack<F: Format>(row: &[u8], out: &mut [f32]) {
+    generic::unpack::<F>(row, out);
+}
+
+#[target_feature(enable = "neon")]
+fn panel(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
+    generic::panel(w, stride, x, acc);
+}
+
+#[target_feature(enable = "neon")]
+fn select_above(
+    signal: &[f32],
+    weights: Option<(&[f32], &[f32])>,
+    tau: f32,
+    base: u32,
+    out: &mut [u32],
+) -> usize {
+    generic::select_above(signal, weights, tau, base, out)
+}

@@ -1,0 +1,17 @@
+//! The table that runs everywhere: the generic loops, compiled for the target's base instruction set.
+
+use super::{Input, Isa, Kernels, generic, per_format};
+
+pub(super) static KERNELS: Kernels = Kernels {
+    isa: Isa::Scalar,
+    dot: per_format!(generic::dot),
+    axpy: per_format!(generic::axpy),
+    unpack: per_format!(generic::unpack),
+    panel: generic::panel,
+    fill: Input::fill,
+    act: generic::act,
+    glu: generic::glu,
+    rms_norm: generic::rms_norm,
+    softmax: generic::softmax,
+    select_above: generic::select_above,
+};

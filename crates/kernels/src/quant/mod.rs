@@ -1,0 +1,138 @@
+//! Block formats: how weights lie in memory, and how to read and write them.
+//!
+//! One file a quantised format, each with a drawing of its block; the layouts are those of GGUF, little-endian.
+//! A row is a whole number of blocks one after the other. [`unpack_row`] is exact (every product is the one
+//! `f32` operation the layout names); [`pack_row`] chooses scales, so it is a fit and never better than its format.
+
+mod float;
+mod k_scales;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+#[cfg(test)]
+mod tests;
+mod transpose;
+
+pub(crate) use float::{Bf16, F16, F32};
+pub(crate) use q4_0::Q4_0;
+pub(crate) use q4_1::Q4_1;
+pub(crate) use q4_k::Q4K;
+pub(crate) use q5_0::Q5_0;
+pub(crate) use q5_1::Q5_1;
+pub(crate) use q5_k::Q5K;
+pub(crate) use q6_k::Q6K;
+pub(crate) use q8_0::Q8_0;
+pub use transpose::transpose_pack;
+
+use crate::dtype::DType;
+use half::f16;
+
+/// A block format. `LEN` elements take `BYTES` bytes; the slices given are exactly that long.
+pub(crate) trait Format {
+    const DTYPE: DType;
+    const LEN: usize = Self::DTYPE.block_len();
+    const BYTES: usize = Self::DTYPE.block_bytes();
+
+    /// Block bytes -> elements.
+    fn unpack(block: &[u8], out: &mut [f32]);
+    /// Elements -> block bytes, rounding to nearest.
+    fn pack(x: &[f32], block: &mut [u8]);
+}
+
+/// Evaluates `$body` with `$F` standing for the format of `$dtype`.
+macro_rules! with_format {
+    ($dtype:expr, $F:ident => $body:expr) => {
+        $crate::quant::with_format!(@ $dtype, $F, $body,
+            F32 F32, F16 F16, BF16 Bf16, Q8_0 Q8_0, Q4_0 Q4_0, Q4_1 Q4_1,
+            Q5_0 Q5_0, Q5_1 Q5_1, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K)
+    };
+    (@ $dtype:expr, $F:ident, $body:expr, $($variant:ident $format:ident),*) => {
+        match $dtype {
+            $($crate::dtype::DType::$variant => { type $F = $crate::quant::$format; $body })*
+        }
+    };
+}
+pub(crate) use with_format;
+
+/// Unpacks whole blocks of `dtype` into `f32`.
+///
+/// # Panics
+/// If `row` is not the bytes of `out.len()` elements of `dtype`.
+pub fn unpack_row(dtype: DType, row: &[u8], out: &mut [f32]) {
+    check("unpack_row", dtype, row.len(), out.len());
+    with_format!(dtype, F => unpack_blocks::<F>(row, out));
+}
+
+/// Packs `f32` elements into whole blocks of `dtype`, each rounded to the nearest value its block can hold.
+///
+/// Values must be finite; scales beyond the range of `f16` saturate.
+///
+/// # Panics
+/// If `out` is not as long as `row.len()` elements of `dtype`.
+pub fn pack_row(dtype: DType, row: &[f32], out: &mut [u8]) {
+    check("pack_row", dtype, out.len(), row.len());
+    with_format!(dtype, F => pack_blocks::<F>(row, out));
+}
+
+fn check(what: &str, dtype: DType, bytes: usize, len: usize) {
+    assert!(
+        dtype.row_bytes(len) == Some(bytes),
+        "{what}: {bytes} bytes are not {len} elements of {dtype}"
+    );
+}
+
+#[inline(always)]
+pub(crate) fn unpack_blocks<F: Format>(row: &[u8], out: &mut [f32]) {
+    for (block, x) in row.chunks_exact(F::BYTES).zip(out.chunks_exact_mut(F::LEN)) {
+        F::unpack(block, x);
+    }
+}
+
+fn pack_blocks<F: Format>(row: &[f32], out: &mut [u8]) {
+    for (x, block) in row.chunks_exact(F::LEN).zip(out.chunks_exact_mut(F::BYTES)) {
+        F::pack(x, block);
+    }
+}
+
+/// The `f16` at `block[at..at + 2]`.
+#[inline(always)]
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Stores `x` as `f16` at `block[at..at + 2]`, saturating, and returns the value stored.
+fn put_half(block: &mut [u8], at: usize, x: f32) -> f32 {
+    let h = f16::from_f32(x.clamp(-65504.0, 65504.0));
+    block[at..at + 2].copy_from_slice(&h.to_le_bytes());
+    h.to_f32()
+}
+
+/// `1 / x`, or 0 where `x` is 0.
+fn inverse(x: f32) -> f32 {
+    if x == 0.0 { 0.0 } else { 1.0 / x }
+}
+
+/// `x` rounded to the nearest of `0..=max`.
+fn level(x: f32, max: u8) -> u8 {
+    // The cast saturates at 0 and maps NaN to 0.
+    (x.round() as u8).min(max)
+}
+
+/// The element of largest magnitude, with its sign (0 for an all-zero block).
+fn extreme(x: &[f32]) -> f32 {
+    x.iter()
+        .fold(0.0, |m: f32, &v| if v.abs() > m.abs() { v } else { m })
+}
+
+/// Smallest and largest element.
+fn min_max(x: &[f32]) -> (f32, f32) {
+    x.iter()
+        .fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| {
+            (lo.min(v), hi.max(v))
+        })
+}
