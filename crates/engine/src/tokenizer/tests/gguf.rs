@@ -238,6 +238,7 @@ fn tokens_that_end_an_answer() {
     let mut tokenizer = file.load("qwen2", |_| {}).unwrap();
     let ends = [file.id("<|im_end|>"), file.id("<|endoftext|>")];
     assert_eq!(tokenizer.end_of_generation(), ends);
+    assert_eq!(tokenizer.eos(), Some(ends[0]));
     tokenizer.add_end_of_generation(&[7, ends[0]]).unwrap();
     assert_eq!(tokenizer.end_of_generation(), [7, ends[0], ends[1]]);
     let error = tokenizer.add_end_of_generation(&[u32::MAX]).unwrap_err();

@@ -90,6 +90,7 @@ fn a_tokenizer_json_gives_the_same_tokens_as_the_gguf_file() {
         (Some(file.id("<|im_start|>")), false)
     );
     assert!(json.end_of_generation().contains(&file.id("e")));
+    assert_eq!(json.eos(), Some(file.id("e")));
 }
 
 #[test]
