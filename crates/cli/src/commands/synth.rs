@@ -92,6 +92,7 @@ pub(crate) fn run(console: &Console, args: &SynthArgs) -> Result<()> {
         let bar = Progress::bar(console, "writing");
         synth::write(output, &shape, args.dtype, args.seed, &mut |done, all| {
             bar.update(done as usize, all as usize);
+            Ok(())
         })?
     };
     if !summary.fallbacks.is_empty() {
