@@ -104,7 +104,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
-        let source = source.to_owned();
+        environment.add_test("iterable", is_iterable);
+        let source = without_generation_marks(source);
         let environment = bounded(source.len(), move || {
             environment.add_template_owned(NAME, source)?;
             Ok(environment)
@@ -172,6 +173,33 @@ fn bounded<T: Send + 'static>(
             Err(Error::Template("rendering it broke off".into()))
         }
     }
+}
+
+/// Hugging Face's `{% generation %}` blocks mark what the assistant says, for training; to a prompt they add nothing.
+fn without_generation_marks(source: &str) -> String {
+    let mut parts = source.split("{%");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str("{%");
+        let word = part.trim_start_matches(['-', '+']).trim_start();
+        let (before, statement) = match word
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+        {
+            Some("generation") => ("generation", "if true"),
+            Some("endgeneration") => ("endgeneration", "endif"),
+            _ => ("", ""),
+        };
+        text.push_str(&part[..part.len() - word.len()]);
+        text.push_str(statement);
+        text.push_str(&word[before.len()..]);
+    }
+    text
+}
+
+/// Jinja's `iterable` test: unlike MiniJinja's, none is not.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
 }
 
 /// Writes a value as Python's `str` does. Lists and maps are refused: their Python form is not what Jinja engines outside
@@ -504,3 +532,6 @@ impl Json<'_, '_, '_> {
         out.push('"');
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,8 +41,7 @@ pub fn chat_template(
 /// [`Error::Template`] where it cannot be parsed.
 pub fn chat_template_from(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     let spelled = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or("");
-    let eos = tokenizer.end_of_generation().first().copied();
-    ChatTemplate::new(source, spelled(tokenizer.bos()), spelled(eos))
+    ChatTemplate::new(source, spelled(tokenizer.bos()), spelled(tokenizer.eos()))
 }
 
 fn from_gguf(path: &Path, m: &gguf::Metadata) -> Result<Tokenizer> {

@@ -23,6 +23,8 @@ use tokio::{net::TcpListener, runtime, sync::oneshot};
 
 /// How long answers may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long connections may take for their last bytes when there is nothing left to answer.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// The model being served.
 pub struct Served {
@@ -152,10 +154,18 @@ async fn run(
     tracing::info!("stopping");
     engine.close();
     drop(stop);
+    let patience = async {
+        if tokio::time::timeout(GRACE, engine.ended()).await.is_err() {
+            tracing::warn!("the present answer is cut short");
+            return;
+        }
+        // Clients that neither finish a request nor go away are not waited for.
+        tokio::time::sleep(LAST_BYTES).await;
+    };
     tokio::select! {
         _ = server => {}
         () = signals.next() => {}
-        () = tokio::time::sleep(GRACE) => tracing::warn!("answers were cut short"),
+        () = patience => {}
     }
     result
 }

@@ -331,6 +331,7 @@ impl GgufVocab<'_> {
             vocab,
             encoder,
             bos,
+            eos,
             adds_bos,
             end_of_generation,
         })

@@ -58,7 +58,8 @@ impl Tokenizer {
             Some(adds) => adds && bos.is_some(),
             None => first.is_some() && first == bos,
         };
-        let end_of_generation = end_of_generation(&vocab, named("eos_token"));
+        let eos = named("eos_token");
+        let end_of_generation = end_of_generation(&vocab, eos);
         let mut literal = pipeline.get_added_vocabulary().clone();
         literal.set_encode_special_tokens(true);
         let encoder = Encoder::Json(Box::new(pipeline), Box::new(literal));
@@ -66,6 +67,7 @@ impl Tokenizer {
             vocab,
             encoder,
             bos,
+            eos,
             adds_bos,
             end_of_generation,
         })

@@ -38,6 +38,7 @@ pub struct Tokenizer {
     vocab: Vocab,
     encoder: Encoder,
     bos: Option<u32>,
+    eos: Option<u32>,
     adds_bos: bool,
     end_of_generation: Vec<u32>,
 }
@@ -101,6 +102,7 @@ impl Tokenizer {
             vocab: Vocab::new(tokens).unwrap_or_default(),
             encoder: Encoder::Bytes,
             bos: None,
+            eos: None,
             adds_bos: false,
             end_of_generation: Vec::new(),
         }
@@ -185,6 +187,11 @@ impl Tokenizer {
         self.bos
     }
 
+    /// The end-of-sequence token, if the model names one: what chat templates call `eos_token`.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
     /// Whether prompts start with [`Tokenizer::bos`].
     pub fn adds_bos(&self) -> bool {
         self.adds_bos
@@ -251,6 +258,7 @@ impl fmt::Debug for Tokenizer {
         f.debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab.len())
             .field("bos", &self.bos)
+            .field("eos", &self.eos)
             .field("adds_bos", &self.adds_bos)
             .field("end_of_generation", &self.end_of_generation)
             .finish_non_exhaustive()

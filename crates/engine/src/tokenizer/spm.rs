@@ -3,10 +3,7 @@
 //! Kudo & Richardson, "SentencePiece" (EMNLP 2018). Symbols are slices of the text, so a candidate pair is looked up as the
 //! slice that spans both: no merge table is built, and pairs of equal score merge from the left as in the original.
 
-use std::{
-    cmp::Ordering,
-    collections::{BinaryHeap, HashMap},
-};
+use std::{cmp::Ordering, collections::BinaryHeap};
 
 use super::vocab::{Kind, Vocab};
 
@@ -80,16 +77,12 @@ impl Spm {
         unknown: Option<u32>,
     ) -> Self {
         let mut bytes = Box::new([unknown; 256]);
-        let table: HashMap<u8, u32> = (0..vocab.len() as u32)
-            .filter_map(|id| {
-                vocab
-                    .get(id)
-                    .filter(|token| token.kind == Kind::Byte)
-                    .map(|token| (token.bytes[0], id))
-            })
-            .collect();
-        for (byte, id) in table {
-            bytes[usize::from(byte)] = Some(id);
+        for id in 0..vocab.len() as u32 {
+            if let Some(token) = vocab.get(id).filter(|token| token.kind == Kind::Byte)
+                && let [byte] = *token.bytes
+            {
+                bytes[usize::from(byte)] = Some(id);
+            }
         }
         Spm {
             prefix,
@@ -117,10 +110,10 @@ impl Spm {
 
         let candidate = |symbols: &[Symbol], left: usize, right: usize| {
             let end = symbols[right].end;
-            let id = vocab.id(&text[symbols[left].start..end])?;
-            let mergeable = matches!(vocab.kind(id), Some(Kind::Normal | Kind::UserDefined));
-            mergeable.then(|| Merge {
-                score: self.scores[id as usize],
+            let id = mergeable(vocab, &text[symbols[left].start..end])?;
+            let score = self.scores[id as usize];
+            Some(Merge {
+                score,
                 left,
                 right,
                 end,
@@ -133,20 +126,9 @@ impl Spm {
             left, right, end, ..
         }) = merges.pop()
         {
-            let (
-                Symbol {
-                    start,
-                    end: middle,
-                    previous,
-                    ..
-                },
-                gone,
-            ) = (symbols[left], symbols[right]);
-            let stale = start == middle
-                || gone.start == gone.end
-                || middle != gone.start
-                || gone.end != end;
-            if stale {
+            let (kept, gone) = (symbols[left], symbols[right]);
+            let whole = kept.start < kept.end && gone.start < gone.end;
+            if !whole || kept.end != gone.start || gone.end != end {
                 continue;
             }
             symbols[left].end = end;
@@ -156,21 +138,16 @@ impl Spm {
                 symbols[gone.next].previous = left;
                 merges.extend(candidate(&symbols, left, gone.next));
             }
-            if previous != NONE {
-                merges.extend(candidate(&symbols, previous, left));
+            if kept.previous != NONE {
+                merges.extend(candidate(&symbols, kept.previous, left));
             }
         }
 
         let mut at = 0;
         while at != NONE {
-            let Symbol {
-                start, end, next, ..
-            } = symbols[at];
-            let piece = &text[start..end];
-            match vocab
-                .id(piece)
-                .filter(|&id| matches!(vocab.kind(id), Some(Kind::Normal | Kind::UserDefined)))
-            {
+            let symbol = symbols[at];
+            let piece = &text[symbol.start..symbol.end];
+            match mergeable(vocab, piece) {
                 Some(id) => ids.push(id),
                 None => {
                     for byte in piece.bytes() {
@@ -178,8 +155,15 @@ impl Spm {
                     }
                 }
             }
-            at = next;
+            at = symbol.next;
         }
         Ok(())
     }
+}
+
+/// The token that `text` is, if merging may lead to it: never to a control token.
+fn mergeable(vocab: &Vocab, text: &str) -> Option<u32> {
+    vocab
+        .id(text)
+        .filter(|&id| matches!(vocab.kind(id), Some(Kind::Normal | Kind::UserDefined)))
 }

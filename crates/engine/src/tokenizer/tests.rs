@@ -1,1 +1,0 @@
-//! Hand-made vocabularies, small enough to check by eye.
