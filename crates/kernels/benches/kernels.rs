@@ -36,24 +36,36 @@ impl Weights {
     fn new(dtype: DType, (rows, cols): (usize, usize)) -> Option<Weights> {
         let bytes = dtype.row_bytes(cols)? * rows;
         let mut one = vec![0; bytes];
-        let line: Vec<f32> = (0..cols).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.4).collect();
+        let line: Vec<f32> = (0..cols)
+            .map(|i| (i * 37 % 101) as f32 / 101.0 - 0.4)
+            .collect();
         for row in one.chunks_exact_mut(bytes / rows) {
             quant::pack_row(dtype, &line, row);
         }
         let data = one.repeat(STREAM.div_ceil(bytes));
-        Some(Weights { dtype, rows, cols, data, bytes, next: 0 })
+        Some(Weights {
+            dtype,
+            rows,
+            cols,
+            data,
+            bytes,
+            next: 0,
+        })
     }
 
     fn next(&mut self) -> MatRef<'_> {
         let at = self.next;
         self.next = (at + self.bytes) % self.data.len();
         let data = &self.data[at..at + self.bytes];
-        MatRef::new(self.dtype, self.rows, self.cols, data).expect("the length is that of the shape")
+        MatRef::new(self.dtype, self.rows, self.cols, data)
+            .expect("the length is that of the shape")
     }
 }
 
 fn input(k: &Kernels, len: usize) -> Input {
-    let x: Vec<f32> = (0..len).map(|i| (i * 29 % 97) as f32 / 97.0 - 0.5).collect();
+    let x: Vec<f32> = (0..len)
+        .map(|i| (i * 29 % 97) as f32 / 97.0 - 0.5)
+        .collect();
     let mut input = Input::with_capacity(len);
     k.prepare(&x, &mut input);
     input
@@ -91,7 +103,10 @@ fn read(c: &mut Criterion) {
 
 fn dot(c: &mut Criterion) {
     every_case(&mut |k, mut weights| {
-        let mut group = c.benchmark_group(format!("dot/{}x{}/{}", weights.rows, weights.cols, weights.dtype));
+        let mut group = c.benchmark_group(format!(
+            "dot/{}x{}/{}",
+            weights.rows, weights.cols, weights.dtype
+        ));
         group.throughput(Throughput::BytesDecimal(weights.bytes as u64));
         group.sample_size(20);
         let x = input(k, weights.cols);
@@ -108,8 +123,13 @@ fn dot(c: &mut Criterion) {
 /// Three rows in ten, irregularly.
 fn sums(c: &mut Criterion) {
     every_case(&mut |k, mut weights| {
-        let rows: Vec<u32> = (0..weights.rows as u32).filter(|i| i.wrapping_mul(2_654_435_761) >> 16 & 1023 < 307).collect();
-        let mut group = c.benchmark_group(format!("axpy/{}x{}/{}", weights.rows, weights.cols, weights.dtype));
+        let rows: Vec<u32> = (0..weights.rows as u32)
+            .filter(|i| i.wrapping_mul(2_654_435_761) >> 16 & 1023 < 307)
+            .collect();
+        let mut group = c.benchmark_group(format!(
+            "axpy/{}x{}/{}",
+            weights.rows, weights.cols, weights.dtype
+        ));
         let bytes = weights.bytes / weights.rows * rows.len();
         group.throughput(Throughput::BytesDecimal(bytes as u64));
         group.sample_size(20);
@@ -128,8 +148,13 @@ fn sums(c: &mut Criterion) {
 fn prefill(c: &mut Criterion) {
     const TOKENS: usize = 128;
     every_case(&mut |k, mut weights| {
-        let mut group = c.benchmark_group(format!("matmul/{}x{}/{}", weights.rows, weights.cols, weights.dtype));
-        group.throughput(Throughput::Elements((weights.rows * weights.cols * TOKENS) as u64));
+        let mut group = c.benchmark_group(format!(
+            "matmul/{}x{}/{}",
+            weights.rows, weights.cols, weights.dtype
+        ));
+        group.throughput(Throughput::Elements(
+            (weights.rows * weights.cols * TOKENS) as u64,
+        ));
         group.sample_size(10);
         let x = vec![0.5; TOKENS * weights.cols];
         let mut out = vec![0.0; TOKENS * weights.rows];
@@ -137,7 +162,17 @@ fn prefill(c: &mut Criterion) {
         for threads in THREADS {
             let mut team = Team::new(threads).expect("threads");
             group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
-                b.iter(|| matmul(&mut team, k, weights.next(), &x, TOKENS, &mut out, &mut work));
+                b.iter(|| {
+                    matmul(
+                        &mut team,
+                        k,
+                        weights.next(),
+                        &x,
+                        TOKENS,
+                        &mut out,
+                        &mut work,
+                    )
+                });
             });
         }
     });

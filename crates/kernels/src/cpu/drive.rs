@@ -103,7 +103,16 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S, Y>(
         pass::<ROWS, N, E, P, S, Y>(w, next, c, y, &prepare, &get, &add, &put);
     }
     for (j, c) in alone.iter().enumerate() {
-        pass::<1, N, E, P, S, Y>([row(rest + j)], [row(last)], &[*c], y, &prepare, &get, &add, &put);
+        pass::<1, N, E, P, S, Y>(
+            [row(rest + j)],
+            [row(last)],
+            &[*c],
+            y,
+            &prepare,
+            &get,
+            &add,
+            &put,
+        );
     }
 }
 

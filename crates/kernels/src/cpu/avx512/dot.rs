@@ -40,7 +40,7 @@ avx512! {
         }
         let pair = |x: &Input, b: usize, spread| {
             let levels = load::i8x64(x.levels(), 32 * b);
-            let scales = _mm512_castps128_ps512(load::f32x4(&x.scales()[b / 4 * 4..]));
+            let scales = _mm512_castps128_ps512(load::f32x4(x.scales(), b / 4 * 4));
             X { levels, start: start(levels, 128), scale: _mm512_permutexvar_ps(spread, scales) }
         };
         let first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
@@ -218,7 +218,7 @@ avx512! {
             _mm512_setzero_ps(),
             |g| {
                 let levels = [0, 64, 128, 192].map(|i| load::i8x64(x.levels(), 256 * g + i));
-                let scales = _mm512_castps256_ps512(load::f32x8(&x.scales()[8 * g..]));
+                let scales = _mm512_castps256_ps512(load::f32x8(x.scales(), 8 * g));
                 X { levels, start: levels.map(|q| start(q, 32)), scale: _mm512_permutexvar_ps(twice, scales) }
             },
             |w, x, acc| {
@@ -319,35 +319,35 @@ struct Halves {
 }
 
 impl Halves {
-avx512! {
-    #[inline]
-    fn new(x: &Input, group: usize, offset: u8) -> Halves {
-        let levels = [0, 64].map(|i| load::i8x64(x.halves(), 128 * group + i));
-        let four = |x: &[f32]| _mm512_castps128_ps512(load::f32x4(&x[4 * group..]));
-        Halves {
-            levels,
-            start: _mm512_add_epi32(start(levels[0], offset), start(levels[1], offset)),
-            scale: _mm512_permutexvar_ps(by_fours(), four(x.scales())),
-            sums: _mm512_maskz_expand_ps(0xf0, four(x.sums())),
+    avx512! {
+        #[inline]
+        fn new(x: &Input, group: usize, offset: u8) -> Halves {
+            let levels = [0, 64].map(|i| load::i8x64(x.halves(), 128 * group + i));
+            let four = |x: &[f32]| _mm512_castps128_ps512(load::f32x4(x, 4 * group));
+            Halves {
+                levels,
+                start: _mm512_add_epi32(start(levels[0], offset), start(levels[1], offset)),
+                scale: _mm512_permutexvar_ps(by_fours(), four(x.scales())),
+                sums: _mm512_maskz_expand_ps(0xf0, four(x.sums())),
+            }
+        }
+
+        /// Sums of levels times activation levels.
+        #[inline]
+        fn dot(&self, q: [__m512i; 2]) -> __m512 {
+            let s = _mm512_dpbusd_epi32(self.start, q[0], self.levels[0]);
+            _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(s, q[1], self.levels[1]))
+        }
+
+        /// Adds the products of weights `d q + m`; `dm` is four `d`, four `m`.
+        #[inline]
+        fn add_affine(&self, q: [__m512i; 2], dm: __m128i, acc: __m512) -> __m512 {
+            let dm = _mm512_zextps256_ps512(_mm256_cvtph_ps(dm));
+            let d = _mm512_permutexvar_ps(by_fours(), dm);
+            let acc = _mm512_fmadd_ps(self.dot(q), _mm512_mul_ps(d, self.scale), acc);
+            _mm512_fmadd_ps(dm, self.sums, acc)
         }
     }
-
-    /// Sums of levels times activation levels.
-    #[inline]
-    fn dot(&self, q: [__m512i; 2]) -> __m512 {
-        let s = _mm512_dpbusd_epi32(self.start, q[0], self.levels[0]);
-        _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(s, q[1], self.levels[1]))
-    }
-
-    /// Adds the products of weights `d q + m`; `dm` is four `d`, four `m`.
-    #[inline]
-    fn add_affine(&self, q: [__m512i; 2], dm: __m128i, acc: __m512) -> __m512 {
-        let dm = _mm512_zextps256_ps512(_mm256_cvtph_ps(dm));
-        let d = _mm512_permutexvar_ps(by_fours(), dm);
-        let acc = _mm512_fmadd_ps(self.dot(q), _mm512_mul_ps(d, self.scale), acc);
-        _mm512_fmadd_ps(dm, self.sums, acc)
-    }
-}
 }
 
 /// The sub-blocks of Q4_K and Q5_K whose levels are in the low, then the high nibbles of the first 64 bytes, and of the second.
@@ -361,36 +361,36 @@ struct Chunks {
 }
 
 impl Chunks {
-avx512! {
-    #[inline]
-    fn new(x: &Input, group: usize) -> Chunks {
-        let block = |b: u32| load::i8x32(x.levels(), 256 * group + 32 * b as usize);
-        let minus = _mm256_xor_ps(load::f32x8(&x.sums()[8 * group..]), _mm256_set1_ps(-0.0));
-        let scales = _mm512_castps256_ps512(load::f32x8(&x.scales()[8 * group..]));
-        Chunks {
-            levels: SUB_BLOCKS.map(|(a, b)| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(a)), block(b))),
-            factors: _mm512_insertf32x8::<1>(scales, minus),
+    avx512! {
+        #[inline]
+        fn new(x: &Input, group: usize) -> Chunks {
+            let block = |b: u32| load::i8x32(x.levels(), 256 * group + 32 * b as usize);
+            let minus = _mm256_xor_ps(load::f32x8(x.sums(), 8 * group), _mm256_set1_ps(-0.0));
+            let scales = _mm512_castps256_ps512(load::f32x8(x.scales(), 8 * group));
+            Chunks {
+                levels: SUB_BLOCKS.map(|(a, b)| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(a)), block(b))),
+                factors: _mm512_insertf32x8::<1>(scales, minus),
+            }
+        }
+
+        /// From the first 16 bytes of a block: the products of its eight scales and the activations', and the
+        /// accumulator with the minima's share added.
+        #[inline]
+        fn scales(&self, head: __m128i, acc: __m512) -> (__m512, __m512) {
+            let products = _mm512_mul_ps(decode::scales_and_minima(head), self.factors);
+            (products, _mm512_mask_add_ps(acc, 0xff00, acc, products))
+        }
+
+        /// Adds the scaled products of the levels `q`, ordered as [`SUB_BLOCKS`].
+        #[inline]
+        fn add(&self, q: [__m512i; 4], factors: __m512, mut acc: __m512) -> __m512 {
+            for i in 0..4 {
+                let (a, b) = (SUB_BLOCKS[i].0 as i32, SUB_BLOCKS[i].1 as i32);
+                let spread = _mm512_inserti64x4::<1>(_mm512_set1_epi32(a), _mm256_set1_epi32(b));
+                let s = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[i], self.levels[i]);
+                acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_permutexvar_ps(spread, factors), acc);
+            }
+            acc
         }
     }
-
-    /// From the first 16 bytes of a block: the products of its eight scales and the activations', and the
-    /// accumulator with the minima's share added.
-    #[inline]
-    fn scales(&self, head: __m128i, acc: __m512) -> (__m512, __m512) {
-        let products = _mm512_mul_ps(decode::scales_and_minima(head), self.factors);
-        (products, _mm512_mask_add_ps(acc, 0xff00, acc, products))
-    }
-
-    /// Adds the scaled products of the levels `q`, ordered as [`SUB_BLOCKS`].
-    #[inline]
-    fn add(&self, q: [__m512i; 4], factors: __m512, mut acc: __m512) -> __m512 {
-        for i in 0..4 {
-            let (a, b) = (SUB_BLOCKS[i].0 as i32, SUB_BLOCKS[i].1 as i32);
-            let spread = _mm512_inserti64x4::<1>(_mm512_set1_epi32(a), _mm256_set1_epi32(b));
-            let s = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[i], self.levels[i]);
-            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_permutexvar_ps(spread, factors), acc);
-        }
-        acc
-    }
-}
 }

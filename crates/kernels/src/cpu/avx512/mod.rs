@@ -22,7 +22,16 @@ use avx512;
 pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx512,
     dot: [
-        dot::f32, dot::f16, dot::bf16, dot::q8_0, dot::q4_0, dot::q4_1, dot::q5_0, dot::q5_1, dot::q4_k, dot::q5_k,
+        dot::f32,
+        dot::f16,
+        dot::bf16,
+        dot::q8_0,
+        dot::q4_0,
+        dot::q4_1,
+        dot::q5_0,
+        dot::q5_1,
+        dot::q4_k,
+        dot::q5_k,
         dot::q6_k,
     ],
     axpy: axpy::SUMS,
