@@ -203,6 +203,7 @@ fn answer_all(mut served: Served, shared: &Shared) {
             Err(_) => Outcome::Invalid,
         };
         shared.metrics.count(outcome, 1);
+        shared.queue.done();
         let last = match end {
             Ok(Some(finish)) => Ok(Event::Finished(finish, summary)),
             Ok(None) => continue,

@@ -74,10 +74,14 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for the next job; `None` once the queue is closed. The job before is done when this is called.
+    /// Notes that the job in hand is done. Comes before its client is told, who may send the next one at once.
+    pub(crate) fn done(&self) {
+        self.line().busy = false;
+    }
+
+    /// Waits for the next job; `None` once the queue is closed.
     pub(crate) fn pop(&self) -> Option<Job> {
         let mut line = self.line();
-        line.busy = false;
         loop {
             if !line.open {
                 return None;

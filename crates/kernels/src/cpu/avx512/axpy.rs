@@ -167,13 +167,6 @@ avx512! {
         ]
     }
 
-    /// The 32 nibbles of a block in the order of its elements.
-    #[inline]
-    fn nibbles(q: __m128i) -> __m256i {
-        let q = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(q), _mm256_setr_epi64x(0, 0, 4, 4));
-        _mm256_and_si256(q, _mm256_set1_epi8(15))
-    }
-
     #[inline]
     fn levels<const E: usize, F>(q: __m256i, factors: F) -> Levels<E, F> {
         let mut levels = Levels { q: [0; E], factors };
@@ -184,7 +177,7 @@ avx512! {
     #[inline]
     fn levels_q5_0(w: &[u8; 22], c: f32) -> Levels<32, __m512> {
         // A level less 16 is its nibble where the fifth bit is set, and its nibble with all upper bits set where it is not.
-        let q = nibbles(load::b16::<6, 22>(w));
+        let q = decode::nibbles(load::b16::<6, 22>(w));
         let below = !u32::from_le_bytes([w[2], w[3], w[4], w[5]]);
         let q = _mm256_mask_add_epi8(q, below, q, _mm256_set1_epi8(-16));
         levels(q, half_scale::<0, 22>(w, c))
@@ -192,7 +185,7 @@ avx512! {
 
     #[inline]
     fn levels_q5_1(w: &[u8; 24], c: f32) -> Levels<32, Affine> {
-        let q = nibbles(load::b16::<8, 24>(w));
+        let q = decode::nibbles(load::b16::<8, 24>(w));
         let fifth = u32::from_le_bytes([w[4], w[5], w[6], w[7]]);
         let q = _mm256_mask_add_epi8(q, fifth, q, _mm256_set1_epi8(16));
         levels(q, half_affine(w, c))

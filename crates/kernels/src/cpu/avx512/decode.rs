@@ -1,19 +1,15 @@
 //! Parts of K-quant blocks that dot products and sums decode alike.
 
 use super::avx512;
+pub(super) use crate::cpu::avx2::decode::nibbles;
+use crate::cpu::avx2::decode::six_bit_fields;
 use std::arch::x86_64::*;
 
 avx512! {
     /// From the first 16 bytes of a Q4_K or Q5_K block: its eight scales, then its eight minima.
     #[inline]
     pub(super) fn scales_and_minima(head: __m128i) -> __m512 {
-        // Scales 0-3, scales 4-7, minima 0-3, minima 4-7: six bits, or four here and two there.
-        let low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
-        let low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
-        let low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f));
-        let high = _mm_shuffle_epi8(head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
-        let high = _mm_and_si128(_mm_srli_epi32::<2>(high), _mm_set1_epi8(0x30));
-        let scales = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_or_si128(low, high)));
+        let scales = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(six_bit_fields(head)));
         let eights = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
         let d = _mm512_permutexvar_ps(eights, _mm512_castps128_ps512(_mm_cvtph_ps(head)));
         _mm512_mul_ps(scales, d)

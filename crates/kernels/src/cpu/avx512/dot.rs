@@ -40,7 +40,7 @@ avx512! {
         }
         let pair = |x: &Input, b: usize, spread| {
             let levels = load::i8x64(x.levels(), 32 * b);
-            let scales = _mm512_castps128_ps512(load::f32x4(&x.scales()[b / 4 * 4..]));
+            let scales = _mm512_castps128_ps512(load::f32x4(x.scales(), b / 4 * 4));
             X { levels, start: start(levels, 128), scale: _mm512_permutexvar_ps(spread, scales) }
         };
         let first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
@@ -218,7 +218,7 @@ avx512! {
             _mm512_setzero_ps(),
             |g| {
                 let levels = [0, 64, 128, 192].map(|i| load::i8x64(x.levels(), 256 * g + i));
-                let scales = _mm512_castps256_ps512(load::f32x8(&x.scales()[8 * g..]));
+                let scales = _mm512_castps256_ps512(load::f32x8(x.scales(), 8 * g));
                 X { levels, start: levels.map(|q| start(q, 32)), scale: _mm512_permutexvar_ps(twice, scales) }
             },
             |w, x, acc| {
@@ -323,7 +323,7 @@ impl Halves {
         #[inline]
         fn new(x: &Input, group: usize, offset: u8) -> Halves {
             let levels = [0, 64].map(|i| load::i8x64(x.halves(), 128 * group + i));
-            let four = |x: &[f32]| _mm512_castps128_ps512(load::f32x4(&x[4 * group..]));
+            let four = |x: &[f32]| _mm512_castps128_ps512(load::f32x4(x, 4 * group));
             Halves {
                 levels,
                 start: _mm512_add_epi32(start(levels[0], offset), start(levels[1], offset)),
@@ -365,8 +365,8 @@ impl Chunks {
         #[inline]
         fn new(x: &Input, group: usize) -> Chunks {
             let block = |b: u32| load::i8x32(x.levels(), 256 * group + 32 * b as usize);
-            let minus = _mm256_xor_ps(load::f32x8(&x.sums()[8 * group..]), _mm256_set1_ps(-0.0));
-            let scales = _mm512_castps256_ps512(load::f32x8(&x.scales()[8 * group..]));
+            let minus = _mm256_xor_ps(load::f32x8(x.sums(), 8 * group), _mm256_set1_ps(-0.0));
+            let scales = _mm512_castps256_ps512(load::f32x8(x.scales(), 8 * group));
             Chunks {
                 levels: SUB_BLOCKS.map(|(a, b)| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(a)), block(b))),
                 factors: _mm512_insertf32x8::<1>(scales, minus),

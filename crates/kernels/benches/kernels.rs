@@ -1,0 +1,182 @@
+//! Speed of the kernels in GB/s of weight bytes, streaming over more memory than the caches hold.
+//!
+//! `cargo bench -p countdown-kernels -- 'dot/4864x896/Q8_0'` runs a part. The group `read` gives what the machine's memory
+//! yields to plain loads, the measure of all others.
+
+use countdown_kernels::{
+    DType, MatRef,
+    cpu::{
+        Input, Kernels, Team,
+        gemm::{GemmWork, matmul},
+        parallel::{axpy_list, gemv},
+    },
+    quant,
+};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+
+/// Rows and columns of the gate matrix of models of 0.5 and 1.5 thousand million weights.
+const SHAPES: [(usize, usize); 2] = [(4864, 896), (8960, 1536)];
+/// Bytes a benchmark streams over before it comes back to the same weights.
+const STREAM: usize = 256 << 20;
+const THREADS: [usize; 2] = [1, 2];
+
+/// Copies of one random matrix, taken in turn.
+struct Weights {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    data: Vec<u8>,
+    bytes: usize,
+    next: usize,
+}
+
+impl Weights {
+    /// `None` where the columns are no whole number of blocks.
+    fn new(dtype: DType, (rows, cols): (usize, usize)) -> Option<Weights> {
+        let bytes = dtype.row_bytes(cols)? * rows;
+        let mut one = vec![0; bytes];
+        let line: Vec<f32> = (0..cols)
+            .map(|i| (i * 37 % 101) as f32 / 101.0 - 0.4)
+            .collect();
+        for row in one.chunks_exact_mut(bytes / rows) {
+            quant::pack_row(dtype, &line, row);
+        }
+        let data = one.repeat(STREAM.div_ceil(bytes));
+        Some(Weights {
+            dtype,
+            rows,
+            cols,
+            data,
+            bytes,
+            next: 0,
+        })
+    }
+
+    fn next(&mut self) -> MatRef<'_> {
+        let at = self.next;
+        self.next = (at + self.bytes) % self.data.len();
+        let data = &self.data[at..at + self.bytes];
+        MatRef::new(self.dtype, self.rows, self.cols, data)
+            .expect("the length is that of the shape")
+    }
+}
+
+fn input(k: &Kernels, len: usize) -> Input {
+    let x: Vec<f32> = (0..len)
+        .map(|i| (i * 29 % 97) as f32 / 97.0 - 0.5)
+        .collect();
+    let mut input = Input::with_capacity(len);
+    k.prepare(&x, &mut input);
+    input
+}
+
+fn every_case(f: &mut dyn FnMut(&'static Kernels, Weights)) {
+    for shape in SHAPES {
+        for dtype in DType::ALL {
+            for k in Kernels::available() {
+                if let Some(weights) = Weights::new(dtype, shape) {
+                    f(k, weights);
+                }
+            }
+        }
+    }
+}
+
+fn read(c: &mut Criterion) {
+    let data = vec![1u64; STREAM / 8];
+    let mut group = c.benchmark_group("read");
+    group.throughput(Throughput::BytesDecimal(STREAM as u64));
+    group.sample_size(10);
+    for threads in THREADS {
+        let mut team = Team::new(threads).expect("threads");
+        group.bench_function(format!("{threads} threads"), |b| {
+            b.iter(|| {
+                team.for_each(16, |i| {
+                    let part = &data[i * data.len() / 16..(i + 1) * data.len() / 16];
+                    black_box(part.iter().fold(0, |s: u64, v| s ^ v));
+                });
+            });
+        });
+    }
+}
+
+fn dot(c: &mut Criterion) {
+    every_case(&mut |k, mut weights| {
+        let mut group = c.benchmark_group(format!(
+            "dot/{}x{}/{}",
+            weights.rows, weights.cols, weights.dtype
+        ));
+        group.throughput(Throughput::BytesDecimal(weights.bytes as u64));
+        group.sample_size(20);
+        let x = input(k, weights.cols);
+        let mut out = vec![0.0; weights.rows];
+        for threads in THREADS {
+            let mut team = Team::new(threads).expect("threads");
+            group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
+                b.iter(|| gemv(&mut team, k, weights.next(), &x, &mut out));
+            });
+        }
+    });
+}
+
+/// Three rows in ten, irregularly.
+fn sums(c: &mut Criterion) {
+    every_case(&mut |k, mut weights| {
+        let rows: Vec<u32> = (0..weights.rows as u32)
+            .filter(|i| i.wrapping_mul(2_654_435_761) >> 16 & 1023 < 307)
+            .collect();
+        let mut group = c.benchmark_group(format!(
+            "axpy/{}x{}/{}",
+            weights.rows, weights.cols, weights.dtype
+        ));
+        let bytes = weights.bytes / weights.rows * rows.len();
+        group.throughput(Throughput::BytesDecimal(bytes as u64));
+        group.sample_size(20);
+        let coef = vec![0.25; rows.len()];
+        let mut y = vec![0.0; weights.cols];
+        for threads in THREADS {
+            let mut team = Team::new(threads).expect("threads");
+            group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
+                b.iter(|| axpy_list(&mut team, k, weights.next(), &rows, &coef, &mut y));
+            });
+        }
+    });
+}
+
+/// Prefill of 128 tokens; elements are multiply-adds.
+fn prefill(c: &mut Criterion) {
+    const TOKENS: usize = 128;
+    every_case(&mut |k, mut weights| {
+        let mut group = c.benchmark_group(format!(
+            "matmul/{}x{}/{}",
+            weights.rows, weights.cols, weights.dtype
+        ));
+        group.throughput(Throughput::Elements(
+            (weights.rows * weights.cols * TOKENS) as u64,
+        ));
+        group.sample_size(10);
+        let x = vec![0.5; TOKENS * weights.cols];
+        let mut out = vec![0.0; TOKENS * weights.rows];
+        let mut work = GemmWork::new();
+        for threads in THREADS {
+            let mut team = Team::new(threads).expect("threads");
+            group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
+                b.iter(|| {
+                    matmul(
+                        &mut team,
+                        k,
+                        weights.next(),
+                        &x,
+                        TOKENS,
+                        &mut out,
+                        &mut work,
+                    )
+                });
+            });
+        }
+    });
+}
+
+criterion_group!(benches, read, dot, sums, prefill);
+criterion_main!(benches);
