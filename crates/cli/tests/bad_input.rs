@@ -420,10 +420,7 @@ fn an_instruction_set_that_the_cpu_lacks() {
 #[cfg(unix)]
 mod streams {
     use super::*;
-    use std::{
-        fs::OpenOptions,
-        process::{Command, Stdio},
-    };
+    use std::process::{Command, Stdio};
 
     fn countdown(s: &Sandbox) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("countdown"));
@@ -469,10 +466,14 @@ mod streams {
         }
     }
 
+    #[cfg(target_os = "linux")] // which has /dev/full
     #[test]
     fn standard_output_on_a_full_disk_is_an_error() {
         let s = Sandbox::new();
-        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
         let output = countdown(&s)
             .args(["run", "-p", "It is", "-n", "5", "-m"])
             .arg(byte_llama())
