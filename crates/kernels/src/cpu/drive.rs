@@ -75,18 +75,20 @@ const ROWS: usize = 4;
 
 /// Sums of scaled rows, four rows a pass, each in blocks of `N` bytes and `E` elements, a block in pieces of `P`.
 ///
-/// `prepare` looks at a block and its row's coefficient; `add` adds piece `p` of the block, scaled, to `P` sums that
+/// `prepare` looks at a block and its row's coefficient and fills in a state (in place, since states can be large),
+/// `blank` at first; `add` adds piece `p` of the block, scaled, to `P` sums that
 /// `get` and `put` move between memory and registers. Only float formats, whose `N` and `E` cover many elements, can
 /// leave a rest; it is padded. Rows are added one after the other, so sums do not depend on how rows or columns are cut.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // the arguments of a kernel and the four parts of its step
-pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S, Y>(
+pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S: Copy, Y>(
     m: MatRef,
     rows: Rows,
     coef: &[f32],
     cols: Range<usize>,
     y: &mut [f32],
-    prepare: impl Fn(&[u8; N], f32) -> S,
+    blank: S,
+    prepare: impl Fn(&[u8; N], f32, &mut S),
     get: impl Fn(&[f32; P]) -> Y,
     add: impl Fn(&[u8; N], &S, usize, Y) -> Y,
     put: impl Fn(Y, &mut [f32; P]),
@@ -100,7 +102,7 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S, Y>(
     for (j, c) in together.as_chunks::<ROWS>().0.iter().enumerate() {
         let w: [&[u8]; ROWS] = std::array::from_fn(|r| row(j * ROWS + r));
         let next = std::array::from_fn(|r| row((j * ROWS + ROWS + r).min(last)));
-        pass::<ROWS, N, E, P, S, Y>(w, next, c, y, &prepare, &get, &add, &put);
+        pass::<ROWS, N, E, P, S, Y>(w, next, c, y, blank, &prepare, &get, &add, &put);
     }
     for (j, c) in alone.iter().enumerate() {
         pass::<1, N, E, P, S, Y>(
@@ -108,6 +110,7 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S, Y>(
             [row(last)],
             &[*c],
             y,
+            blank,
             &prepare,
             &get,
             &add,
@@ -117,12 +120,13 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S, Y>(
 }
 
 #[inline(always)]
-fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S, Y>(
+fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S: Copy, Y>(
     w: [&[u8]; R],
     next: [&[u8]; R],
     coef: &[f32; R],
     y: &mut [f32],
-    prepare: &impl Fn(&[u8; N], f32) -> S,
+    blank: S,
+    prepare: &impl Fn(&[u8; N], f32, &mut S),
     get: &impl Fn(&[f32; P]) -> Y,
     add: &impl Fn(&[u8; N], &S, usize, Y) -> Y,
     put: &impl Fn(Y, &mut [f32; P]),
@@ -131,11 +135,14 @@ fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S, Y>(
     let (ys, y_rest) = y.as_chunks_mut::<E>();
     let full = ys.len();
     let groups = parts.map(|p| &p.0[..full]);
+    let mut state = [blank; R];
     for (g, y) in ys.iter_mut().enumerate() {
         for next in next {
             prefetch::<N>(next, g);
         }
-        let state: [S; R] = std::array::from_fn(|r| prepare(&groups[r][g], coef[r]));
+        for r in 0..R {
+            prepare(&groups[r][g], coef[r], &mut state[r]);
+        }
         for (p, y) in y.as_chunks_mut::<P>().0.iter_mut().enumerate() {
             let mut sums = get(y);
             for r in 0..R {
@@ -150,9 +157,9 @@ fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S, Y>(
         for r in 0..R {
             let mut padded = [0; N];
             padded[..parts[r].1.len()].copy_from_slice(parts[r].1);
-            let state = prepare(&padded, coef[r]);
+            prepare(&padded, coef[r], &mut state[r]);
             for (p, y) in sums.as_chunks_mut::<P>().0.iter_mut().enumerate() {
-                put(add(&padded, &state, p, get(y)), y);
+                put(add(&padded, &state[r], p, get(y)), y);
             }
         }
         y_rest.copy_from_slice(&sums[..y_rest.len()]);
@@ -161,16 +168,18 @@ fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S, Y>(
 
 /// Unpacks whole blocks with the steps of [`axpy`]: each is added, scaled by 1, to `zero`.
 #[inline(always)]
-pub(super) fn unpack<const N: usize, const E: usize, const P: usize, S, Y: Copy>(
+pub(super) fn unpack<const N: usize, const E: usize, const P: usize, S: Copy, Y: Copy>(
     row: &[u8],
     out: &mut [f32],
-    prepare: impl Fn(&[u8; N], f32) -> S,
+    blank: S,
+    prepare: impl Fn(&[u8; N], f32, &mut S),
     zero: Y,
     add: impl Fn(&[u8; N], &S, usize, Y) -> Y,
     put: impl Fn(Y, &mut [f32; P]),
 ) {
-    let block = |w: &[u8; N], out: &mut [f32; E]| {
-        let state = prepare(w, 1.0);
+    let mut state = blank;
+    let mut block = |w: &[u8; N], out: &mut [f32; E]| {
+        prepare(w, 1.0, &mut state);
         for (p, out) in out.as_chunks_mut::<P>().0.iter_mut().enumerate() {
             put(add(w, &state, p, zero), out);
         }

@@ -1,38 +1,45 @@
 //! Products with many tokens at once: prefill and training.
 //!
-//! Weights stay packed: a thread unpacks a tile of rows that fits its cache and multiplies it with all tokens before it
-//! takes the next. The tokens lie in vector lanes, [`LANES`] a panel, so weights are broadcast from the tile as they
-//! are unpacked, and only the activations are reordered, once a call.
+//! Weights stay packed: a thread unpacks a tile that fits its cache and multiplies it with all tokens before it takes the
+//! next. Both products come down to one kernel, a panel: rows of up to [`DEPTH`] elements, broadcast one by one, times
+//! as many rows of [`LANES`] vector lanes. In [`matmul`] the lanes are tokens, reordered once a call, and the rows are weights;
+//! in [`matmul_transposed`] the lanes are columns of weights and the rows are tokens.
 
 use super::{Input, Kernels, Team, parallel::gemv, team::Disjoint};
 use crate::matrix::MatRef;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
-/// Tokens (columns, for [`matmul_transposed`]) of a panel.
+/// Lanes of a panel.
 pub(super) const LANES: usize = 32;
-/// Rows multiplied at a time: what the registers hold.
-const ROWS: usize = 12;
-/// Rows of a tile.
-const TILE: usize = 4 * ROWS;
-/// Columns of a tile: a multiple of every block length.
-const DEPTH: usize = 256;
+/// Elements of a row that are multiplied before the next are unpacked: a multiple of every block length.
+pub(super) const DEPTH: usize = 256;
+/// Rows of a tile: a multiple of the rows that a kernel holds in registers.
+const TILE: usize = 48;
+/// Columns of a strip of a transposed product, where blocks are not longer.
+const STRIP: usize = 4 * LANES;
 /// Up to so many tokens are multiplied one by one: reading packed weights again is cheaper than unpacking them.
 const FEW: usize = 4;
 
-/// Memory for [`matmul`] and [`matmul_transposed`]. It grows to what the largest product needs, then calls allocate nothing.
+type Lanes = [f32; LANES];
+
+/// Memory for [`matmul`] and [`matmul_transposed`]. It grows to what the largest product needs; then calls allocate nothing.
 #[derive(Default)]
 pub struct GemmWork {
-    /// The activations as panels `[panels, cols, LANES]`.
-    panels: Vec<f32>,
+    /// The activations as panels, `[panels, cols]`.
+    panels: Vec<Lanes>,
     threads: Vec<Scratch>,
     input: Input,
 }
 
 #[derive(Default)]
 struct Scratch {
-    /// Unpacked weights.
-    tile: Vec<f32>,
-    /// Sums of a tile, `[panels, TILE]` lanes.
-    sums: Vec<[f32; LANES]>,
+    /// Rows to be broadcast: unpacked weights, or activations.
+    tile: Vec<[f32; DEPTH]>,
+    /// Sums of a tile `[panels, TILE]`, or a strip of unpacked weights `[panels, DEPTH]`.
+    lanes: Vec<Lanes>,
 }
 
 impl GemmWork {
@@ -41,23 +48,22 @@ impl GemmWork {
         GemmWork::default()
     }
 
-    fn reserve(&mut self, threads: usize, panels: usize, sums: usize) {
-        grow(&mut self.panels, panels);
+    fn reserve(&mut self, threads: usize, lanes: usize) {
         if self.threads.len() < threads {
             self.threads.resize_with(threads, Scratch::default);
         }
         for s in &mut self.threads {
-            grow(&mut s.tile, TILE * DEPTH);
-            if s.sums.len() < sums {
-                s.sums.resize(sums, [0.0; LANES]);
+            if s.tile.is_empty() {
+                s.tile = vec![[0.0; DEPTH]; TILE];
             }
+            grow(&mut s.lanes, lanes);
         }
     }
 }
 
-fn grow(v: &mut Vec<f32>, len: usize) {
+fn grow(v: &mut Vec<Lanes>, len: usize) {
     if v.len() < len {
-        v.resize(len, 0.0);
+        v.resize(len, [0.0; LANES]);
     }
 }
 
@@ -91,54 +97,68 @@ pub fn matmul(
         return;
     }
     let panels = tokens.div_ceil(LANES);
-    work.reserve(team.threads(), panels * cols * LANES, panels * TILE);
-    let packed = &mut work.panels[..panels * cols * LANES];
-    team.split(packed, cols * LANES, |at, part| {
+    work.reserve(team.threads(), panels * TILE);
+    grow(&mut work.panels, panels * cols);
+    let packed = &mut work.panels[..panels * cols];
+    team.split(packed, cols, |at, part| {
         let first = at / cols;
-        for (p, panel) in part.chunks_exact_mut(cols * LANES).enumerate() {
-            let tokens = &x[(first + p * LANES).min(tokens) * cols..];
-            fill_panel(tokens, cols, panel);
+        for (p, panel) in part.chunks_exact_mut(cols).enumerate() {
+            fill_panel(&x[(first + p) * LANES * cols..], cols, panel);
         }
     });
-    let packed = &work.panels[..panels * cols * LANES];
-    let tiles = rows.div_ceil(TILE);
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let scratch = Disjoint::new(&mut work.threads);
+    let packed = &work.panels[..panels * cols];
     let result = Disjoint::new(out);
-    team.run(&|thread| {
-        // SAFETY: each thread takes its own scratch.
-        let scratch = unsafe { &mut scratch.slice(thread..thread + 1)[0] };
-        loop {
-            let tile = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            if tile >= tiles {
-                return;
-            }
+    each_tile(
+        team,
+        &mut work.threads,
+        rows.div_ceil(TILE),
+        |tile, scratch| {
             let first = tile * TILE;
             let w = w.rows_range(first..(first + TILE).min(rows));
-            let sums = &mut scratch.sums[..panels * TILE];
+            let sums = &mut scratch.lanes[..panels * TILE];
             multiply_tile(k, w, packed, &mut scratch.tile, sums);
             for t in 0..tokens {
-                // SAFETY: every tile has its own rows, so its own part of every token's output.
-                let out = unsafe { result.slice(t * rows + first..t * rows + first + w.rows()) };
-                let sums = &sums[t / LANES * TILE..];
-                for (out, sums) in out.iter_mut().zip(sums) {
+                let at = t * rows + first;
+                // SAFETY: every tile has its own rows, so its own part of every token's output, and runs once.
+                let out = unsafe { result.slice(at..at + w.rows()) };
+                for (out, sums) in out.iter_mut().zip(&sums[t / LANES * TILE..]) {
                     *out = sums[t % LANES];
                 }
             }
+        },
+    );
+}
+
+/// Runs `f(tile, scratch)` once for each of `tiles`, each on whichever thread is free, with that thread's scratch.
+fn each_tile(
+    team: &mut Team,
+    scratch: &mut [Scratch],
+    tiles: usize,
+    f: impl Fn(usize, &mut Scratch) + Sync,
+) {
+    let next = AtomicUsize::new(0);
+    let scratch = Disjoint::new(scratch);
+    team.run(&|thread| {
+        // SAFETY: each thread takes its own.
+        let scratch = unsafe { &mut scratch.slice(thread..thread + 1)[0] };
+        loop {
+            let tile = next.fetch_add(1, Relaxed);
+            if tile >= tiles {
+                return;
+            }
+            f(tile, scratch);
         }
     });
 }
 
-/// `[tokens, cols]` -> `[cols, LANES]`, lanes beyond the last token zero.
-fn fill_panel(tokens: &[f32], cols: usize, panel: &mut [f32]) {
-    let mut lanes: [&[f32]; LANES] = [&[]; LANES];
-    for (lane, x) in lanes.iter_mut().zip(tokens.chunks_exact(cols)) {
-        *lane = x;
+/// The first `LANES` of `tokens`, `[tokens, cols]`, as `[cols]` lanes; those beyond the last token are zero.
+fn fill_panel(tokens: &[f32], cols: usize, panel: &mut [Lanes]) {
+    let mut rows: [&[f32]; LANES] = [&[]; LANES];
+    for (row, x) in rows.iter_mut().zip(tokens.chunks_exact(cols)) {
+        *row = x;
     }
-    for (c, out) in panel.chunks_exact_mut(LANES).enumerate() {
-        for (out, x) in out.iter_mut().zip(lanes) {
-            *out = x.get(c).copied().unwrap_or(0.0);
-        }
+    for (c, lanes) in panel.iter_mut().enumerate() {
+        *lanes = rows.map(|x| x.get(c).copied().unwrap_or(0.0));
     }
 }
 
@@ -146,38 +166,26 @@ fn fill_panel(tokens: &[f32], cols: usize, panel: &mut [f32]) {
 fn multiply_tile(
     k: &Kernels,
     w: MatRef,
-    panels: &[f32],
-    tile: &mut [f32],
-    sums: &mut [[f32; LANES]],
+    panels: &[Lanes],
+    tile: &mut [[f32; DEPTH]],
+    sums: &mut [Lanes],
 ) {
     let cols = w.cols();
-    let block = w.dtype().block_len();
+    let tile = &mut tile[..w.rows()];
     sums.fill([0.0; LANES]);
     for left in (0..cols).step_by(DEPTH) {
-        let depth = DEPTH.min(cols - left);
-        let bytes = |c: usize| c / block * w.dtype().block_bytes();
-        for (i, out) in tile.chunks_exact_mut(DEPTH).take(w.rows()).enumerate() {
-            k.unpack(
-                w,
-                &w.row(i)[bytes(left)..bytes(left + depth)],
-                &mut out[..depth],
-            );
+        let range = left..(left + DEPTH).min(cols);
+        for (i, out) in tile.iter_mut().enumerate() {
+            k.unpack(w, i, range.clone(), &mut out[..range.len()]);
         }
-        for (x, sums) in panels
-            .chunks_exact(cols * LANES)
-            .zip(sums.chunks_exact_mut(TILE))
-        {
-            let x = &x[left * LANES..(left + depth) * LANES];
-            let tile = tile.chunks(ROWS * DEPTH);
-            for (w, sums) in tile.zip(sums[..w.rows()].chunks_mut(ROWS)) {
-                k.panel(w, DEPTH, x, sums);
-            }
+        for (x, sums) in panels.chunks_exact(cols).zip(sums.chunks_exact_mut(TILE)) {
+            k.panel(tile, &x[range.clone()], &mut sums[..w.rows()]);
         }
     }
 }
 
 /// `out[t] = sum over i of s[t][i] * m[i]`: `m` `[inter, hidden]` (a transposed down matrix), `s` `[tokens, inter]`,
-/// `out` `[tokens, hidden]`.
+/// `out` `[tokens, hidden]`. In `f32` throughout.
 ///
 /// # Panics
 /// If `s` or `out` has another length.
@@ -194,70 +202,61 @@ pub fn matmul_transposed(
     assert_eq!(s.len(), tokens * inter, "matmul_transposed: input");
     assert_eq!(out.len(), tokens * hidden, "matmul_transposed: output");
     out.fill(0.0);
-    // A strip of columns is as wide as a block, so that blocks are unpacked whole, and at least one panel.
-    let block = m.dtype().block_len();
-    let width = block.max(LANES);
-    let panels = width / LANES;
-    work.reserve(team.threads(), 0, 0);
-    for s in &mut work.threads {
-        grow(&mut s.tile, (panels * DEPTH + 8) * LANES);
-    }
-    let strips = hidden.div_ceil(width);
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let scratch = Disjoint::new(&mut work.threads);
+    let width = m.dtype().block_len().max(STRIP);
+    work.reserve(team.threads(), width / LANES * DEPTH);
     let result = Disjoint::new(out);
-    team.run(&|thread| {
-        // SAFETY: each thread takes its own scratch.
-        let scratch = unsafe { &mut scratch.slice(thread..thread + 1)[0] };
-        loop {
-            let strip = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            if strip >= strips {
-                return;
-            }
+    each_tile(
+        team,
+        &mut work.threads,
+        hidden.div_ceil(width),
+        |strip, scratch| {
             let cols = strip * width..((strip + 1) * width).min(hidden);
             for top in (0..inter).step_by(DEPTH) {
                 let rows = top..(top + DEPTH).min(inter);
-                unpack_strip(k, m, rows.clone(), cols.clone(), &mut scratch.tile);
-                for first in (0..tokens).step_by(ROWS) {
-                    let count = ROWS.min(tokens - first);
-                    let s = &s[first * inter + top..(first + count - 1) * inter + rows.end];
-                    for (p, left) in cols.clone().step_by(LANES).enumerate() {
-                        let x = &scratch.tile[p * DEPTH * LANES..][..rows.len() * LANES];
-                        let right = (left + LANES).min(cols.end);
-                        let mut sums = [[0.0; LANES]; ROWS];
-                        k.panel(s, inter, x, &mut sums[..count]);
+                unpack_strip(k, m, rows.clone(), cols.clone(), &mut scratch.lanes);
+                for first in (0..tokens).step_by(TILE) {
+                    let count = TILE.min(tokens - first);
+                    let tile = &mut scratch.tile[..count];
+                    for (t, row) in tile.iter_mut().enumerate() {
+                        let s = &s[(first + t) * inter..][rows.clone()];
+                        row[..s.len()].copy_from_slice(s);
+                    }
+                    for (x, left) in scratch
+                        .lanes
+                        .chunks_exact(DEPTH)
+                        .zip(cols.clone().step_by(LANES))
+                    {
+                        let mut sums = [[0.0; LANES]; TILE];
+                        k.panel(tile, &x[..rows.len()], &mut sums[..count]);
                         for (t, sums) in sums[..count].iter().enumerate() {
                             let row = (first + t) * hidden;
-                            // SAFETY: every strip has its own columns.
-                            let out = unsafe { result.slice(row + left..row + right) };
-                            out.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
+                            // SAFETY: every strip has its own columns, and runs once.
+                            let out = unsafe {
+                                result.slice(row + left..row + (left + LANES).min(cols.end))
+                            };
+                            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
                         }
                     }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
-/// Unpacks `m[rows][cols]` into panels `[panels, DEPTH, LANES]`; the lanes beyond `cols` are zero.
+/// Unpacks `m[rows][cols]` into panels `[panels, DEPTH]`. What lanes beyond `cols` hold is never used.
 fn unpack_strip(
     k: &Kernels,
     m: MatRef,
-    rows: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
-    tile: &mut [f32],
+    rows: Range<usize>,
+    cols: Range<usize>,
+    panels: &mut [Lanes],
 ) {
-    let t = m.dtype();
-    let bytes =
-        cols.start / t.block_len() * t.block_bytes()..cols.end / t.block_len() * t.block_bytes();
-    let panels = cols.len().div_ceil(LANES);
-    let (tile, line) = tile.split_at_mut(panels * DEPTH * LANES);
-    let line = &mut line[..panels * LANES];
-    line[cols.len()..].fill(0.0);
+    let mut line = [0.0; DEPTH];
+    let line = &mut line[..cols.len()];
     for (r, i) in rows.enumerate() {
-        k.unpack(m, &m.row(i)[bytes.clone()], &mut line[..cols.len()]);
-        for (p, lanes) in line.chunks_exact(LANES).enumerate() {
-            tile[(p * DEPTH + r) * LANES..][..LANES].copy_from_slice(lanes);
+        k.unpack(m, i, cols.clone(), line);
+        for (panel, x) in panels.chunks_exact_mut(DEPTH).zip(line.chunks(LANES)) {
+            panel[r][..x.len()].copy_from_slice(x);
         }
     }
 }

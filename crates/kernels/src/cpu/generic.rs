@@ -3,7 +3,13 @@
 //!
 //! Nothing here fuses a multiplication with an addition: results are the same under every feature set.
 
-use super::{Act, gemm::LANES, input::BLOCK, input::Input, row_of};
+use super::{
+    Act,
+    gemm::{DEPTH, LANES},
+    input::BLOCK,
+    input::Input,
+    row_of,
+};
 use crate::{matrix::MatRef, quant::Format, quant::unpack_blocks};
 use std::ops::Range;
 
@@ -80,11 +86,11 @@ pub(super) fn axpy<F: Format>(
     }
 }
 
-/// `acc[r][t] += sum over k of w[r * stride + k] * x[k * LANES + t]`; `x` decides how many `k` there are.
+/// `acc[r][t] += sum over k of w[r][k] * x[k][t]`.
 #[inline(always)]
-pub(super) fn panel(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
-    for (r, acc) in acc.iter_mut().enumerate() {
-        for (w, x) in w[r * stride..].iter().zip(x.chunks_exact(LANES)) {
+pub(super) fn panel(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
+    for (w, acc) in w.iter().zip(acc) {
+        for (w, x) in w.iter().zip(x) {
             for (acc, x) in acc.iter_mut().zip(x) {
                 *acc += w * x;
             }

@@ -24,7 +24,7 @@ pub use input::Input;
 pub use team::Team;
 
 use crate::matrix::MatRef;
-use gemm::LANES;
+use gemm::{DEPTH, LANES};
 use std::{fmt, ops::Range};
 
 /// An instruction set that has kernels.
@@ -82,7 +82,7 @@ type Rows<'a> = Option<&'a [u32]>;
 type Dot = unsafe fn(MatRef, Rows, &Input, &mut [f32]);
 type Axpy = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
 type Unpack = unsafe fn(&[u8], &mut [f32]);
-type Panel = unsafe fn(&[f32], usize, &[f32], &mut [[f32; LANES]]);
+type Panel = unsafe fn(&[[f32; DEPTH]], &[[f32; LANES]], &mut [[f32; LANES]]);
 type Weights<'a> = Option<(&'a [f32], &'a [f32])>;
 type Select = unsafe fn(&[f32], Weights, f32, u32, &mut [u32]) -> usize;
 
@@ -345,27 +345,24 @@ impl Kernels {
         unsafe { (self.fill)(input, x) }
     }
 
-    /// Unpacks whole blocks of `m`'s type.
-    fn unpack(&self, m: MatRef, blocks: &[u8], out: &mut [f32]) {
+    /// Unpacks columns `cols` of row `i`, which begin and end at blocks.
+    fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [f32]) {
         let t = m.dtype();
-        assert_eq!(
-            blocks.len(),
-            out.len() / t.block_len() * t.block_bytes(),
+        let at = |c: usize| c / t.block_len() * t.block_bytes();
+        let blocks = &m.row(i)[at(cols.start)..at(cols.end)];
+        assert!(
+            out.len() == cols.len() && out.len().is_multiple_of(t.block_len()),
             "unpack: lengths"
         );
         // SAFETY: as in `dot`.
         unsafe { (self.unpack[t as usize])(blocks, out) }
     }
 
-    /// `acc[r][t] += sum over k of w[r * stride + k] * x[k * LANES + t]`, for `k` in `0..x.len() / LANES`.
-    fn panel(&self, w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
-        let k = x.len() / LANES;
-        assert!(
-            acc.is_empty() || w.len() >= (acc.len() - 1) * stride + k,
-            "panel: rows"
-        );
+    /// `acc[r][t] += sum over k of w[r][k] * x[k][t]`, for the `k` that `x` has.
+    fn panel(&self, w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
+        assert!(w.len() == acc.len() && x.len() <= DEPTH, "panel: lengths");
         // SAFETY: as in `dot`; lengths were checked.
-        unsafe { (self.panel)(w, stride, x, acc) }
+        unsafe { (self.panel)(w, x, acc) }
     }
 }
 

@@ -1,6 +1,10 @@
 //! AArch64's vectors: the generic loops, vectorised by the compiler.
 
-use super::{Act, Input, Isa, Kernels, elementwise, gemm::LANES, generic, per_format};
+use super::{
+    Act, Input, Isa, Kernels, elementwise,
+    gemm::{DEPTH, LANES},
+    generic, per_format,
+};
 use crate::{matrix::MatRef, quant::Format};
 use std::ops::Range;
 
@@ -42,8 +46,8 @@ fn unpack<F: Format>(row: &[u8], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "neon")]
-fn panel(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
-    generic::panel(w, stride, x, acc);
+fn panel(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
+    generic::panel(w, x, acc);
 }
 
 #[target_feature(enable = "neon")]

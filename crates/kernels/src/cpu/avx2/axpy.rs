@@ -13,7 +13,7 @@ type Unpack = unsafe fn(&[u8], &mut [f32]);
 
 /// One function that sums and one that unpacks, both from the steps of a block, 32 elements at a time.
 macro_rules! steps {
-    ($($name:ident: $n:literal bytes, $e:literal elements, $prepare:expr, $add:expr;)*) => {
+    ($($name:ident: $n:literal bytes, $e:literal elements, $blank:expr, $prepare:expr, $add:expr;)*) => {
         pub(super) const SUMS: [Sum; 11] = [$(sum::$name),*];
         pub(super) const UNPACK: [Unpack; 11] = [$(unpack::$name),*];
 
@@ -22,7 +22,7 @@ macro_rules! steps {
             avx2! {$(
                 pub(super) fn $name(m: MatRef, rows: Rows, coef: &[f32], cols: Range<usize>, y: &mut [f32]) {
                     drive::axpy::<$n, $e, 32, _, _>(
-                        m, rows, coef, cols, y, |w, c| $prepare(w, c), |y| get(y), |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
+                        m, rows, coef, cols, y, $blank, |w, c, s| $prepare(w, c, s), |y| get(y), |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
                     );
                 }
             )*}
@@ -33,7 +33,7 @@ macro_rules! steps {
             avx2! {$(
                 pub(super) fn $name(row: &[u8], out: &mut [f32]) {
                     drive::unpack::<$n, $e, 32, _, _>(
-                        row, out, |w, c| $prepare(w, c), [_mm256_setzero_ps(); 4], |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
+                        row, out, $blank, |w, c, s| $prepare(w, c, s), [_mm256_setzero_ps(); 4], |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
                     );
                 }
             )*}
@@ -42,27 +42,28 @@ macro_rules! steps {
 }
 
 steps! {
-    f32: 128 bytes, 32 elements, broadcast, add_f32;
-    f16: 64 bytes, 32 elements, broadcast, add_f16;
-    bf16: 64 bytes, 32 elements, broadcast, add_bf16;
-    q8_0: 34 bytes, 32 elements, levels_q8_0, add_scaled;
-    q4_0: 18 bytes, 32 elements, levels_q4_0, add_scaled;
-    q4_1: 20 bytes, 32 elements, levels_q4_1, add_affine;
-    q5_0: 22 bytes, 32 elements, levels_q5_0, add_scaled;
-    q5_1: 24 bytes, 32 elements, levels_q5_1, add_affine;
-    q4_k: 144 bytes, 256 elements, levels_q4_k, add_k;
-    q5_k: 176 bytes, 256 elements, levels_q5_k, add_k;
-    q6_k: 210 bytes, 256 elements, levels_q6_k, add_q6_k;
+    f32: 128 bytes, 32 elements, zero(), broadcast, add_f32;
+    f16: 64 bytes, 32 elements, zero(), broadcast, add_f16;
+    bf16: 64 bytes, 32 elements, zero(), broadcast, add_bf16;
+    q8_0: 34 bytes, 32 elements, scaled(), levels_q8_0, add_scaled;
+    q4_0: 18 bytes, 32 elements, scaled(), levels_q4_0, add_scaled;
+    q4_1: 20 bytes, 32 elements, affine(), levels_q4_1, add_affine;
+    q5_0: 22 bytes, 32 elements, scaled(), levels_q5_0, add_scaled;
+    q5_1: 24 bytes, 32 elements, affine(), levels_q5_1, add_affine;
+    q4_k: 144 bytes, 256 elements, super_block(), levels_q4_k, add_k;
+    q5_k: 176 bytes, 256 elements, super_block(), levels_q5_k, add_k;
+    q6_k: 210 bytes, 256 elements, super_block(), levels_q6_k, add_q6_k;
 }
 
-/// Unpacked levels of a block, and what they are multiplied with.
-#[repr(C, align(32))]
-struct Levels<const E: usize, F> {
-    q: [i8; E],
+/// Unpacked levels of a block, 32 a vector, and what they are multiplied with.
+#[derive(Clone, Copy)]
+struct Levels<const V: usize, F> {
+    q: [__m256i; V],
     factors: F,
 }
 
 /// A scale and a minimum, in every lane.
+#[derive(Clone, Copy)]
 struct Affine {
     d: __m256,
     m: __m256,
@@ -84,8 +85,28 @@ avx2! {
     }
 
     #[inline]
-    fn broadcast<const N: usize>(_: &[u8; N], c: f32) -> __m256 {
-        _mm256_set1_ps(c)
+    fn zero() -> __m256 {
+        _mm256_setzero_ps()
+    }
+
+    #[inline]
+    fn scaled() -> Levels<1, __m256> {
+        Levels { q: [_mm256_setzero_si256()], factors: zero() }
+    }
+
+    #[inline]
+    fn affine() -> Levels<1, Affine> {
+        Levels { q: [_mm256_setzero_si256()], factors: Affine { d: zero(), m: zero() } }
+    }
+
+    #[inline]
+    fn super_block() -> Levels<8, [f32; 16]> {
+        Levels { q: [_mm256_setzero_si256(); 8], factors: [0.0; 16] }
+    }
+
+    #[inline]
+    fn broadcast<const N: usize>(_: &[u8; N], c: f32, s: &mut __m256) {
+        *s = _mm256_set1_ps(c);
     }
 
     #[inline]
@@ -113,121 +134,106 @@ avx2! {
     }
 
     #[inline]
-    fn affine<const N: usize>(w: &[u8; N], c: f32) -> Affine {
+    fn scale_and_minimum<const N: usize>(w: &[u8; N], c: f32) -> Affine {
         let c = _mm256_set1_ps(c);
         let [d, m] = decode::two_halves(w).map(|v| _mm256_mul_ps(_mm256_broadcastss_ps(v), c));
         Affine { d, m }
     }
 
     #[inline]
-    fn levels<F>(q: __m256i, factors: F) -> Levels<32, F> {
-        let mut levels = Levels { q: [0; 32], factors };
-        load::put_i8x32(&mut levels.q, 0, q);
-        levels
+    fn levels_q8_0(w: &[u8; 34], c: f32, s: &mut Levels<1, __m256>) {
+        *s = Levels { q: [load::b32::<2, 34>(w)], factors: scale::<0, 34>(w, c) };
     }
 
     #[inline]
-    fn levels_q8_0(w: &[u8; 34], c: f32) -> Levels<32, __m256> {
-        levels(load::b32::<2, 34>(w), scale::<0, 34>(w, c))
-    }
-
-    #[inline]
-    fn levels_q4_0(w: &[u8; 18], c: f32) -> Levels<32, __m256> {
+    fn levels_q4_0(w: &[u8; 18], c: f32, s: &mut Levels<1, __m256>) {
         let q = decode::nibbles(load::b16::<2, 18>(w));
-        levels(_mm256_sub_epi8(q, _mm256_set1_epi8(8)), scale::<0, 18>(w, c))
+        *s = Levels { q: [_mm256_sub_epi8(q, _mm256_set1_epi8(8))], factors: scale::<0, 18>(w, c) };
     }
 
     #[inline]
-    fn levels_q4_1(w: &[u8; 20], c: f32) -> Levels<32, Affine> {
-        levels(decode::nibbles(load::b16::<4, 20>(w)), affine(w, c))
+    fn levels_q4_1(w: &[u8; 20], c: f32, s: &mut Levels<1, Affine>) {
+        *s = Levels { q: [decode::nibbles(load::b16::<4, 20>(w))], factors: scale_and_minimum(w, c) };
     }
 
     #[inline]
-    fn levels_q5_0(w: &[u8; 22], c: f32) -> Levels<32, __m256> {
+    fn levels_q5_0(w: &[u8; 22], c: f32, s: &mut Levels<1, __m256>) {
         let q = decode::five_bits::<2, 6, 22>(w);
-        levels(_mm256_sub_epi8(q, _mm256_set1_epi8(16)), scale::<0, 22>(w, c))
+        *s = Levels { q: [_mm256_sub_epi8(q, _mm256_set1_epi8(16))], factors: scale::<0, 22>(w, c) };
     }
 
     #[inline]
-    fn levels_q5_1(w: &[u8; 24], c: f32) -> Levels<32, Affine> {
-        levels(decode::five_bits::<4, 8, 24>(w), affine(w, c))
+    fn levels_q5_1(w: &[u8; 24], c: f32, s: &mut Levels<1, Affine>) {
+        *s = Levels { q: [decode::five_bits::<4, 8, 24>(w)], factors: scale_and_minimum(w, c) };
     }
 
     /// Levels `32 p..32 p + 32` as floats.
     #[inline]
-    fn widened(q: &[i8], p: usize) -> Four {
+    fn widened(q: &[__m256i], p: usize) -> Four {
+        let q = load::bytes(q);
         std::array::from_fn(|i| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load::i8x8(q, 32 * p + 8 * i))))
     }
 
     #[inline]
-    fn add_scaled<const N: usize>(_: &[u8; N], s: &Levels<32, __m256>, p: usize, y: Four) -> Four {
+    fn add_scaled<const N: usize>(_: &[u8; N], s: &Levels<1, __m256>, p: usize, y: Four) -> Four {
         let q = widened(&s.q, p);
         std::array::from_fn(|i| _mm256_fmadd_ps(s.factors, q[i], y[i]))
     }
 
     #[inline]
-    fn add_affine<const N: usize>(_: &[u8; N], s: &Levels<32, Affine>, p: usize, y: Four) -> Four {
+    fn add_affine<const N: usize>(_: &[u8; N], s: &Levels<1, Affine>, p: usize, y: Four) -> Four {
         let q = widened(&s.q, p);
         std::array::from_fn(|i| _mm256_add_ps(y[i], _mm256_fmadd_ps(s.factors.d, q[i], s.factors.m)))
     }
 
-    /// Levels 0, and a K block's eight scales times `c`, then its eight negative minima times `c`.
+    /// A K block's eight scales times `c`, then its eight negative minima times `c`.
     #[inline]
-    fn levels_k<const N: usize>(w: &[u8; N], c: f32) -> Levels<256, [f32; 16]> {
+    fn put_factors<const N: usize>(w: &[u8; N], c: f32, factors: &mut [f32; 16]) {
         let [scales, minima] = decode::scales_and_minima(load::b16::<0, N>(w));
-        let mut s = Levels { q: [0; 256], factors: [0.0; 16] };
-        load::put_f32x8(&mut s.factors, 0, _mm256_mul_ps(scales, _mm256_set1_ps(c)));
-        load::put_f32x8(&mut s.factors, 8, _mm256_mul_ps(minima, _mm256_set1_ps(-c)));
-        s
+        load::put_f32x8(factors, 0, _mm256_mul_ps(scales, _mm256_set1_ps(c)));
+        load::put_f32x8(factors, 8, _mm256_mul_ps(minima, _mm256_set1_ps(-c)));
     }
 
     #[inline]
-    fn levels_q4_k(w: &[u8; 144], c: f32) -> Levels<256, [f32; 16]> {
-        let mut s = levels_k(w, c);
-        for c in 0..4 {
-            let [a, b] = decode::chunk(&w[16..], c);
-            load::put_i8x32(&mut s.q, 64 * c, a);
-            load::put_i8x32(&mut s.q, 64 * c + 32, b);
+    fn levels_q4_k(w: &[u8; 144], c: f32, s: &mut Levels<8, [f32; 16]>) {
+        put_factors(w, c, &mut s.factors);
+        for (c, q) in s.q.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *q = decode::chunk(&w[16..], c);
         }
-        s
     }
 
     #[inline]
-    fn levels_q5_k(w: &[u8; 176], c: f32) -> Levels<256, [f32; 16]> {
-        let mut s = levels_k(w, c);
+    fn levels_q5_k(w: &[u8; 176], c: f32, s: &mut Levels<8, [f32; 16]>) {
+        put_factors(w, c, &mut s.factors);
         let high = load::b32::<16, 176>(w);
-        for c in 0..4 {
+        for (c, q) in s.q.as_chunks_mut::<2>().0.iter_mut().enumerate() {
             let [a, b] = decode::chunk(&w[48..], c);
-            load::put_i8x32(&mut s.q, 64 * c, decode::with_fifth_bit(a, high, 2 * c));
-            load::put_i8x32(&mut s.q, 64 * c + 32, decode::with_fifth_bit(b, high, 2 * c + 1));
+            *q = [decode::with_fifth_bit(a, high, 2 * c), decode::with_fifth_bit(b, high, 2 * c + 1)];
         }
-        s
     }
 
     #[inline]
-    fn add_k<const N: usize>(_: &[u8; N], s: &Levels<256, [f32; 16]>, p: usize, y: Four) -> Four {
+    fn add_k<const N: usize>(_: &[u8; N], s: &Levels<8, [f32; 16]>, p: usize, y: Four) -> Four {
         let q = widened(&s.q, p);
         let (d, m) = (_mm256_set1_ps(s.factors[p]), _mm256_set1_ps(s.factors[8 + p]));
         std::array::from_fn(|i| _mm256_add_ps(y[i], _mm256_fmadd_ps(d, q[i], m)))
     }
 
     #[inline]
-    fn levels_q6_k(w: &[u8; 210], c: f32) -> Levels<256, [f32; 16]> {
-        let mut s = Levels { q: [0; 256], factors: [0.0; 16] };
+    fn levels_q6_k(w: &[u8; 210], c: f32, s: &mut Levels<8, [f32; 16]>) {
         let d = scale::<208, 210>(w, c);
         let scales = load::b16::<192, 210>(w);
         for (i, scales) in [scales, _mm_unpackhi_epi64(scales, scales)].into_iter().enumerate() {
             let scales = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales));
             load::put_f32x8(&mut s.factors, 8 * i, _mm256_mul_ps(scales, d));
         }
-        for (i, q) in decode::six_bits(w).into_iter().enumerate() {
-            load::put_i8x32(&mut s.q, 32 * i, _mm256_sub_epi8(q, _mm256_set1_epi8(32)));
+        for (s, q) in s.q.iter_mut().zip(decode::six_bits(w)) {
+            *s = _mm256_sub_epi8(q, _mm256_set1_epi8(32));
         }
-        s
     }
 
     #[inline]
-    fn add_q6_k(_: &[u8; 210], s: &Levels<256, [f32; 16]>, p: usize, y: Four) -> Four {
+    fn add_q6_k(_: &[u8; 210], s: &Levels<8, [f32; 16]>, p: usize, y: Four) -> Four {
         let q = widened(&s.q, p);
         std::array::from_fn(|i| _mm256_fmadd_ps(_mm256_set1_ps(s.factors[2 * p + i / 2]), q[i], y[i]))
     }

@@ -80,7 +80,7 @@ avx2! {
 
     /// The levels of sub-blocks `2 c` and `2 c + 1` of a Q4_K or Q5_K block, from its nibbles; `c` in `0..4`.
     #[inline]
-    pub(super) fn chunk(qs: &[u8], c: usize) -> [__m256i; 2] {
+    pub(in crate::cpu) fn chunk(qs: &[u8], c: usize) -> [__m256i; 2] {
         let q = load::u8x32(qs, 32 * c);
         let low = _mm256_set1_epi8(15);
         [_mm256_and_si256(q, low), _mm256_and_si256(_mm256_srli_epi16::<4>(q), low)]
@@ -96,7 +96,7 @@ avx2! {
 
     /// The levels of a Q6_K block, 0 to 63: vector `i` holds elements `32 i..32 i + 32`.
     #[inline]
-    pub(super) fn six_bits(w: &[u8; 210]) -> [__m256i; 8] {
+    pub(in crate::cpu) fn six_bits(w: &[u8; 210]) -> [__m256i; 8] {
         let half = |low: [__m256i; 2], high: __m256i| {
             let [a, b] = low;
             // What shifts in from the neighbour is masked out.

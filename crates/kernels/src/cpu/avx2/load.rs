@@ -60,12 +60,11 @@ avx2! {
         unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
 
-    /// `x[at..at + 32] = v`.
+    /// The bytes of some vectors.
     #[inline]
-    pub(in crate::cpu) fn put_i8x32(x: &mut [i8], at: usize, v: __m256i) {
-        let x = &mut x[at..at + 32];
-        // SAFETY: the slice is 32 bytes; no alignment is needed.
-        unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), v) }
+    pub(in crate::cpu) fn bytes(v: &[__m256i]) -> &[i8] {
+        // SAFETY: a vector is 32 bytes, each of which may hold anything.
+        unsafe { std::slice::from_raw_parts(v.as_ptr().cast(), 32 * v.len()) }
     }
 
     /// `x[at..at + 4]`.

@@ -5,7 +5,11 @@ pub(super) mod decode;
 mod dot;
 pub(super) mod load;
 
-use super::{Act, Input, Isa, Kernels, elementwise, gemm::LANES, generic};
+use super::{
+    Act, Input, Isa, Kernels, elementwise,
+    gemm::{DEPTH, LANES},
+    generic,
+};
 use std::arch::x86_64::*;
 
 /// Puts the target features before each function.
@@ -48,37 +52,38 @@ pub(super) static KERNELS: Kernels = Kernels {
 elementwise!("avx2,fma,f16c");
 
 avx2! {
-    fn panel(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
+    fn panel(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
+        let (w, w_rest) = w.as_chunks::<6>();
         let (most, rest) = acc.as_chunks_mut::<6>();
-        for (i, acc) in most.iter_mut().enumerate() {
-            panel_rows(&w[6 * i * stride..], stride, x, acc);
+        for (w, acc) in w.iter().zip(most) {
+            panel_rows(w, x, acc);
         }
-        let at = 6 * most.len();
-        for (i, acc) in rest.iter_mut().enumerate() {
-            panel_rows(&w[(at + i) * stride..], stride, x, std::array::from_mut(acc));
+        for (w, acc) in w_rest.iter().zip(rest) {
+            panel_rows(std::array::from_ref(w), x, std::array::from_mut(acc));
         }
     }
 
     /// `R` rows of a panel, half the lanes at a time, with their sums in registers.
-    fn panel_rows<const R: usize>(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]; R]) {
-        let x = x.as_chunks::<LANES>().0;
-        let rows: [&[f32]; R] = std::array::from_fn(|r| &w[r * stride..][..x.len()]);
+    fn panel_rows<const R: usize>(w: &[[f32; DEPTH]; R], x: &[[f32; LANES]], acc: &mut [[f32; LANES]; R]) {
+        // Nothing in the loop can panic, or the sums would have to be in memory.
+        let x = &x[..x.len().min(DEPTH)];
         for half in [0, LANES / 2] {
-            let pair = |x: &[f32; LANES]| [load::f32x8(x, half), load::f32x8(x, half + 8)];
-            let mut sums: [[__m256; 2]; R] = std::array::from_fn(|r| pair(&acc[r]));
+            let mut sums = [[_mm256_setzero_ps(); 2]; R];
             for (k, x) in x.iter().enumerate() {
-                let x = pair(x);
+                let x = [load::f32x8(x, half), load::f32x8(x, half + 8)];
                 for r in 0..R {
-                    let w = _mm256_set1_ps(rows[r][k]);
-                    sums[r] = [
-                        _mm256_fmadd_ps(w, x[0], sums[r][0]),
-                        _mm256_fmadd_ps(w, x[1], sums[r][1]),
-                    ];
+                    let w = _mm256_set1_ps(w[r][k]);
+                    for i in 0..2 {
+                        sums[r][i] = _mm256_fmadd_ps(w, x[i], sums[r][i]);
+                    }
                 }
             }
             for (acc, sums) in acc.iter_mut().zip(sums) {
-                load::put_f32x8(acc, half, sums[0]);
-                load::put_f32x8(acc, half + 8, sums[1]);
+                for (i, sum) in sums.into_iter().enumerate() {
+                    let at = half + 8 * i;
+                    let total = _mm256_add_ps(load::f32x8(acc, at), sum);
+                    load::put_f32x8(acc, at, total);
+                }
             }
         }
     }

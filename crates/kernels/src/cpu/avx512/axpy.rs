@@ -15,7 +15,7 @@ type Unpack = unsafe fn(&[u8], &mut [f32]);
 
 /// One function that sums and one that unpacks, both from the steps of a block.
 macro_rules! steps {
-    ($($name:ident: $n:literal bytes, $e:literal elements, $p:literal a piece, $prepare:expr, $add:expr;)*) => {
+    ($($name:ident: $n:literal bytes, $e:literal elements, $p:literal a piece, $blank:expr, $prepare:expr, $add:expr;)*) => {
         pub(super) const SUMS: [Sum; 11] = [$(sum::$name),*];
         pub(super) const UNPACK: [Unpack; 11] = [$(unpack::$name),*];
 
@@ -24,7 +24,7 @@ macro_rules! steps {
             avx512! {$(
                 pub(super) fn $name(m: MatRef, rows: Rows, coef: &[f32], cols: Range<usize>, y: &mut [f32]) {
                     drive::axpy::<$n, $e, $p, _, [__m512; $p / 16]>(
-                        m, rows, coef, cols, y, |w, c| $prepare(w, c), |y| get(y), |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
+                        m, rows, coef, cols, y, $blank, |w, c, s| $prepare(w, c, s), |y| get(y), |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
                     );
                 }
             )*}
@@ -35,7 +35,7 @@ macro_rules! steps {
             avx512! {$(
                 pub(super) fn $name(row: &[u8], out: &mut [f32]) {
                     drive::unpack::<$n, $e, $p, _, [__m512; $p / 16]>(
-                        row, out, |w, c| $prepare(w, c), [_mm512_setzero_ps(); $p / 16], |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
+                        row, out, $blank, |w, c, s| $prepare(w, c, s), [_mm512_setzero_ps(); $p / 16], |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
                     );
                 }
             )*}
@@ -44,23 +44,23 @@ macro_rules! steps {
 }
 
 steps! {
-    f32: 128 bytes, 32 elements, 32 a piece, broadcast, add_f32;
-    f16: 64 bytes, 32 elements, 32 a piece, broadcast, add_f16;
-    bf16: 64 bytes, 32 elements, 32 a piece, broadcast, add_bf16;
-    q8_0: 34 bytes, 32 elements, 32 a piece, half_scale::<0, 34>, add_q8_0;
-    q4_0: 18 bytes, 32 elements, 32 a piece, table_q4_0, add_q4_0;
-    q4_1: 20 bytes, 32 elements, 32 a piece, table_q4_1, add_q4_1;
-    q5_0: 22 bytes, 32 elements, 32 a piece, levels_q5_0, add_scaled;
-    q5_1: 24 bytes, 32 elements, 32 a piece, levels_q5_1, add_affine;
-    q4_k: 144 bytes, 256 elements, 64 a piece, scales_k, add_q4_k;
-    q5_k: 176 bytes, 256 elements, 32 a piece, levels_q5_k, add_k;
-    q6_k: 210 bytes, 256 elements, 32 a piece, levels_q6_k, add_q6_k;
+    f32: 128 bytes, 32 elements, 32 a piece, zero(), broadcast, add_f32;
+    f16: 64 bytes, 32 elements, 32 a piece, zero(), broadcast, add_f16;
+    bf16: 64 bytes, 32 elements, 32 a piece, zero(), broadcast, add_bf16;
+    q8_0: 34 bytes, 32 elements, 32 a piece, zero(), scale_q8_0, add_q8_0;
+    q4_0: 18 bytes, 32 elements, 32 a piece, zero(), table_q4_0, add_q4_0;
+    q4_1: 20 bytes, 32 elements, 32 a piece, zero(), table_q4_1, add_q4_1;
+    q5_0: 22 bytes, 32 elements, 32 a piece, scaled(), levels_q5_0, add_scaled;
+    q5_1: 24 bytes, 32 elements, 32 a piece, affine(), levels_q5_1, add_affine;
+    q4_k: 144 bytes, 256 elements, 64 a piece, factors(), scales_k, add_q4_k;
+    q5_k: 176 bytes, 256 elements, 32 a piece, super_block(), levels_q5_k, add_k;
+    q6_k: 210 bytes, 256 elements, 32 a piece, super_block(), levels_q6_k, add_q6_k;
 }
 
-/// Unpacked levels of a block, and what they are multiplied with.
-#[repr(C, align(64))]
-struct Levels<const E: usize, F> {
-    q: [i8; E],
+/// Unpacked levels of a block, 32 a vector, and what they are multiplied with.
+#[derive(Clone, Copy)]
+struct Levels<const V: usize, F> {
+    q: [__m256i; V],
     factors: F,
 }
 
@@ -85,8 +85,33 @@ avx512! {
     }
 
     #[inline]
-    fn broadcast<const N: usize>(_: &[u8; N], c: f32) -> __m512 {
-        _mm512_set1_ps(c)
+    fn zero() -> __m512 {
+        _mm512_setzero_ps()
+    }
+
+    #[inline]
+    fn factors() -> Factors {
+        Factors([0.0; 16])
+    }
+
+    #[inline]
+    fn scaled() -> Levels<1, __m512> {
+        Levels { q: [_mm256_setzero_si256()], factors: zero() }
+    }
+
+    #[inline]
+    fn affine() -> Levels<1, Affine> {
+        Levels { q: [_mm256_setzero_si256()], factors: Affine { d: zero(), m: zero() } }
+    }
+
+    #[inline]
+    fn super_block() -> Levels<8, Factors> {
+        Levels { q: [_mm256_setzero_si256(); 8], factors: factors() }
+    }
+
+    #[inline]
+    fn broadcast<const N: usize>(_: &[u8; N], c: f32, s: &mut __m512) {
+        *s = _mm512_set1_ps(c);
     }
 
     #[inline]
@@ -124,6 +149,11 @@ avx512! {
     }
 
     #[inline]
+    fn scale_q8_0(w: &[u8; 34], c: f32, s: &mut __m512) {
+        *s = half_scale::<0, 34>(w, c);
+    }
+
+    #[inline]
     fn add_q8_0(w: &[u8; 34], d: &__m512, _: usize, y: [__m512; 2]) -> [__m512; 2] {
         let q = [load::b16::<2, 34>(w), load::b16::<18, 34>(w)];
         std::array::from_fn(|i| _mm512_fmadd_ps(*d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q[i])), y[i]))
@@ -136,14 +166,14 @@ avx512! {
     }
 
     #[inline]
-    fn table_q4_0(w: &[u8; 18], c: f32) -> __m512 {
-        _mm512_mul_ps(half_scale::<0, 18>(w, c), _mm512_sub_ps(iota(), _mm512_set1_ps(8.0)))
+    fn table_q4_0(w: &[u8; 18], c: f32, s: &mut __m512) {
+        *s = _mm512_mul_ps(half_scale::<0, 18>(w, c), _mm512_sub_ps(iota(), _mm512_set1_ps(8.0)));
     }
 
     #[inline]
-    fn table_q4_1(w: &[u8; 20], c: f32) -> __m512 {
+    fn table_q4_1(w: &[u8; 20], c: f32, s: &mut __m512) {
         let a = half_affine(w, c);
-        _mm512_fmadd_ps(a.d, iota(), a.m)
+        *s = _mm512_fmadd_ps(a.d, iota(), a.m);
     }
 
     #[inline]
@@ -168,59 +198,51 @@ avx512! {
     }
 
     #[inline]
-    fn levels<const E: usize, F>(q: __m256i, factors: F) -> Levels<E, F> {
-        let mut levels = Levels { q: [0; E], factors };
-        load::put_i8x32(&mut levels.q, 0, q);
-        levels
-    }
-
-    #[inline]
-    fn levels_q5_0(w: &[u8; 22], c: f32) -> Levels<32, __m512> {
+    fn levels_q5_0(w: &[u8; 22], c: f32, s: &mut Levels<1, __m512>) {
         // A level less 16 is its nibble where the fifth bit is set, and its nibble with all upper bits set where it is not.
         let q = decode::nibbles(load::b16::<6, 22>(w));
         let below = !u32::from_le_bytes([w[2], w[3], w[4], w[5]]);
         let q = _mm256_mask_add_epi8(q, below, q, _mm256_set1_epi8(-16));
-        levels(q, half_scale::<0, 22>(w, c))
+        *s = Levels { q: [q], factors: half_scale::<0, 22>(w, c) };
     }
 
     #[inline]
-    fn levels_q5_1(w: &[u8; 24], c: f32) -> Levels<32, Affine> {
+    fn levels_q5_1(w: &[u8; 24], c: f32, s: &mut Levels<1, Affine>) {
         let q = decode::nibbles(load::b16::<8, 24>(w));
         let fifth = u32::from_le_bytes([w[4], w[5], w[6], w[7]]);
         let q = _mm256_mask_add_epi8(q, fifth, q, _mm256_set1_epi8(16));
-        levels(q, half_affine(w, c))
+        *s = Levels { q: [q], factors: half_affine(w, c) };
     }
 
     /// 32 levels as floats.
     #[inline]
-    fn widened(q: &[i8], p: usize) -> [__m512; 2] {
+    fn widened(q: &[__m256i], p: usize) -> [__m512; 2] {
+        let q = load::bytes(q);
         [0, 16].map(|i| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load::i8x16(q, 32 * p + i))))
     }
 
     #[inline]
-    fn add_scaled(_: &[u8; 22], s: &Levels<32, __m512>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+    fn add_scaled(_: &[u8; 22], s: &Levels<1, __m512>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
         let q = widened(&s.q, p);
         std::array::from_fn(|i| _mm512_fmadd_ps(s.factors, q[i], y[i]))
     }
 
     #[inline]
-    fn add_affine(_: &[u8; 24], s: &Levels<32, Affine>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+    fn add_affine(_: &[u8; 24], s: &Levels<1, Affine>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
         let q = widened(&s.q, p);
         std::array::from_fn(|i| _mm512_add_ps(y[i], _mm512_fmadd_ps(s.factors.d, q[i], s.factors.m)))
     }
 
     /// From the head of a Q4_K or Q5_K block: eight scales times `c`, then eight negative minima times `c`.
     #[inline]
-    fn scales_k<const N: usize>(w: &[u8; N], c: f32) -> Aligned<16> {
+    fn scales_k<const N: usize>(w: &[u8; N], c: f32, s: &mut Factors) {
         let head = load::b16::<0, N>(w);
         let minus = _mm512_mask_sub_ps(_mm512_set1_ps(c), 0xff00, _mm512_setzero_ps(), _mm512_set1_ps(c));
-        let mut s = Aligned([0.0; 16]);
         load::put_f32x16(&mut s.0, 0, _mm512_mul_ps(decode::scales_and_minima(head), minus));
-        s
     }
 
     #[inline]
-    fn add_q4_k(w: &[u8; 144], s: &Aligned<16>, p: usize, y: [__m512; 4]) -> [__m512; 4] {
+    fn add_q4_k(w: &[u8; 144], s: &Factors, p: usize, y: [__m512; 4]) -> [__m512; 4] {
         let table = |j: usize| _mm512_fmadd_ps(_mm512_set1_ps(s.0[j]), iota(), _mm512_set1_ps(s.0[8 + j]));
         let tables = [table(2 * p), table(2 * p + 1)];
         let qs = &w[16 + 32 * p..][..32];
@@ -230,49 +252,43 @@ avx512! {
     }
 
     #[inline]
-    fn levels_q5_k(w: &[u8; 176], c: f32) -> Levels<256, Aligned<16>> {
-        let mut s = Levels { q: [0; 256], factors: scales_k(w, c) };
+    fn levels_q5_k(w: &[u8; 176], c: f32, s: &mut Levels<8, Factors>) {
+        scales_k(w, c, &mut s.factors);
         let high = load::b32::<16, 176>(w);
-        let (low, fifth) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
-        for chunk in 0..4 {
-            let v = load::u8x32(&w[48..], 32 * chunk);
-            let halves = [_mm256_and_si256(v, low), _mm256_and_si256(_mm256_srli_epi16::<4>(v), low)];
-            for (half, q) in halves.into_iter().enumerate() {
-                let j = 2 * chunk + half;
-                let set = _mm256_test_epi8_mask(high, _mm256_set1_epi8((1u8 << j) as i8));
-                load::put_i8x32(&mut s.q, 32 * j, _mm256_mask_add_epi8(q, set, q, fifth));
-            }
+        let with_fifth = |q, j: usize| {
+            let set = _mm256_test_epi8_mask(high, _mm256_set1_epi8((1u8 << j) as i8));
+            _mm256_mask_add_epi8(q, set, q, _mm256_set1_epi8(16))
+        };
+        for (c, q) in s.q.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let [a, b] = decode::chunk(&w[48..], c);
+            *q = [with_fifth(a, 2 * c), with_fifth(b, 2 * c + 1)];
         }
-        s
     }
 
     #[inline]
-    fn add_k(_: &[u8; 176], s: &Levels<256, Aligned<16>>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+    fn add_k(_: &[u8; 176], s: &Levels<8, Factors>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
         let q = widened(&s.q, p);
         let (d, m) = (_mm512_set1_ps(s.factors.0[p]), _mm512_set1_ps(s.factors.0[8 + p]));
         std::array::from_fn(|i| _mm512_add_ps(y[i], _mm512_fmadd_ps(d, q[i], m)))
     }
 
     #[inline]
-    fn levels_q6_k(w: &[u8; 210], c: f32) -> Levels<256, Aligned<16>> {
+    fn levels_q6_k(w: &[u8; 210], c: f32, s: &mut Levels<8, Factors>) {
         let scales = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load::b16::<192, 210>(w)));
-        let mut s = Levels { q: [0; 256], factors: Aligned([0.0; 16]) };
         load::put_f32x16(&mut s.factors.0, 0, _mm512_mul_ps(scales, half_scale::<208, 210>(w, c)));
-        let [a, b] = decode::six_bits(load::b64::<0, 210>(w), load::b32::<128, 210>(w));
-        let [c, d] = decode::six_bits(load::b64::<64, 210>(w), load::b32::<160, 210>(w));
-        for (i, q) in [a, b, c, d].into_iter().enumerate() {
-            load::put_i8x64(&mut s.q, 64 * i, _mm512_sub_epi8(q, _mm512_set1_epi8(32)));
+        for (s, q) in s.q.iter_mut().zip(decode::six_bits_by_32(w)) {
+            *s = _mm256_sub_epi8(q, _mm256_set1_epi8(32));
         }
-        s
     }
 
     #[inline]
-    fn add_q6_k(_: &[u8; 210], s: &Levels<256, Aligned<16>>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
+    fn add_q6_k(_: &[u8; 210], s: &Levels<8, Factors>, p: usize, y: [__m512; 2]) -> [__m512; 2] {
         let q = widened(&s.q, p);
         std::array::from_fn(|i| _mm512_fmadd_ps(_mm512_set1_ps(s.factors.0[2 * p + i]), q[i], y[i]))
     }
 }
 
-/// Factors of a block's parts, to be broadcast from memory.
+/// Sixteen factors of a block's parts, to be broadcast from memory.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Aligned<const N: usize>([f32; N]);
+struct Factors([f32; 16]);

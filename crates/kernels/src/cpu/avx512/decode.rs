@@ -1,8 +1,8 @@
 //! Parts of K-quant blocks that dot products and sums decode alike.
 
 use super::avx512;
-pub(super) use crate::cpu::avx2::decode::nibbles;
 use crate::cpu::avx2::decode::six_bit_fields;
+pub(super) use crate::cpu::avx2::decode::{chunk, nibbles, six_bits as six_bits_by_32};
 use std::arch::x86_64::*;
 
 avx512! {

@@ -1,9 +1,7 @@
 //! Loads and stores whose bounds are checked, of 512 bits; shorter ones are those of AVX2.
 
 use super::avx512;
-pub(super) use crate::cpu::avx2::load::{
-    b16, b32, f32x4, f32x8, i8x16, i8x32, put_i8x32, u8x16, u8x32,
-};
+pub(super) use crate::cpu::avx2::load::{b16, b32, bytes, f32x4, f32x8, i8x16, i8x32, u8x16};
 use std::arch::x86_64::*;
 
 avx512! {
@@ -61,13 +59,5 @@ avx512! {
         let x = &x[at..at + 64];
         // SAFETY: the slice is 64 bytes; no alignment is needed.
         unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
-    }
-
-    /// `x[at..at + 64] = v`.
-    #[inline]
-    pub(super) fn put_i8x64(x: &mut [i8], at: usize, v: __m512i) {
-        let x = &mut x[at..at + 64];
-        // SAFETY: the slice is 64 bytes; no alignment is needed.
-        unsafe { _mm512_storeu_si512(x.as_mut_ptr().cast(), v) }
     }
 }

@@ -5,7 +5,11 @@ mod decode;
 mod dot;
 mod load;
 
-use super::{Act, Input, Isa, Kernels, elementwise, gemm::LANES, generic};
+use super::{
+    Act, Input, Isa, Kernels, elementwise,
+    gemm::{DEPTH, LANES},
+    generic,
+};
 use std::arch::x86_64::*;
 
 /// Puts the target features before each function.
@@ -48,19 +52,19 @@ pub(super) static KERNELS: Kernels = Kernels {
 elementwise!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 
 avx512! {
-    fn panel(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]]) {
+    fn panel(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
+        let (w, w_rest) = w.as_chunks::<12>();
         let (most, rest) = acc.as_chunks_mut::<12>();
-        for (i, acc) in most.iter_mut().enumerate() {
-            panel_rows(&w[12 * i * stride..], stride, x, acc);
+        for (w, acc) in w.iter().zip(most) {
+            panel_rows(w, x, acc);
         }
-        let at = 12 * most.len();
-        let (some, last) = rest.as_chunks_mut::<4>();
-        for (i, acc) in some.iter_mut().enumerate() {
-            panel_rows(&w[(at + 4 * i) * stride..], stride, x, acc);
+        let (w, w_rest) = w_rest.as_chunks::<4>();
+        let (some, rest) = rest.as_chunks_mut::<4>();
+        for (w, acc) in w.iter().zip(some) {
+            panel_rows(w, x, acc);
         }
-        let at = at + 4 * some.len();
-        for (i, acc) in last.iter_mut().enumerate() {
-            panel_rows(&w[(at + i) * stride..], stride, x, std::array::from_mut(acc));
+        for (w, acc) in w_rest.iter().zip(rest) {
+            panel_rows(std::array::from_ref(w), x, std::array::from_mut(acc));
         }
     }
 
@@ -98,24 +102,26 @@ avx512! {
 }
 
 avx512! {
-/// `R` rows of a panel with their sums in registers.
-fn panel_rows<const R: usize>(w: &[f32], stride: usize, x: &[f32], acc: &mut [[f32; LANES]; R]) {
-    let x = x.as_chunks::<LANES>().0;
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &w[r * stride..][..x.len()]);
-    let mut sums = acc.map(|a| [load::f32x16(&a, 0), load::f32x16(&a, 16)]);
-    for (k, x) in x.iter().enumerate() {
-        let x = [load::f32x16(x, 0), load::f32x16(x, 16)];
-        for r in 0..R {
-            let w = _mm512_set1_ps(rows[r][k]);
-            sums[r] = [
-                _mm512_fmadd_ps(w, x[0], sums[r][0]),
-                _mm512_fmadd_ps(w, x[1], sums[r][1]),
-            ];
+    /// `R` rows of a panel with their sums in registers.
+    fn panel_rows<const R: usize>(w: &[[f32; DEPTH]; R], x: &[[f32; LANES]], acc: &mut [[f32; LANES]; R]) {
+        // Nothing in the loop can panic, or the sums would have to be in memory.
+        let x = &x[..x.len().min(DEPTH)];
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        for (k, x) in x.iter().enumerate() {
+            let x = [load::f32x16(x, 0), load::f32x16(x, 16)];
+            for r in 0..R {
+                let w = _mm512_set1_ps(w[r][k]);
+                for i in 0..2 {
+                    sums[r][i] = _mm512_fmadd_ps(w, x[i], sums[r][i]);
+                }
+            }
+        }
+        for (acc, sums) in acc.iter_mut().zip(sums) {
+            for (i, sum) in sums.into_iter().enumerate() {
+                let at = 16 * i;
+                let total = _mm512_add_ps(load::f32x16(acc, at), sum);
+                load::put_f32x16(acc, at, total);
+            }
         }
     }
-    for (acc, sums) in acc.iter_mut().zip(sums) {
-        load::put_f32x16(acc, 0, sums[0]);
-        load::put_f32x16(acc, 16, sums[1]);
-    }
-}
 }
