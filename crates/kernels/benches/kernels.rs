@@ -12,8 +12,11 @@ use countdown_kernels::{
     },
     quant,
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use std::hint::black_box;
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+    measurement::WallTime,
+};
+use std::{hint::black_box, time::Duration};
 
 /// Rows and columns of the gate matrix of models of 0.5 and 1.5 thousand million weights.
 const SHAPES: [(usize, usize); 2] = [(4864, 896), (8960, 1536)];
@@ -71,13 +74,24 @@ fn input(k: &Kernels, len: usize) -> Input {
     input
 }
 
-fn every_case(f: &mut dyn FnMut(&'static Kernels, Weights)) {
+/// Every shape and type, in a group of its own that runs briefly: there are many.
+fn every_case(
+    c: &mut Criterion,
+    name: &str,
+    f: impl Fn(&mut BenchmarkGroup<WallTime>, &'static Kernels, &mut Weights),
+) {
     for shape in SHAPES {
         for dtype in DType::ALL {
+            let Some(mut weights) = Weights::new(dtype, shape) else {
+                continue;
+            };
+            let mut group = c.benchmark_group(format!("{name}/{}x{}/{dtype}", shape.0, shape.1));
+            group
+                .sample_size(20)
+                .warm_up_time(Duration::from_millis(200))
+                .measurement_time(Duration::from_secs(1));
             for k in Kernels::available() {
-                if let Some(weights) = Weights::new(dtype, shape) {
-                    f(k, weights);
-                }
+                f(&mut group, k, &mut weights);
             }
         }
     }
@@ -102,13 +116,8 @@ fn read(c: &mut Criterion) {
 }
 
 fn dot(c: &mut Criterion) {
-    every_case(&mut |k, mut weights| {
-        let mut group = c.benchmark_group(format!(
-            "dot/{}x{}/{}",
-            weights.rows, weights.cols, weights.dtype
-        ));
+    every_case(c, "dot", |group, k, weights| {
         group.throughput(Throughput::BytesDecimal(weights.bytes as u64));
-        group.sample_size(20);
         let x = input(k, weights.cols);
         let mut out = vec![0.0; weights.rows];
         for threads in THREADS {
@@ -121,18 +130,18 @@ fn dot(c: &mut Criterion) {
 }
 
 /// Three rows in ten, irregularly.
-fn sums(c: &mut Criterion) {
-    every_case(&mut |k, mut weights| {
-        let rows: Vec<u32> = (0..weights.rows as u32)
-            .filter(|i| i.wrapping_mul(2_654_435_761) >> 16 & 1023 < 307)
-            .collect();
-        let mut group = c.benchmark_group(format!(
-            "axpy/{}x{}/{}",
-            weights.rows, weights.cols, weights.dtype
+fn kept(rows: usize) -> Vec<u32> {
+    (0..rows as u32)
+        .filter(|i| i.wrapping_mul(2_654_435_761) >> 16 & 1023 < 307)
+        .collect()
+}
+
+fn axpy(c: &mut Criterion) {
+    every_case(c, "axpy", |group, k, weights| {
+        let rows = kept(weights.rows);
+        group.throughput(Throughput::BytesDecimal(
+            (weights.bytes / weights.rows * rows.len()) as u64,
         ));
-        let bytes = weights.bytes / weights.rows * rows.len();
-        group.throughput(Throughput::BytesDecimal(bytes as u64));
-        group.sample_size(20);
         let coef = vec![0.25; rows.len()];
         let mut y = vec![0.0; weights.cols];
         for threads in THREADS {
@@ -147,11 +156,7 @@ fn sums(c: &mut Criterion) {
 /// Prefill of 128 tokens; elements are multiply-adds.
 fn prefill(c: &mut Criterion) {
     const TOKENS: usize = 128;
-    every_case(&mut |k, mut weights| {
-        let mut group = c.benchmark_group(format!(
-            "matmul/{}x{}/{}",
-            weights.rows, weights.cols, weights.dtype
-        ));
+    every_case(c, "matmul", |group, k, weights| {
         group.throughput(Throughput::Elements(
             (weights.rows * weights.cols * TOKENS) as u64,
         ));
@@ -178,5 +183,5 @@ fn prefill(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, read, dot, sums, prefill);
+criterion_group!(benches, read, dot, axpy, prefill);
 criterion_main!(benches);

@@ -3,7 +3,10 @@
 
 use super::{Rows, row_of};
 use crate::matrix::MatRef;
-use std::ops::Range;
+use std::{
+    arch::x86_64::{_MM_HINT_T0, _mm_prefetch},
+    ops::Range,
+};
 
 /// Dot products, `R` rows at once, each in steps over `N` bytes of weights.
 ///
@@ -51,6 +54,7 @@ fn products<const R: usize, const N: usize, X, A: Copy>(
     // Rows are equally long; saying so spares a check a step.
     let groups = parts.map(|p| &p.0[..full]);
     let mut acc = [zero; R];
+    #[allow(clippy::needless_range_loop)] // one index into R rows
     for g in 0..full {
         let x = load(g);
         for r in 0..R {
@@ -120,6 +124,7 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S: Copy, Y>(
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // as above
 fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S: Copy, Y>(
     w: [&[u8]; R],
     next: [&[u8]; R],
@@ -201,13 +206,9 @@ pub(super) fn unpack<const N: usize, const E: usize, const P: usize, S: Copy, Y:
 /// fours, still less in rows of a list.
 #[inline(always)]
 fn prefetch<const N: usize>(row: &[u8], g: usize) {
-    #[cfg(target_arch = "x86_64")]
     for line in (0..N).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let p = row.as_ptr().wrapping_add(g * N + line);
         // SAFETY: a prefetch of any address is allowed and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (row, g);
 }

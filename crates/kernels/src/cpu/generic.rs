@@ -107,13 +107,7 @@ fn exp(x: f32) -> f32 {
     const HIGH: f32 = 88.722_83;
     // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let c = if x < LOW {
-        LOW
-    } else if x > HIGH {
-        HIGH
-    } else {
-        x
-    };
+    let c = x.clamp(LOW, HIGH);
     let t = c * std::f32::consts::LOG2_E + ROUND;
     let n = t - ROUND;
     // ln 2 in two parts, the first of few bits so that its product with n is exact.

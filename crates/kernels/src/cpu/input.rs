@@ -71,6 +71,7 @@ impl Input {
 
     /// Levels by halves of groups of four blocks, as long as [`Input::levels`].
     #[inline(always)]
+    #[cfg(any(target_arch = "x86_64", test))]
     pub(super) fn halves(&self) -> &[i8] {
         flat(&self.halves)
     }
@@ -83,6 +84,7 @@ impl Input {
 
     /// Scale times sum of levels of the blocks, padded with zeros to a multiple of 8.
     #[inline(always)]
+    #[cfg(any(target_arch = "x86_64", test))]
     pub(super) fn sums(&self) -> &[f32] {
         &self.sums
     }

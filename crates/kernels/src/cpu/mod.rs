@@ -8,6 +8,7 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
 mod drive;
 pub mod gemm;
 mod generic;

@@ -30,16 +30,19 @@ impl Format for Q6K {
             let ql = &block[64 * h..][..64];
             let qh = &block[128 + 32 * h..][..32];
             let scales = &block[192 + 8 * h..][..8];
-            for (part, out) in out.chunks_exact_mut(32).enumerate() {
-                let ql = &ql[part % 2 * 32..][..32];
-                let nibble = part / 2 * 4;
-                for (s, out) in out.chunks_exact_mut(SUB).enumerate() {
-                    let a = d * f32::from(scales[2 * part + s] as i8);
-                    let (ql, qh) = (&ql[SUB * s..][..SUB], &qh[SUB * s..][..SUB]);
-                    for ((w, &l), &h) in out.iter_mut().zip(ql).zip(qh) {
-                        let q = l >> nibble & 15 | (h >> (2 * part) & 3) << 4;
-                        *w = a * f32::from(q as i8 - 32);
-                    }
+            let (first, second) = ql.split_at(32);
+            // Shifts are constants, so that vectors can do them.
+            let levels: [[u8; 32]; 4] = [
+                std::array::from_fn(|l| first[l] & 15 | (qh[l] & 3) << 4),
+                std::array::from_fn(|l| second[l] & 15 | (qh[l] >> 2 & 3) << 4),
+                std::array::from_fn(|l| first[l] >> 4 | (qh[l] >> 4 & 3) << 4),
+                std::array::from_fn(|l| second[l] >> 4 | qh[l] >> 6 << 4),
+            ];
+            let parts = levels.as_flattened().chunks_exact(SUB);
+            for ((out, q), &scale) in out.chunks_exact_mut(SUB).zip(parts).zip(scales) {
+                let a = d * f32::from(scale as i8);
+                for (w, &q) in out.iter_mut().zip(q) {
+                    *w = a * f32::from(q as i8 - 32);
                 }
             }
         }
