@@ -7,10 +7,7 @@
 
 use super::{Input, Kernels, Team, parallel::gemv, team::Disjoint};
 use crate::matrix::MatRef;
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use std::ops::Range;
 
 /// Lanes of a panel.
 pub(super) const LANES: usize = 32;
@@ -136,18 +133,12 @@ fn each_tile(
     tiles: usize,
     f: impl Fn(usize, &mut Scratch) + Sync,
 ) {
-    let next = AtomicUsize::new(0);
+    assert!(scratch.len() >= team.threads());
     let scratch = Disjoint::new(scratch);
-    team.run(&|thread| {
-        // SAFETY: each thread takes its own.
+    team.for_each_on(tiles, |thread, tile| {
+        // SAFETY: each thread takes its own, for one tile at a time.
         let scratch = unsafe { &mut scratch.slice(thread..thread + 1)[0] };
-        loop {
-            let tile = next.fetch_add(1, Relaxed);
-            if tile >= tiles {
-                return;
-            }
-            f(tile, scratch);
-        }
+        f(tile, scratch);
     });
 }
 

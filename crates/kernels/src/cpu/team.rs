@@ -25,11 +25,37 @@ const PIECES: usize = 4;
 
 type Job = *const (dyn Fn(usize) + Sync + 'static);
 
+/// The region in progress in one word, so that joining and closing it are single steps: its number, whether it is
+/// closed, and how many workers have joined.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Gate(usize);
+
+impl Gate {
+    const CLOSED: usize = 1 << 15;
+    const REGION: usize = 1 << 16;
+
+    fn region(self) -> usize {
+        self.0 / Self::REGION
+    }
+    fn is_closed(self) -> bool {
+        self.0 & Self::CLOSED != 0
+    }
+    fn joined(self) -> usize {
+        self.0 % Self::CLOSED
+    }
+    /// The next region, open, with no one in it.
+    fn next(self) -> Gate {
+        Gate((self.region().wrapping_add(1)).wrapping_mul(Self::REGION))
+    }
+}
+
 struct Shared {
-    /// The region in progress. Written by the leader while no worker runs, read by workers after `epoch` moved.
+    /// What the region does. Written by the leader while the gate is closed and all who joined have left; read by workers
+    /// that joined.
     job: UnsafeCell<Option<Job>>,
-    epoch: AtomicUsize,
-    running: AtomicUsize,
+    gate: AtomicUsize,
+    /// Workers that joined the region and are done.
+    left: AtomicUsize,
     sleepers: AtomicUsize,
     panicked: AtomicBool,
     quit: AtomicBool,
@@ -37,8 +63,24 @@ struct Shared {
     wake: Condvar,
 }
 
-// SAFETY: `job` is the only field that is not `Sync` and `Send` by itself. It is written by the leader only while
-// `running` is zero and read by workers only between the release store of `epoch` and their decrement of `running`.
+impl Shared {
+    fn gate(&self) -> Gate {
+        Gate(self.gate.load(SeqCst))
+    }
+
+    /// Opens the next region and wakes who sleeps.
+    fn open(&self) {
+        self.gate.store(self.gate().next().0, SeqCst);
+        if self.sleepers.load(SeqCst) > 0 {
+            let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.wake.notify_all();
+        }
+    }
+}
+
+// SAFETY: `job` is the only field that is not `Sync` and `Send` by itself. The leader writes it only while no worker can
+// be in a region: the gate is closed, so none joins, and all who had joined have left. A worker reads it only between
+// joining, which succeeds on an open gate alone, and leaving.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is not dereferenced outside a region, whose closure outlives it.
 unsafe impl Send for Shared {}
@@ -55,10 +97,13 @@ impl Team {
     /// # Errors
     /// The operating system's, if a thread cannot be started.
     pub fn new(threads: usize) -> io::Result<Team> {
+        if threads > Gate::CLOSED {
+            return Err(io::Error::other(format!("{threads} threads are too many")));
+        }
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(None),
-            epoch: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
+            gate: AtomicUsize::new(Gate::CLOSED),
+            left: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             quit: AtomicBool::new(false),
@@ -89,24 +134,31 @@ impl Team {
     /// # Panics
     /// If `f` panics on any thread.
     pub fn run(&mut self, f: &(dyn Fn(usize) + Sync)) {
+        self.region(f, self.workers.len());
+    }
+
+    /// Runs `f(thread)` on the caller and on the workers that come before the caller is done, at least `quorum` of them.
+    fn region(&mut self, f: &(dyn Fn(usize) + Sync), quorum: usize) {
         if self.workers.is_empty() {
             return f(0);
         }
         let s = &*self.shared;
-        // SAFETY: only the lifetime is erased. The workers drop the reference before they count `running` down,
-        // and this function does not return (or unwind) before `running` is zero.
+        // SAFETY: only the lifetime is erased. Workers use the reference between joining and leaving, and this function
+        // does not return (or unwind) before the gate is closed and all who joined have left.
         let job: Job = unsafe { std::mem::transmute(std::ptr::from_ref(f)) };
-        // SAFETY: no worker reads `job` now: `running` is zero between regions, and `&mut self` excludes others.
+        // SAFETY: no worker reads `job` now: the gate is closed between regions and all have left; `&mut self` excludes
+        // other leaders.
         unsafe { *s.job.get() = Some(job) };
-        s.running.store(self.workers.len(), Relaxed);
-        s.epoch.fetch_add(1, SeqCst);
-        if s.sleepers.load(SeqCst) > 0 {
-            let _guard = s.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            s.wake.notify_all();
-        }
+        s.left.store(0, Relaxed);
+        s.open();
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
         let mut rounds = 0;
-        while s.running.load(Acquire) > 0 {
+        while s.gate().joined() < quorum {
+            pause(&mut rounds);
+        }
+        let joined = Gate(s.gate.fetch_or(Gate::CLOSED, SeqCst)).joined();
+        rounds = 0;
+        while s.left.load(Acquire) < joined {
             pause(&mut rounds);
         }
         if let Err(panic) = own {
@@ -119,17 +171,30 @@ impl Team {
     }
 
     /// Runs `f(piece)` once for every `piece` in `0..pieces`, each on whichever thread is free.
+    ///
+    /// # Panics
+    /// If `f` panics for any piece.
     pub fn for_each(&mut self, pieces: usize, f: impl Fn(usize) + Sync) {
+        self.for_each_on(pieces, |_, piece| f(piece));
+    }
+
+    /// Runs `f(thread, piece)` once for every `piece` in `0..pieces`, each on whichever thread is free. No two calls with
+    /// the same `thread` overlap.
+    ///
+    /// A thread that the system does not run meanwhile is not waited for, unless it has begun a piece: on a busy machine that
+    /// could take longer than all the work.
+    pub(crate) fn for_each_on(&mut self, pieces: usize, f: impl Fn(usize, usize) + Sync) {
         let next = AtomicUsize::new(0);
-        self.run(&|_| {
+        let work = |thread| {
             loop {
                 let piece = next.fetch_add(1, Relaxed);
                 if piece >= pieces {
                     return;
                 }
-                f(piece);
+                f(thread, piece);
             }
-        });
+        };
+        self.region(&work, 0);
     }
 
     /// Cuts `out` into pieces whose lengths are multiples of `grain` (but for the last) and runs
@@ -166,15 +231,7 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.quit.store(true, SeqCst);
-        self.shared.epoch.fetch_add(1, SeqCst);
-        {
-            let _guard = self
-                .shared
-                .lock
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            self.shared.wake.notify_all();
-        }
+        self.shared.open();
         for worker in self.workers.drain(..) {
             // A worker catches its panics, so joining cannot fail; and a destructor has no one to tell.
             let _ = worker.join();
@@ -183,32 +240,46 @@ impl Drop for Team {
 }
 
 fn work(s: &Shared, id: usize) {
-    let mut seen = 0;
+    // The last region this worker was in, or missed.
+    let mut last = 0;
+    let mut rounds = 0;
     loop {
-        let mut rounds = 0;
-        while s.epoch.load(Acquire) == seen {
+        let gate = s.gate();
+        if gate.region() == last {
             if rounds < SPINS + YIELDS {
                 pause(&mut rounds);
                 continue;
             }
             let mut guard = s.lock.lock().unwrap_or_else(PoisonError::into_inner);
             s.sleepers.fetch_add(1, SeqCst);
-            while s.epoch.load(SeqCst) == seen {
+            while s.gate().region() == last {
                 guard = s.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
             s.sleepers.fetch_sub(1, SeqCst);
+            continue;
         }
-        seen += 1;
         if s.quit.load(SeqCst) {
             return;
         }
-        // SAFETY: the leader wrote `job` before it moved `epoch`, and does not touch it before `running` is zero.
+        if gate.is_closed() {
+            last = gate.region();
+            continue;
+        }
+        // Fails if another joined first, or if the leader closed the gate.
+        if s.gate
+            .compare_exchange(gate.0, gate.0 + 1, SeqCst, Relaxed)
+            .is_err()
+        {
+            continue;
+        }
+        (last, rounds) = (gate.region(), 0);
+        // SAFETY: the leader wrote `job` before it opened the gate, and does not touch it before this worker left.
         let job = unsafe { (*s.job.get()).expect("a region was announced") };
-        // SAFETY: the closure lives in the frame of `Team::run`, which waits for this worker.
+        // SAFETY: the closure lives in the frame of `Team::region`, which waits for this worker to leave.
         if catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(id) })).is_err() {
             s.panicked.store(true, Relaxed);
         }
-        s.running.fetch_sub(1, Release);
+        s.left.fetch_add(1, Release);
     }
 }
 
@@ -284,6 +355,25 @@ mod tests {
             }
         }
         assert_eq!(sum.load(Relaxed), 2000 * 6);
+    }
+
+    #[test]
+    fn pieces_run_once_though_workers_may_come_late_and_no_two_share_a_thread() {
+        let mut team = Team::new(4).unwrap();
+        let mut busy: [AtomicBool; 4] = Default::default();
+        let mut done = [const { AtomicUsize::new(0) }; 3];
+        for round in 0..5000 {
+            team.for_each_on(3, |thread, piece| {
+                assert!(!busy[thread].swap(true, SeqCst));
+                done[piece].fetch_add(1, Relaxed);
+                busy[thread].store(false, SeqCst);
+            });
+            assert!(done.iter_mut().all(|d| *d.get_mut() == round + 1));
+            if round % 1000 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+        assert!(busy.iter_mut().all(|b| !*b.get_mut()));
     }
 
     #[test]
