@@ -23,7 +23,7 @@ pub enum Load {
     },
 }
 
-/// One way to run the load. `session` picks one of the sessions given to [`bench`].
+/// One way to run the load. `session` picks one of the sessions given to [`bench()`].
 #[derive(Clone, Debug)]
 pub struct Variant {
     /// Index of the session.
