@@ -1,8 +1,8 @@
 //! Products with many tokens at once: prefill and training.
 //!
 //! Weights stay packed: a thread unpacks a tile that fits its cache and multiplies it with all tokens before it takes the
-//! next. Both products come down to one kernel, a panel: rows of up to [`DEPTH`] elements, broadcast one by one, times
-//! as many rows of [`LANES`] vector lanes. In [`matmul`] the lanes are tokens, reordered once a call, and the rows are weights;
+//! next. Both products come down to one kernel, a panel: rows of up to `DEPTH` elements, broadcast one by one, times
+//! as many rows of `LANES` vector lanes. In [`matmul`] the lanes are tokens, reordered once a call, and the rows are weights;
 //! in [`matmul_transposed`] the lanes are columns of weights and the rows are tokens.
 
 use super::{Input, Kernels, Team, parallel::gemv, team::Disjoint};
