@@ -32,3 +32,8 @@ pub use sparsity::SparsityPlan;
 
 /// The text that plans are calibrated on where the user names none: public domain, prose and code; see data/README.md.
 pub const CALIBRATION_TEXT: &str = include_str!("../data/calibration.txt");
+
+/// The README's example is compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
