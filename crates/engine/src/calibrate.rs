@@ -266,7 +266,10 @@ fn rules(model: &Model, request: &PlanRequest, group: Option<&Group>) -> Result<
                 (Form::Practical, Some(seen)) => {
                     Keep::Above(seen.scores.quantile(request.sparsity))
                 }
-                _ => Keep::AllBut {
+                (Form::Practical, None) => {
+                    unreachable!("practical plans need a text, so their scores were counted")
+                }
+                (Form::Ideal, _) => Keep::AllBut {
                     drop: ideal_drop(model.config.layers[i].inter, request.sparsity),
                 },
             };
