@@ -6,7 +6,7 @@ mod dot;
 pub(super) mod load;
 
 use super::{
-    Act, Input, Isa, Kernels, elementwise,
+    Act, Input, Isa, Kernels, Score, elementwise,
     gemm::{DEPTH, LANES},
     generic,
 };
@@ -90,11 +90,11 @@ avx2! {
 
     fn select_above(
         signal: &[f32],
-        weights: Option<(&[f32], &[f32])>,
+        score: Score,
         tau: f32,
         base: u32,
         out: &mut [u32],
     ) -> usize {
-        generic::select_above(signal, weights, tau, base, out)
+        generic::select_above(signal, score, tau, base, out)
     }
 }

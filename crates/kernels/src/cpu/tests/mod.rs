@@ -6,6 +6,7 @@ use crate::{
     reference::{self, Sum},
 };
 
+mod ffn;
 mod parallel;
 
 /// Numbers between -1 and 1 that look random, the same for the same seed.
@@ -471,10 +472,14 @@ fn selection_keeps_what_exceeds_the_threshold_and_nothing_that_is_no_number() {
                 f32::NEG_INFINITY,
                 f32::NAN,
             ] {
-                for weights in [None, Some((&pos[..], &neg[..]))] {
+                let weighted = Score::Weighted {
+                    positive: &pos,
+                    negative: &neg,
+                };
+                for score in [Score::Magnitude, Score::Value, weighted] {
                     let mut out = vec![u32::MAX; len + 3];
-                    let n = k.select_above(&signal, weights, tau, 1000, &mut out);
-                    let want: Vec<u32> = reference::select_above(&signal, weights, tau)
+                    let n = k.select_above(&signal, score, tau, 1000, &mut out);
+                    let want: Vec<u32> = reference::select_above(&signal, score, tau)
                         .iter()
                         .map(|i| i + 1000)
                         .collect();
