@@ -125,6 +125,8 @@ type Unpack = unsafe fn(&[u8], &mut [f32]);
 type Panel = unsafe fn(&[[f32; DEPTH]], &[[f32; LANES]], &mut [[f32; LANES]]);
 type Select = unsafe fn(&[f32], Score, f32, u32, &mut [u32]) -> usize;
 
+const DTYPES: usize = crate::dtype::DType::ALL.len();
+
 /// The kernels of one instruction set, for one thread. Lengths are asserted once a call.
 ///
 /// Floats are added in an order that depends on the instruction set but not on how work is cut: a row's dot product is
@@ -132,9 +134,9 @@ type Select = unsafe fn(&[f32], Score, f32, u32, &mut [u32]) -> usize;
 pub struct Kernels {
     isa: Isa,
     /// By `DType as usize`, like all arrays here.
-    dot: [Dot; 11],
-    axpy: [Axpy; 11],
-    unpack: [Unpack; 11],
+    dot: [Dot; DTYPES],
+    axpy: [Axpy; DTYPES],
+    unpack: [Unpack; DTYPES],
     panel: Panel,
     fill: unsafe fn(&mut Input, &[f32]),
     act: unsafe fn(Act, &mut [f32]),
@@ -151,6 +153,7 @@ macro_rules! per_format {
         [
             $($f)::+::<F32>, $($f)::+::<F16>, $($f)::+::<Bf16>, $($f)::+::<Q8_0>, $($f)::+::<Q4_0>, $($f)::+::<Q4_1>,
             $($f)::+::<Q5_0>, $($f)::+::<Q5_1>, $($f)::+::<Q4K>, $($f)::+::<Q5K>, $($f)::+::<Q6K>,
+            $($f)::+::<Q3_0>, $($f)::+::<Q2_0>, $($f)::+::<T2>, $($f)::+::<Q8H>,
         ]
     }};
 }

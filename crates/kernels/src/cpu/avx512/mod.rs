@@ -4,6 +4,7 @@ mod axpy;
 mod decode;
 mod dot;
 mod load;
+mod predictor;
 
 use super::{
     Act, Input, Isa, Kernels, Score, elementwise,
@@ -37,6 +38,10 @@ pub(super) static KERNELS: Kernels = Kernels {
         dot::q4_k,
         dot::q5_k,
         dot::q6_k,
+        predictor::q3_0,
+        predictor::q2_0,
+        predictor::t2,
+        dot::q8_h,
     ],
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
