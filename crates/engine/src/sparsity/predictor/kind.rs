@@ -76,8 +76,8 @@ impl PredictorKind {
     pub fn copy_dtype(self) -> Option<DType> {
         match self {
             PredictorKind::Copy4 => Some(DType::Q4_0),
-            PredictorKind::Copy3 => Some(DType::Q4_0),
-            PredictorKind::Copy2 => Some(DType::Q4_0),
+            PredictorKind::Copy3 => Some(DType::Q3_0),
+            PredictorKind::Copy2 => Some(DType::Q2_0),
             PredictorKind::LowRank | PredictorKind::Product | PredictorKind::Ternary => None,
         }
     }
