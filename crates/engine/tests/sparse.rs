@@ -371,6 +371,7 @@ fn low_rank(gate: &countdown::model::Matrix) -> Predictor {
             weight: matrix(inter, rank, &|i| ((i * 104_729) % 11) as f32 / 11.0 - 0.5),
             bias: Some((0..inter).map(|i| (i % 3) as f32 * 0.2 - 0.2).collect()),
         }),
+        rest: None,
     }
 }
 
