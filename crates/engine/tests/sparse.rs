@@ -432,6 +432,7 @@ fn exact_coefficients_beat_both_factors_and_neuron_cuts_help_the_up_signal() {
         ctx: 128,
         chunks: None,
         stepping: countdown::eval::Stepping::Batched,
+        threads: 2,
     };
     let rows =
         countdown::eval::perplexity(&mut s, held_out, None, &plans, &options, |_, _| ()).unwrap();
