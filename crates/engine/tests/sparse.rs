@@ -398,6 +398,7 @@ fn a_finer_copy_chooses_more_like_the_exact_coefficients() {
         ctx: 128,
         chunks: None,
         stepping: countdown::eval::Stepping::Batched,
+        threads: 2,
     };
     let rows =
         countdown::eval::perplexity(&mut s, held_out, None, &plans, &options, |_, _| ()).unwrap();
