@@ -10,7 +10,8 @@ use crate::{
 use countdown::{
     DownLayout, Fit, Model, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
     formats::Checkpoint,
-    sparsity::{PredictorKind, PredictorSet, Signal},
+    input_moments,
+    sparsity::{InputMoments, PredictorKind, PredictorSet, Signal},
     tokenizer::Tokenizer,
 };
 use std::{
@@ -134,7 +135,7 @@ impl Planner<'_> {
             .filter(|(_, p)| p.is_none())
             .map(|(w, _)| w.clone())
             .collect();
-        let requests = self.requests(&missing)?;
+        let requests = self.requests(&missing, text)?;
         if requests.iter().any(PlanRequest::needs_text) {
             self.console.note(format_args!(
                 "calibrating {} on {}; cached in {}",
@@ -164,8 +165,13 @@ impl Planner<'_> {
         Ok(plans.into_iter().flatten().collect())
     }
 
-    /// Wishes with the predictors they name, each made once.
-    pub(crate) fn requests(&self, wishes: &[Wish]) -> Result<Vec<PlanRequest>> {
+    /// Wishes with the predictors they name, each made once; copies suit the text.
+    pub(crate) fn requests(
+        &self,
+        wishes: &[Wish],
+        text: &CalibrationText,
+    ) -> Result<Vec<PlanRequest>> {
+        let mut moments: Option<Vec<InputMoments>> = None;
         let mut made: Vec<(PredictorKind, Signal, Arc<PredictorSet>)> = Vec::new();
         let mut predictor = |wish: &Wish| -> Result<Option<Arc<PredictorSet>>> {
             let (Some(kind), Some(signal)) = (wish.predictor, wish.method.signal) else {
@@ -175,8 +181,12 @@ impl Planner<'_> {
             if let Some((.., set)) = found {
                 return Ok(Some(set.clone()));
             }
+            if moments.is_none() && kind.copy_dtype().is_some() {
+                moments = Some(self.moments(text)?);
+            }
             let _spinner = Progress::spinner(self.console, "copying gate and up");
-            let set = Arc::new(kind.untrained(self.model, signal, self.threads)?);
+            let set = kind.untrained(self.model, signal, moments.as_deref(), self.threads)?;
+            let set = Arc::new(set);
             made.push((kind, signal, set.clone()));
             Ok(Some(set))
         };
@@ -209,15 +219,7 @@ impl Planner<'_> {
         } else {
             Vec::new()
         };
-        // A session of its own: the user's may be too short to see how the model behaves in the middle of a text.
-        let mut session = Session::new(
-            self.model.clone(),
-            &SessionOptions {
-                context: Some(CALIBRATION_CONTEXT.min(self.model.config.context)),
-                threads: Some(self.threads),
-                ..SessionOptions::default()
-            },
-        )?;
+        let mut session = self.session()?;
         let bar = Progress::bar(self.console, "calibrating");
         let opening = load::opening(self.tokenizer);
         Ok(calibrate(
@@ -226,6 +228,31 @@ impl Planner<'_> {
             opening,
             requests,
             |done, all| bar.update(done, all),
+        )?)
+    }
+
+    /// A session of its own: the user's may be too short to see how the model behaves in the middle of a text.
+    fn session(&self) -> Result<Session> {
+        let options = SessionOptions {
+            context: Some(CALIBRATION_CONTEXT.min(self.model.config.context)),
+            threads: Some(self.threads),
+            ..SessionOptions::default()
+        };
+        Ok(Session::new(self.model.clone(), &options)?)
+    }
+
+    fn moments(&self, text: &CalibrationText) -> Result<Vec<InputMoments>> {
+        let tokens = load::text_tokens(self.tokenizer, &text.text)?;
+        let bar = Progress::bar(self.console, "weighing inputs");
+        let opening = load::opening(self.tokenizer);
+        let mut session = self.session()?;
+        Ok(input_moments(
+            &mut session,
+            &tokens,
+            opening,
+            |done, all| {
+                bar.update(done, all);
+            },
         )?)
     }
 

@@ -23,7 +23,9 @@ pub mod text;
 pub mod tokenizer;
 
 pub use backend::{FfnTrace, Observer, Phase};
-pub use calibrate::{Allocation, Fit, Inputs, PlanRequest, Threshold, calibrate, down_norms};
+pub use calibrate::{
+    Allocation, Fit, Inputs, PlanRequest, Threshold, calibrate, down_norms, input_moments,
+};
 pub use countdown_kernels as kernels;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Generator};
