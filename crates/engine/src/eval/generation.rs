@@ -59,7 +59,7 @@ struct Document {
 /// How to generate.
 #[derive(Clone, Debug, Default)]
 pub struct GenerationOptions {
-    /// Documents at most, from the first on; all if `None`.
+    /// Documents at most, from the first on, and at least one; all if `None`.
     pub limit: Option<usize>,
     /// A file that keeps every document's result: a run that is begun again with the same file goes on where it ended.
     pub results: Option<PathBuf>,
@@ -265,7 +265,7 @@ pub fn generation(
     let subjects: Vec<Option<&Arc<SparsityPlan>>> = std::iter::once(None)
         .chain(plans.iter().map(Some))
         .collect();
-    let limit = options.limit.unwrap_or(usize::MAX);
+    let limit = options.limit.unwrap_or(usize::MAX).max(1);
     let documents = &task.documents[..task.documents.len().min(limit)];
     let mut sums = vec![(0, 0, Neurons::default()); subjects.len()];
     let all = documents.len() * subjects.len();

@@ -209,10 +209,14 @@ pub(super) fn kl_divergence(p: &[f32], q: &[f32], log_sums: [f64; 2]) -> f64 {
 #[inline(always)]
 fn max(x: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; 16];
-    for x in x.chunks(16) {
+    let (whole, rest) = x.as_chunks::<16>();
+    for x in whole {
         for (m, &x) in most.iter_mut().zip(x) {
             *m = if x > *m { x } else { *m };
         }
+    }
+    for (m, &x) in most.iter_mut().zip(rest) {
+        *m = if x > *m { x } else { *m };
     }
     most.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
@@ -221,10 +225,14 @@ fn max(x: &[f32]) -> f32 {
 #[inline(always)]
 fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut acc = [0f32; 16];
-    for x in x.chunks(16) {
+    let (whole, rest) = x.as_chunks::<16>();
+    for x in whole {
         for (a, &x) in acc.iter_mut().zip(x) {
             *a += f(x);
         }
+    }
+    for (a, &x) in acc.iter_mut().zip(rest) {
+        *a += f(x);
     }
     sum16(acc)
 }

@@ -26,7 +26,7 @@ use task::{Candidate, Document};
 /// How to score candidates.
 #[derive(Clone, Debug, Default)]
 pub struct ChoiceOptions {
-    /// Documents at most, from the first on; all if `None`.
+    /// Documents at most, from the first on, and at least one; all if `None`.
     pub limit: Option<usize>,
     /// How the tokens of a candidate are fed; its first one is always predicted by a single step.
     pub stepping: Stepping,
@@ -122,7 +122,8 @@ pub fn choice(
     let subjects: Vec<Option<&Arc<SparsityPlan>>> = std::iter::once(None)
         .chain(plans.iter().map(Some))
         .collect();
-    let limited = |documents: &[Document]| documents.len().min(options.limit.unwrap_or(usize::MAX));
+    let limit = options.limit.unwrap_or(usize::MAX).max(1);
+    let limited = |documents: &[Document]| documents.len().min(limit);
     let documents = &task.documents[..limited(&task.documents)];
     let unconditional = &task.unconditional[..limited(&task.unconditional)];
     let mut scorer = Scorer {
@@ -199,21 +200,20 @@ impl Scorer<'_> {
         let context = candidate.context.trim_end();
         let blanks = &candidate.context[context.len()..];
         let continuation = format!("{blanks}{}", candidate.continuation);
-        let mut tokens: Vec<u32> = if context.is_empty() {
-            t.bos().or(t.eos()).into_iter().collect()
+        let (mut tokens, scored): (Vec<u32>, Vec<u32>) = if context.is_empty() {
+            let opening = t.bos().or(t.eos());
+            (opening.into_iter().collect(), encode(&continuation)?)
         } else {
-            let opening = t.bos().filter(|_| t.adds_bos());
-            opening.into_iter().chain(encode(context)?).collect()
-        };
-        let mut scored = encode(&continuation)?;
-        if !context.is_empty() {
-            let alone = encode(context)?.len();
+            let alone = encode(context)?;
             let both = encode(&format!("{context}{continuation}"))?;
-            // Where the two merge so that nothing is left, the candidate stands for itself.
-            if both.len() > alone {
-                scored = both[alone..].to_vec();
-            }
-        }
+            let scored = match both.get(alone.len()..) {
+                Some(rest) if !rest.is_empty() => rest.to_vec(),
+                // The two merge so that nothing is left: the candidate stands for itself.
+                _ => encode(&continuation)?,
+            };
+            let opening = t.bos().filter(|_| t.adds_bos());
+            (opening.into_iter().chain(alone).collect(), scored)
+        };
         if tokens.is_empty() || scored.is_empty() {
             let what = match tokens.is_empty() {
                 true => "the context has no tokens, and the model has no token to open a text",
