@@ -20,6 +20,7 @@ pub mod stop;
 pub mod synth;
 pub mod text;
 pub mod tokenizer;
+pub mod train;
 
 pub use backend::{FfnTrace, Observer, Phase};
 pub use calibrate::{PlanRequest, calibrate, down_norms};
