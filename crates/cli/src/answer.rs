@@ -9,8 +9,9 @@ use crate::{
 };
 use clap::Args;
 use countdown::{
-    GenerateOptions, Generator, Session, Stats,
+    GenerateOptions, Generator, Session, SparsityPlan, Stats,
     generate::{FinishReason, OnFull, Timings},
+    model::ReadDensely,
     sampler::{Sampler, SamplingOptions},
     tokenizer::Tokenizer,
 };
@@ -186,12 +187,13 @@ fn reading(session: &Session, before: Stats, timings: Timings) -> (Option<f64>, 
         kept: after.kept - before.kept,
         neurons: after.neurons - before.neurons,
     };
-    let signal = session.plan().and_then(|p| Some(p.rules.first()?.signal));
+    let plan = session.plan();
+    let reads = plan.map_or(ReadDensely::All, SparsityPlan::reads);
     let kept = 1.0 - steps.realised_sparsity();
     let middle = session.position().saturating_sub(timings.steps / 2);
     let bytes =
-        session.model().bytes_per_token().at(signal, kept) + session.cache_bytes(middle) as f64;
-    (signal.map(|_| 1.0 - kept), bytes)
+        session.model().bytes_per_token().at(reads, kept) + session.cache_bytes(middle) as f64;
+    (plan.map(|_| 1.0 - kept), bytes)
 }
 
 impl Answer {

@@ -6,10 +6,12 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
 };
 use countdown::{
-    PlanRequest, SessionOptions,
+    Allocation, Fit, Inputs, SessionOptions, Threshold,
     kernels::DType,
     session::physical_cores,
-    sparsity::{Cut, Form, METHODS, Method, check_sparsity},
+    sparsity::{
+        CUTS, Cut, Form, METHODS, Method, PREDICTORS, Practical, PredictorKind, check_sparsity,
+    },
 };
 use std::path::PathBuf;
 
@@ -75,14 +77,19 @@ pub(crate) struct PlanArgs {
     /// Share of neurons to skip, in [0, 1)
     #[arg(long, value_name = "S", value_parser = sparsity)]
     pub(crate) sparsity: Option<f64>,
-    /// What is compared: a neuron's signal weighted by its own constants, or the bare signal
-    #[arg(long, value_name = "CUT", default_value = "neuron", value_parser = cuts())]
-    pub(crate) cut: Cut,
+    /// What is compared: the bare signal, or the signal times constants of the neuron [default: the method's best]
+    #[arg(long, value_name = "CUT", value_parser = cuts())]
+    pub(crate) cut: Option<Cut>,
+    /// What predicts the coefficients, for methods that predict them [default: copy3]
+    #[arg(long, value_name = "KIND", value_parser = predictors())]
+    pub(crate) predictor: Option<PredictorKind>,
+    #[command(flatten)]
+    pub(crate) fit: FitArgs,
     /// Exact top-k of every token: the upper bound of quality, without the speed
     #[arg(long)]
     pub(crate) ideal: bool,
     /// Use this plan, made by `countdown calibrate`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "sparsity", "cut", "ideal", "calibration"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "sparsity", "cut", "predictor", "ideal", "calibration", "threshold", "inputs", "allocation"])]
     pub(crate) plan: Option<PathBuf>,
     /// Text to calibrate on where no plan is cached [default: a built-in one]
     #[arg(long, value_name = "FILE")]
@@ -110,7 +117,71 @@ pub(crate) enum PlanChoice {
     /// A file.
     File(PathBuf),
     /// The cache, or calibration.
-    Fit(PlanRequest),
+    Fit(Wish),
+}
+
+/// A plan to be had from the cache or by calibration; what [`countdown::PlanRequest`] is once the model is there.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Wish {
+    pub(crate) method: &'static Method,
+    pub(crate) cut: Cut,
+    pub(crate) form: Form,
+    pub(crate) sparsity: f64,
+    pub(crate) predictor: Option<PredictorKind>,
+    pub(crate) fit: Fit,
+}
+
+impl Wish {
+    /// What practical plans predict with where nothing else is asked for.
+    const PREDICTOR: PredictorKind = PredictorKind::Copy3;
+
+    /// Fills in what is not asked for. Ideal plans know the coefficients exactly unless a predictor is named.
+    pub(crate) fn new(
+        method: &'static Method,
+        cut: Option<Cut>,
+        form: Form,
+        sparsity: f64,
+        predictor: Option<PredictorKind>,
+        fit: Fit,
+    ) -> Wish {
+        let predictor = match (method.practical, form) {
+            (Practical::Computed, _) => None,
+            (Practical::Predicted, Form::Ideal) => predictor,
+            (Practical::Predicted, Form::Practical) => Some(predictor.unwrap_or(Self::PREDICTOR)),
+        };
+        Wish {
+            method,
+            cut: method.cut(cut),
+            form,
+            sparsity,
+            predictor,
+            fit,
+        }
+    }
+}
+
+/// How thresholds are fitted.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct FitArgs {
+    /// Threshold of a layer: quantile of all scores, or mean of the tokens' own k-th scores (the paper's)
+    #[arg(long, value_name = "RULE", default_value = "quantile", value_parser = thresholds())]
+    pub(crate) threshold: Threshold,
+    /// What layers see while thresholds are fitted: what the dense model gives, or what the sparse layers below give
+    #[arg(long, value_name = "WHAT", default_value = "dense", value_parser = inputs())]
+    pub(crate) inputs: Inputs,
+    /// Which layers skip how much: all the same, or more where it costs the output less
+    #[arg(long, value_name = "HOW", default_value = "uniform", value_parser = allocations())]
+    pub(crate) allocation: Allocation,
+}
+
+impl FitArgs {
+    pub(crate) fn fit(self) -> Fit {
+        Fit {
+            threshold: self.threshold,
+            inputs: self.inputs,
+            allocation: self.allocation,
+        }
+    }
 }
 
 impl PlanArgs {
@@ -131,16 +202,14 @@ impl PlanArgs {
                 "leave --sparsity, --ideal and --calibration out, or use another method",
             )),
             (Some(m), _) if m.is_dense() => Ok(PlanChoice::Dense),
-            (Some(method), Some(sparsity)) => {
-                let request = PlanRequest {
-                    method,
-                    cut: self.cut,
-                    form: form(self.ideal),
-                    sparsity,
-                };
-                request.check()?;
-                Ok(PlanChoice::Fit(request))
-            }
+            (Some(method), Some(sparsity)) => Ok(PlanChoice::Fit(Wish::new(
+                method,
+                self.cut,
+                form(self.ideal),
+                sparsity,
+                self.predictor,
+                self.fit.fit(),
+            ))),
             (Some(method), None) => Err(no_sparsity(method)),
         }
     }
@@ -156,9 +225,14 @@ pub(crate) struct SweepArgs {
     /// Shares of neurons to skip, in [0, 1)
     #[arg(long, value_name = "S,...", value_delimiter = ',', value_parser = sparsity)]
     pub(crate) sparsity: Vec<f64>,
-    /// What is compared: a neuron's signal weighted by its own constants, or the bare signal, or each in turn
-    #[arg(long, value_name = "CUT,...", value_delimiter = ',', default_value = "neuron", value_parser = cuts())]
+    /// What is compared: the bare signal, or the signal times constants of the neuron, or each in turn [default: the method's best]
+    #[arg(long, value_name = "CUT,...", value_delimiter = ',', value_parser = cuts())]
     pub(crate) cut: Vec<Cut>,
+    /// What predicts the coefficients, for methods that predict them [default: copy3]
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = predictors())]
+    pub(crate) predictor: Vec<PredictorKind>,
+    #[command(flatten)]
+    pub(crate) fit: FitArgs,
     /// Exact top-k of every token instead of fixed thresholds
     #[arg(long, conflicts_with = "both")]
     pub(crate) ideal: bool,
@@ -174,9 +248,8 @@ pub(crate) struct SweepArgs {
 }
 
 impl SweepArgs {
-    /// Every combination of the lists that is possible and differs from the others. A method that lacks one of two forms
-    /// asked for gives the other.
-    pub(crate) fn requests(&self) -> Result<Vec<PlanRequest>> {
+    /// Every combination of the lists that is possible and differs from the others.
+    pub(crate) fn wishes(&self) -> Result<Vec<Wish>> {
         let sparse: Vec<_> = self.method.iter().filter(|m| !m.is_dense()).collect();
         match (sparse.first(), self.sparsity.is_empty()) {
             (None, false) => {
@@ -193,44 +266,41 @@ impl SweepArgs {
             (false, true) => &[Form::Ideal],
             (false, false) => &[Form::Practical],
         };
-        let mut requests: Vec<PlanRequest> = Vec::new();
+        let cuts = asked(&self.cut);
+        let mut predictors = asked(&self.predictor);
+        if self.both && predictors != [None] {
+            // The exact signal is the bound of all predictors.
+            predictors.push(None);
+        }
+        let mut wishes: Vec<Wish> = Vec::new();
         for &method in sparse {
-            for &cut in &self.cut {
-                for &form in forms {
-                    if self.both && form == Form::Practical && method.practical.is_err() {
-                        continue;
-                    }
-                    for &sparsity in &self.sparsity {
-                        let request = PlanRequest {
-                            method,
-                            // Without constants both cuts compare the bare signal.
-                            cut: if has_constants(method) {
-                                cut
-                            } else {
-                                Cut::Layer
-                            },
-                            form,
-                            sparsity,
-                        };
-                        request.check()?;
-                        if !requests.iter().any(|r| same(r, &request)) {
-                            requests.push(request);
+            for &cut in &cuts {
+                for &predictor in &predictors {
+                    for &form in forms {
+                        for &sparsity in &self.sparsity {
+                            let fit = self.fit.fit();
+                            let wish = Wish::new(method, cut, form, sparsity, predictor, fit);
+                            let is_default = predictor.is_none() && predictors != [None];
+                            let skip = is_default && wish.predictor.is_some();
+                            if !skip && !wishes.contains(&wish) {
+                                wishes.push(wish);
+                            }
                         }
                     }
                 }
             }
         }
-        Ok(requests)
+        Ok(wishes)
     }
 }
 
-fn has_constants(method: &Method) -> bool {
-    method.constants != countdown::sparsity::Constants::None
-}
-
-fn same(a: &PlanRequest, b: &PlanRequest) -> bool {
-    let key = |r: &PlanRequest| (r.method.name, r.cut, r.form, r.sparsity.to_bits());
-    key(a) == key(b)
+/// Each value asked for, or nothing in particular.
+fn asked<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+    if values.is_empty() {
+        vec![None]
+    } else {
+        values.iter().copied().map(Some).collect()
+    }
 }
 
 fn no_sparsity(method: &Method) -> Failure {
@@ -264,14 +334,69 @@ pub(crate) fn sparsity(text: &str) -> Result<f64, String> {
 
 /// Parses a cut.
 pub(crate) fn cuts() -> impl TypedValueParser<Value = Cut> {
-    let values = [
-        PossibleValue::new("layer")
-            .help("the signal itself, one threshold a layer, as in the paper"),
-        PossibleValue::new("neuron").help("the signal times constants of the neuron"),
-    ];
-    PossibleValuesParser::new(values).map(|name| match name.as_str() {
-        "layer" => Cut::Layer,
-        _ => Cut::Neuron,
+    named(CUTS.map(|(name, cut)| {
+        let help = match cut {
+            Cut::Layer => "the signal itself, one threshold a layer, as in the papers",
+            Cut::Neuron => "the signal times a constant of the neuron",
+            Cut::Signed => "the signal times the neuron's constant for its sign",
+        };
+        (name, help, cut)
+    }))
+}
+
+/// Parses a predictor.
+pub(crate) fn predictors() -> impl TypedValueParser<Value = PredictorKind> {
+    named(PREDICTORS.iter().map(|k| (k.name(), k.summary(), *k)))
+}
+
+fn thresholds() -> impl TypedValueParser<Value = Threshold> {
+    named([
+        (
+            "quantile",
+            "of the scores of all tokens together",
+            Threshold::Quantile,
+        ),
+        ("mean", "of the tokens' own k-th scores", Threshold::Mean),
+    ])
+}
+
+fn inputs() -> impl TypedValueParser<Value = Inputs> {
+    named([
+        (
+            "dense",
+            "what the dense model gives; one pass for all plans",
+            Inputs::Dense,
+        ),
+        (
+            "sequential",
+            "what sparse layers below give; passes for each plan",
+            Inputs::Sequential,
+        ),
+    ])
+}
+
+fn allocations() -> impl TypedValueParser<Value = Allocation> {
+    named([
+        ("uniform", "every layer the target", Allocation::Uniform),
+        (
+            "distortion",
+            "more where the output moves less",
+            Allocation::Distortion,
+        ),
+    ])
+}
+
+/// Parses one of some names, each with a line of help.
+fn named<T: Clone + Send + Sync + 'static>(
+    values: impl IntoIterator<Item = (&'static str, &'static str, T)>,
+) -> impl TypedValueParser<Value = T> {
+    let values: Vec<_> = values.into_iter().collect();
+    let names = values
+        .iter()
+        .map(|(name, help, _)| PossibleValue::new(*name).help(*help));
+    PossibleValuesParser::new(names.collect::<Vec<_>>()).try_map(move |name| {
+        let found = values.iter().find(|(n, ..)| *n == name);
+        found.map(|(.., v)| v.clone()).ok_or("no such name")
     })
 }
 
@@ -316,10 +441,13 @@ mod tests {
 
     fn many(flags: &str) -> Vec<String> {
         let words = std::iter::once("x").chain(flags.split_whitespace());
-        let requests = Many::try_parse_from(words).unwrap().sweep.requests();
-        let line =
-            |r: &PlanRequest| format!("{} {:?} {:?} {}", r.method.name, r.cut, r.form, r.sparsity);
-        requests.unwrap().iter().map(line).collect()
+        let wishes = Many::try_parse_from(words).unwrap().sweep.wishes();
+        let line = |w: &Wish| {
+            let predictor = w.predictor.map_or("-", PredictorKind::name);
+            let (name, cut, form) = (w.method.name, w.cut, w.form);
+            format!("{name} {predictor} {cut:?} {form:?} {}", w.sparsity)
+        };
+        wishes.unwrap().iter().map(line).collect()
     }
 
     #[test]
@@ -329,8 +457,9 @@ mod tests {
         assert!(matches!(one("--plan x"), Ok(PlanChoice::File(_))));
         assert!(matches!(
             one("--method cats --sparsity 0.5 --cut layer"),
-            Ok(PlanChoice::Fit(PlanRequest {
+            Ok(PlanChoice::Fit(Wish {
                 cut: Cut::Layer,
+                predictor: None,
                 ..
             }))
         ));
@@ -339,7 +468,6 @@ mod tests {
             "--sparsity 0.5",
             "--ideal",
             "--method dense --sparsity 0.5",
-            "--method d-countdown --sparsity 0.5",
         ] {
             assert_eq!(one(incomplete).unwrap_err().exit_code(), 2, "{incomplete}");
         }
@@ -348,18 +476,35 @@ mod tests {
     #[test]
     fn combinations_that_are_the_same_or_impossible_are_left_out() {
         assert_eq!(
-            many("--method dense,d-countdown,cats --sparsity 0.5,0.7 --cut layer,neuron --both"),
+            many("--method dense,d-countdown,cats --sparsity 0.5 --cut layer,neuron --both"),
             [
-                "d-countdown Layer Ideal 0.5",
-                "d-countdown Layer Ideal 0.7",
-                "cats Layer Practical 0.5",
-                "cats Layer Practical 0.7",
-                "cats Layer Ideal 0.5",
-                "cats Layer Ideal 0.7",
-                "cats Neuron Practical 0.5",
-                "cats Neuron Practical 0.7",
-                "cats Neuron Ideal 0.5",
-                "cats Neuron Ideal 0.7",
+                "d-countdown copy3 Layer Practical 0.5",
+                "d-countdown - Layer Ideal 0.5",
+                "d-countdown copy3 Neuron Practical 0.5",
+                "d-countdown - Neuron Ideal 0.5",
+                "cats - Layer Practical 0.5",
+                "cats - Layer Ideal 0.5",
+                "cats - Neuron Practical 0.5",
+                "cats - Neuron Ideal 0.5",
+            ]
+        );
+        assert_eq!(
+            many("--method d-countdown,m-countdown --sparsity 0.5,0.7 --predictor copy4,copy2"),
+            [
+                "d-countdown copy4 Neuron Practical 0.5",
+                "d-countdown copy4 Neuron Practical 0.7",
+                "d-countdown copy2 Neuron Practical 0.5",
+                "d-countdown copy2 Neuron Practical 0.7",
+                "m-countdown - Signed Practical 0.5",
+                "m-countdown - Signed Practical 0.7",
+            ]
+        );
+        assert_eq!(
+            many("--method dejavu --sparsity 0.5 --predictor copy4 --both"),
+            [
+                "dejavu copy4 Layer Practical 0.5",
+                "dejavu copy4 Layer Ideal 0.5",
+                "dejavu - Layer Ideal 0.5",
             ]
         );
         assert!(many("--method dense").is_empty());

@@ -85,11 +85,15 @@ fn plan_in_force(plan: Option<&SparsityPlan>) -> String {
         return "dense".into();
     };
     let p = &plan.provenance;
+    let predictor = p
+        .predictor
+        .as_ref()
+        .map_or(String::new(), |name| format!(" by {name}"));
     format!(
-        "plan {} {:.2} ({} cut, {})",
+        "plan {}{predictor} {:.2} ({} cut, {})",
         p.method,
         p.target,
-        cut_name(p.cut),
+        p.cut.name(),
         form_name(p.form)
     )
 }
@@ -100,14 +104,6 @@ pub(crate) fn count(plans: &[Arc<SparsityPlan>]) -> String {
         [] => "dense".into(),
         [one] => format!("dense and {}", plan_in_force(Some(one))),
         many => format!("dense and {} plans", many.len()),
-    }
-}
-
-/// The cut's name on the command line.
-pub(crate) fn cut_name(cut: countdown::sparsity::Cut) -> &'static str {
-    match cut {
-        countdown::sparsity::Cut::Layer => "layer",
-        countdown::sparsity::Cut::Neuron => "neuron",
     }
 }
 

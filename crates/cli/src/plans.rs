@@ -1,15 +1,17 @@
 //! Which plan is in force: one from a file, one from the cache, or one fitted now and cached.
 
 use crate::{
-    args::{PlanChoice, SessionArgs},
+    args::{PlanChoice, SessionArgs, Wish},
     console::Console,
     failure::Result,
-    load::{self, cut_name, form_name},
+    load::{self, form_name},
     progress::Progress,
 };
 use countdown::{
-    DownLayout, Model, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
-    formats::Checkpoint, tokenizer::Tokenizer,
+    DownLayout, Fit, Model, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
+    formats::Checkpoint,
+    sparsity::{PredictorKind, PredictorSet, Signal},
+    tokenizer::Tokenizer,
 };
 use std::{
     path::{Path, PathBuf},
@@ -101,9 +103,9 @@ impl Planner<'_> {
         Ok(match choice {
             PlanChoice::Dense => None,
             PlanChoice::File(path) => Some(self.open(path)?),
-            PlanChoice::Fit(request) => {
+            PlanChoice::Fit(wish) => {
                 let text = CalibrationText::open(calibration)?;
-                self.cached_or_fitted(std::slice::from_ref(request), &text)?
+                self.cached_or_fitted(std::slice::from_ref(wish), &text)?
                     .pop()
             }
         })
@@ -116,23 +118,24 @@ impl Planner<'_> {
         Ok(Arc::new(plan))
     }
 
-    /// A plan for each request: from the cache where it is there, otherwise fitted (all of them in one pass) and cached.
+    /// A plan for each wish: from the cache where it is there, otherwise fitted (all of them in one pass) and cached.
     pub(crate) fn cached_or_fitted(
         &self,
-        requests: &[PlanRequest],
+        wishes: &[Wish],
         text: &CalibrationText,
     ) -> Result<Vec<Arc<SparsityPlan>>> {
         let folder = cache_folder().map(|f| f.join("plans").join(&self.model.fingerprint));
-        let file = |r: &PlanRequest| Some(folder.as_ref()?.join(file_name(r, text)));
+        let file = |w: &Wish| Some(folder.as_ref()?.join(file_name(w, text)));
         let mut plans: Vec<Option<Arc<SparsityPlan>>> =
-            requests.iter().map(|r| self.cached(r, &file(r)?)).collect();
-        let missing: Vec<PlanRequest> = requests
+            wishes.iter().map(|w| self.cached(w, &file(w)?)).collect();
+        let missing: Vec<Wish> = wishes
             .iter()
             .zip(&plans)
             .filter(|(_, p)| p.is_none())
-            .map(|(r, _)| r.clone())
+            .map(|(w, _)| w.clone())
             .collect();
-        if missing.iter().any(PlanRequest::needs_text) {
+        let requests = self.requests(&missing)?;
+        if requests.iter().any(PlanRequest::needs_text) {
             self.console.note(format_args!(
                 "calibrating {} on {}; cached in {}",
                 labels(&missing),
@@ -143,14 +146,11 @@ impl Planner<'_> {
                 }
             ));
         }
-        let mut fitted = self.fit(&missing, text)?.into_iter();
         let mut can_save = true;
-        for (plan, request) in plans.iter_mut().zip(requests) {
-            if plan.is_some() {
-                continue;
-            }
-            let Some(new) = fitted.next() else { break };
-            if let Some(file) = file(request).filter(|_| can_save && request.needs_text())
+        let fitted = self.fit(&requests, text)?.into_iter().zip(&requests);
+        let empty = plans.iter_mut().zip(wishes).filter(|(p, _)| p.is_none());
+        for ((plan, wish), (new, request)) in empty.zip(fitted) {
+            if let Some(file) = file(wish).filter(|_| can_save && request.needs_text())
                 && let Err(e) = save(&new, &file)
             {
                 // One warning is enough for a folder.
@@ -162,6 +162,37 @@ impl Planner<'_> {
             *plan = Some(Arc::new(new));
         }
         Ok(plans.into_iter().flatten().collect())
+    }
+
+    /// Wishes with the predictors they name, each made once.
+    pub(crate) fn requests(&self, wishes: &[Wish]) -> Result<Vec<PlanRequest>> {
+        let mut made: Vec<(PredictorKind, Signal, Arc<PredictorSet>)> = Vec::new();
+        let mut predictor = |wish: &Wish| -> Result<Option<Arc<PredictorSet>>> {
+            let (Some(kind), Some(signal)) = (wish.predictor, wish.method.signal) else {
+                return Ok(None);
+            };
+            let found = made.iter().find(|(k, s, _)| (*k, *s) == (kind, signal));
+            if let Some((.., set)) = found {
+                return Ok(Some(set.clone()));
+            }
+            let _spinner = Progress::spinner(self.console, "copying gate and up");
+            let set = Arc::new(kind.untrained(self.model, signal, self.threads)?);
+            made.push((kind, signal, set.clone()));
+            Ok(Some(set))
+        };
+        let request = |wish: &Wish| {
+            let request = PlanRequest {
+                method: wish.method,
+                cut: wish.cut,
+                form: wish.form,
+                sparsity: wish.sparsity,
+                predictor: predictor(wish)?,
+                fit: wish.fit,
+            };
+            request.check()?;
+            Ok(request)
+        };
+        wishes.iter().map(request).collect()
     }
 
     /// Fits plans, whatever the cache holds.
@@ -198,12 +229,12 @@ impl Planner<'_> {
         )?)
     }
 
-    fn cached(&self, request: &PlanRequest, file: &Path) -> Option<Arc<SparsityPlan>> {
+    fn cached(&self, wish: &Wish, file: &Path) -> Option<Arc<SparsityPlan>> {
         if !file.exists() {
             return None;
         }
         let cause = match SparsityPlan::load(file) {
-            Ok(plan) if !answers(&plan, request) => "it is another plan".into(),
+            Ok(plan) if !answers(&plan, wish) => "it is another plan".into(),
             Ok(plan) => match plan.check_fits(self.model) {
                 Ok(()) => {
                     self.console
@@ -223,12 +254,14 @@ impl Planner<'_> {
 }
 
 /// Whether a plan is what was asked for.
-fn answers(plan: &SparsityPlan, request: &PlanRequest) -> bool {
+fn answers(plan: &SparsityPlan, wish: &Wish) -> bool {
     let p = &plan.provenance;
-    p.method == request.method.name
-        && p.cut == request.cut
-        && p.form == request.form
-        && p.target == request.sparsity
+    p.method == wish.method.name
+        && p.cut == wish.cut
+        && p.form == wish.form
+        && p.target == wish.sparsity
+        && p.predictor.as_deref() == wish.predictor.map(PredictorKind::name)
+        && p.fit.is_none_or(|fit| fit == wish.fit)
 }
 
 fn save(plan: &SparsityPlan, file: &Path) -> countdown::Result<()> {
@@ -250,22 +283,33 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
     }
 }
 
-fn file_name(r: &PlanRequest, text: &CalibrationText) -> String {
+/// Says all that the plan depends on.
+fn file_name(w: &Wish, text: &CalibrationText) -> String {
     let hash = blake3::hash(text.text.as_bytes()).to_hex();
+    let predictor = w
+        .predictor
+        .map_or(String::new(), |k| format!("-{}", k.name()));
+    let fit = if w.fit == Fit::default() {
+        String::new()
+    } else {
+        format!("-{:?}", w.fit)
+            .to_lowercase()
+            .replace(|c: char| !c.is_alphanumeric(), "")
+    };
     format!(
-        "{}-{}-{}-{}-{}.safetensors",
-        r.method.name,
-        cut_name(r.cut),
-        form_name(r.form),
-        r.sparsity,
+        "{}{predictor}-{}-{}-{}{fit}-{}.safetensors",
+        w.method.name,
+        w.cut.name(),
+        form_name(w.form),
+        w.sparsity,
         &hash[..16]
     )
 }
 
 /// One plan by its name, several by their number.
-fn labels(requests: &[PlanRequest]) -> String {
-    match requests {
-        [r] => format!("{} {}", r.method.name, r.sparsity),
+fn labels(wishes: &[Wish]) -> String {
+    match wishes {
+        [w] => format!("{} {}", w.method.name, w.sparsity),
         many => format!("{} plans", many.len()),
     }
 }

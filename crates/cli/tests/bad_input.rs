@@ -121,6 +121,7 @@ fn flags_that_make_no_sense() {
             Case("eval -m MODEL --perplexity @text --ctx 512", 2, "512"),
             Case("synth nosuch -o @x.gguf", 2, "nosuch"),
             Case("synth tiny --type Q9 -o @x.gguf", 2, "Q9"),
+            Case("synth tiny --type Q3_0 -o @x.gguf", 2, "Q3_0"),
             Case("synth -o @x.gguf", 2, "--hidden"),
             Case("synth tiny --heads 3 -o @x.gguf", 2, "3 heads"),
             Case("completions tcsh", 2, "tcsh"),

@@ -3,8 +3,9 @@
 use crate::{
     backend::Phase,
     error::{Error, Result},
+    model::ReadDensely,
     session::Session,
-    sparsity::{Signal, SparsityPlan},
+    sparsity::SparsityPlan,
 };
 use serde::Serialize;
 use std::{sync::Arc, time::Instant};
@@ -154,10 +155,11 @@ pub fn bench(
         } else {
             kept as f64 / neurons as f64
         };
-        if let (Load::Steps { tokens, depth }, signal) = (load, signal(v)) {
+        if let Load::Steps { tokens, depth } = load {
+            let reads = v.plan.as_ref().map_or(ReadDensely::All, |p| p.reads());
             let session = &sessions[v.session];
             result.realised = 1.0 - kept;
-            result.bytes_per_token = session.model().bytes_per_token().at(signal, kept)
+            result.bytes_per_token = session.model().bytes_per_token().at(reads, kept)
                 + session.cache_bytes(depth + tokens / 2) as f64;
         }
         debug_assert!(result.realised >= 0.0);
@@ -167,8 +169,4 @@ pub fn bench(
         s.set_plan(None)?;
     }
     Ok(results)
-}
-
-fn signal(v: &Variant) -> Option<Signal> {
-    v.plan.as_ref()?.rules.first().map(|r| r.signal)
 }

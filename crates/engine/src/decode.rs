@@ -19,11 +19,49 @@ pub(crate) struct Step<'a> {
     pub(crate) observer: Option<Observer<'a>>,
 }
 
+/// What one layer is run on: the residual stream of some tokens.
+pub(crate) struct LayerStep<'a> {
+    pub(crate) tokens: usize,
+    /// Position of the first token.
+    pub(crate) start: usize,
+    /// `None` computes every neuron.
+    pub(crate) rule: Option<&'a Rule>,
+    pub(crate) observer: Option<Observer<'a>>,
+}
+
 /// A model on a backend, with the activations of one batch. Object-safe, so that a session need not name its backend.
 pub(crate) trait Decoder: Send {
     /// Runs a step of at most the batch size and leaves its last hidden states for [`Decoder::logits`].
     /// Returns the neurons computed, over all layers and tokens.
-    fn forward(&mut self, step: Step<'_>) -> usize;
+    fn forward(&mut self, mut step: Step<'_>) -> usize {
+        let rules = step.rules.filter(|_| step.phase == Phase::Decode);
+        self.embed(step.tokens);
+        let mut kept = 0;
+        for i in 0..self.layers() {
+            let observer = step
+                .observer
+                .as_mut()
+                .map(|o| &mut **o as &mut dyn FnMut(FfnTrace<'_>));
+            let step = LayerStep {
+                tokens: step.tokens.len(),
+                start: step.start,
+                rule: rules.map(|r| &r[i]),
+                observer,
+            };
+            kept += self.layer(i, step);
+        }
+        kept
+    }
+    /// How many layers there are.
+    fn layers(&self) -> usize;
+    /// Makes the residual stream the embeddings of `tokens`.
+    fn embed(&mut self, tokens: &[u32]);
+    /// Copies the residual stream of `tokens` tokens, `[tokens, hidden]`.
+    fn residual(&mut self, tokens: usize, to: &mut [f32]);
+    /// Replaces it.
+    fn set_residual(&mut self, from: &[f32]);
+    /// Runs layer `i` on the residual stream. Returns the neurons computed.
+    fn layer(&mut self, i: usize, step: LayerStep<'_>) -> usize;
     /// Logits of tokens `first..first + rows` of the last step: `[rows, vocab]`.
     fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]);
     /// What runs, for logs.
@@ -63,7 +101,25 @@ impl<B: Backend> Runner<B> {
 }
 
 impl<B: Backend> Decoder for Runner<B> {
-    fn forward(&mut self, mut step: Step<'_>) -> usize {
+    fn layers(&self) -> usize {
+        self.model.layers.len()
+    }
+
+    fn embed(&mut self, tokens: &[u32]) {
+        let m = &self.model;
+        let scale = m.config.embedding_scale;
+        self.backend.embed(&m.embedding, tokens, scale, &mut self.x);
+    }
+
+    fn residual(&mut self, tokens: usize, to: &mut [f32]) {
+        self.backend.download(&self.x, tokens, to);
+    }
+
+    fn set_residual(&mut self, from: &[f32]) {
+        self.backend.upload(from, &mut self.x);
+    }
+
+    fn layer(&mut self, i: usize, mut step: LayerStep<'_>) -> usize {
         let Runner {
             model,
             backend: b,
@@ -75,47 +131,43 @@ impl<B: Backend> Decoder for Runner<B> {
             k,
             v,
         } = self;
-        let (c, tokens) = (&model.config, step.tokens.len());
+        let (c, tokens) = (&model.config, step.tokens);
+        let (layer, spec) = (&model.layers[i], &c.layers[i]);
         let eps = c.norm_eps;
-        let rules = step.rules.filter(|_| step.phase == Phase::Decode);
-        let mut kept = 0;
-        b.embed(&model.embedding, step.tokens, c.embedding_scale, x);
-        for (i, (layer, spec)) in model.layers.iter().zip(&c.layers).enumerate() {
-            b.norm(x, tokens, &layer.attn_norm, eps, normed);
-            b.linear(normed, tokens, &layer.query, q);
-            b.linear(normed, tokens, &layer.key, k);
-            b.linear(normed, tokens, &layer.value, v);
-            if let Some(w) = &layer.query_norm {
-                b.norm_in_place(q, tokens * c.heads, w, eps);
-            }
-            if let Some(w) = &layer.key_norm {
-                b.norm_in_place(k, tokens * c.kv_heads, w, eps);
-            }
-            b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
-            b.linear(q, tokens, &layer.attn_output, y);
-            if let Some(w) = &layer.post_attn_norm {
-                b.norm_in_place(y, tokens, w, eps);
-            }
-            b.add(x, y, tokens);
-
-            b.norm(x, tokens, &layer.ffn_norm, eps, normed);
-            let call = FfnCall {
-                layer: i,
-                start: step.start,
-                tokens,
-                weights: &layer.ffn,
-                rule: rules.map(|r| &r[i]),
-                observer: match &mut step.observer {
-                    Some(o) => Some(&mut **o as &mut dyn FnMut(FfnTrace<'_>)),
-                    None => None,
-                },
-            };
-            kept += b.ffn(call, normed, y);
-            if let Some(w) = &layer.post_ffn_norm {
-                b.norm_in_place(y, tokens, w, eps);
-            }
-            b.add(x, y, tokens);
+        b.norm(x, tokens, &layer.attn_norm, eps, normed);
+        b.linear(normed, tokens, &layer.query, q);
+        b.linear(normed, tokens, &layer.key, k);
+        b.linear(normed, tokens, &layer.value, v);
+        if let Some(w) = &layer.query_norm {
+            b.norm_in_place(q, tokens * c.heads, w, eps);
         }
+        if let Some(w) = &layer.key_norm {
+            b.norm_in_place(k, tokens * c.kv_heads, w, eps);
+        }
+        b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
+        b.linear(q, tokens, &layer.attn_output, y);
+        if let Some(w) = &layer.post_attn_norm {
+            b.norm_in_place(y, tokens, w, eps);
+        }
+        b.add(x, y, tokens);
+
+        b.norm(x, tokens, &layer.ffn_norm, eps, normed);
+        let call = FfnCall {
+            layer: i,
+            start: step.start,
+            tokens,
+            weights: &layer.ffn,
+            rule: step.rule,
+            observer: match &mut step.observer {
+                Some(o) => Some(&mut **o as &mut dyn FnMut(FfnTrace<'_>)),
+                None => None,
+            },
+        };
+        let kept = b.ffn(call, normed, y);
+        if let Some(w) = &layer.post_ffn_norm {
+            b.norm_in_place(y, tokens, w, eps);
+        }
+        b.add(x, y, tokens);
         kept
     }
 

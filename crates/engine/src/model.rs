@@ -13,7 +13,7 @@ use std::{
 };
 
 /// An owned (or mapped) weight matrix `[rows, cols]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
     dtype: DType,
     rows: usize,
@@ -116,7 +116,7 @@ pub struct Ffn {
 }
 
 /// A projection with its optional bias.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     /// `[outputs, inputs]`.
     pub weight: Matrix,
@@ -282,20 +282,47 @@ impl StepBytes {
     pub fn total(&self) -> usize {
         self.attention + self.ffn() + self.head
     }
-    /// Bytes of a step whose rules have this signal and keep the share `kept` of neurons; `None` is dense.
-    pub fn at(&self, signal: Option<Signal>, kept: f64) -> f64 {
+    /// Bytes of a step that reads this much of the FFNs for all neurons, and the rest for the share `kept`.
+    pub fn at(&self, reads: ReadDensely, kept: f64) -> f64 {
         let (gate, up, down) = (self.gate as f64, self.up as f64, self.down as f64);
-        let ffn = match signal {
-            None => gate + up + down,
-            Some(Signal::Gate) => gate + kept * (up + down),
-            Some(Signal::Up) => up + kept * (gate + down),
-            Some(Signal::Product) => gate + up + kept * down,
+        let ffn = match reads {
+            ReadDensely::All => gate + up + down,
+            ReadDensely::Gate => gate + kept * (up + down),
+            ReadDensely::Up => up + kept * (gate + down),
+            ReadDensely::GateAndUp => gate + up + kept * down,
+            ReadDensely::Predictor(bytes) => bytes as f64 + kept * (gate + up + down),
         };
         (self.attention + self.head) as f64 + ffn
     }
     /// The three FFN matrices.
     pub fn ffn(&self) -> usize {
         self.gate + self.up + self.down
+    }
+}
+
+/// What a step reads of its FFNs for every neuron, kept or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadDensely {
+    /// All three matrices.
+    All,
+    /// Gate.
+    Gate,
+    /// Up.
+    Up,
+    /// Gate and up: what it takes to know the coefficients exactly.
+    GateAndUp,
+    /// Predictors of so many bytes, over all layers.
+    Predictor(usize),
+}
+
+impl ReadDensely {
+    /// What knowing a signal exactly reads.
+    pub fn of(signal: Signal) -> ReadDensely {
+        match signal {
+            Signal::Gate => ReadDensely::Gate,
+            Signal::Up => ReadDensely::Up,
+            Signal::Product => ReadDensely::GateAndUp,
+        }
     }
 }
 

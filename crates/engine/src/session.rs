@@ -2,10 +2,10 @@
 
 use crate::{
     backend::{FfnTrace, Phase, cpu::Cpu},
-    decode::{Decoder, Runner, Step},
+    decode::{Decoder, LayerStep, Runner, Step},
     error::{Error, Result},
     model::{DownLayout, Model},
-    sparsity::SparsityPlan,
+    sparsity::{Rule, SparsityPlan},
 };
 use countdown_kernels::DType;
 use std::{num::NonZero, sync::Arc};
@@ -67,6 +67,7 @@ pub struct Session {
     decoder: Box<dyn Decoder>,
     context: usize,
     batch: usize,
+    threads: usize,
     cache_dtype: DType,
     /// The tokens in the cache, in order.
     history: Vec<u32>,
@@ -124,6 +125,7 @@ impl Session {
             decoder,
             context,
             batch,
+            threads,
             cache_dtype: options.cache_dtype,
             history: Vec::with_capacity(context),
             stats: Stats::default(),
@@ -156,6 +158,14 @@ impl Session {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+    /// The model, to be held while the session is borrowed.
+    pub fn shared_model(&self) -> Arc<Model> {
+        self.model.clone()
+    }
+    /// Threads that compute, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
     /// Positions in the cache.
     pub fn context(&self) -> usize {
@@ -280,7 +290,52 @@ impl Session {
         self.run(tokens, phase, Some(observer)).map(|_| ())
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    /// Puts the embeddings of `tokens` into `residual`, `[tokens, hidden]`, batch by batch.
+    pub(crate) fn embed(&mut self, tokens: &[u32], residual: &mut [f32]) {
+        let rows = self.batch * self.model.config.hidden;
+        for (tokens, residual) in tokens.chunks(self.batch).zip(residual.chunks_mut(rows)) {
+            self.decoder.embed(tokens);
+            self.decoder.residual(tokens.len(), residual);
+        }
+    }
+
+    /// Runs layer `i` alone on the residual stream of a whole window from position 0, `[tokens, hidden]`, the first `prompt`
+    /// tokens densely, and replaces it. Returns the neurons computed beyond the prompt. Clobbers the layer's cache, so the session must be
+    /// reset before it is fed again.
+    pub(crate) fn run_layer(
+        &mut self,
+        i: usize,
+        residual: &mut [f32],
+        (prompt, rule): (usize, Option<&Rule>),
+        observer: &mut dyn FnMut(FfnTrace<'_>),
+    ) -> usize {
+        let hidden = self.model.config.hidden;
+        let tokens = residual.len() / hidden;
+        let (mut start, mut kept) = (0, 0);
+        while start < tokens {
+            let border = if start < prompt { prompt } else { tokens };
+            let end = (start + self.batch).min(border).min(tokens);
+            let rows = &mut residual[start * hidden..end * hidden];
+            self.decoder.set_residual(rows);
+            let count = self.decoder.layer(
+                i,
+                LayerStep {
+                    tokens: end - start,
+                    start,
+                    rule: rule.filter(|_| start >= prompt),
+                    observer: Some(observer),
+                },
+            );
+            self.decoder.residual(end - start, rows);
+            if start >= prompt {
+                kept += count;
+            }
+            start = end;
+        }
+        kept
+    }
+
+    pub(crate) fn check(&self, tokens: &[u32]) -> Result<()> {
         let needed = self.history.len() + tokens.len();
         if needed > self.context {
             return Err(Error::ContextFull {

@@ -1,9 +1,12 @@
 //! Sparse decoding against dense: the same sums with neurons left out, and nothing else.
 
 use countdown::{
-    DownLayout, Model, Phase, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
+    Allocation, DownLayout, Fit, Inputs, Model, Phase, PlanRequest, Session, SessionOptions,
+    SparsityPlan, Threshold, calibrate,
     kernels::DType,
-    sparsity::{Cut, Form, Keep, METHODS, Method, Rule, Signal},
+    sparsity::{
+        Cut, Form, Keep, METHODS, Method, Outer, Predictor, PredictorKind, Rule, Score, Signal,
+    },
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -60,7 +63,8 @@ fn plan_of(model: &Model, signal: Signal, keep: impl Fn(usize) -> Keep) -> Arc<S
     for (i, rule) in plan.rules.iter_mut().enumerate() {
         *rule = Rule {
             signal,
-            weights: None,
+            predictor: None,
+            score: Score::Magnitude,
             keep: keep(i),
         };
     }
@@ -75,8 +79,10 @@ fn all_neurons_kept_is_dense_bit_for_bit() {
         let mut s = session(&m, 2);
         let dense = steps(&mut s, &tokens);
         for signal in [Signal::Gate, Signal::Up, Signal::Product] {
-            s.set_plan(Some(plan_of(&m, signal, |_| Keep::Above(-1.0))))
-                .unwrap();
+            s.set_plan(Some(plan_of(&m, signal, |_| {
+                Keep::Above(f32::NEG_INFINITY)
+            })))
+            .unwrap();
             assert_eq!(steps(&mut s, &tokens), dense, "{name} {signal:?}");
             assert_eq!(s.stats().realised_sparsity(), 0.0);
         }
@@ -176,7 +182,7 @@ fn neurons_that_are_skipped_are_never_read() {
         .filter(|i| largest[*i] <= sorted[sorted.len() / 2])
         .collect();
     let plan = plan_of(&m, Signal::Up, |i| {
-        Keep::Above(if i == 0 { threshold } else { -1.0 })
+        Keep::Above(if i == 0 { threshold } else { f32::NEG_INFINITY })
     });
     s.set_plan(Some(plan.clone())).unwrap();
     let clean = steps(&mut s, &tokens);
@@ -196,7 +202,37 @@ fn request(method: &str, cut: Cut, form: Form, sparsity: f64) -> PlanRequest {
         cut,
         form,
         sparsity,
+        predictor: None,
+        fit: Fit::default(),
     }
+}
+
+/// A request for predictions by a copy of the model's weights.
+fn by_copy(m: &Model, method: &str, kind: PredictorKind, form: Form, sparsity: f64) -> PlanRequest {
+    let method = Method::by_name(method).unwrap();
+    let set = kind.untrained(m, method.signal.unwrap(), 2).unwrap();
+    PlanRequest {
+        method,
+        cut: method.cut(None),
+        form,
+        sparsity,
+        predictor: Some(Arc::new(set)),
+        fit: Fit::default(),
+    }
+}
+
+/// What a plan realises on a text that it was not fitted on.
+fn realised(s: &mut Session, plan: SparsityPlan, text: &[u32]) -> f64 {
+    s.set_plan(Some(Arc::new(plan))).unwrap();
+    s.reset();
+    for window in text.chunks(100) {
+        s.truncate(0);
+        s.trace(&window[..20], Phase::Prompt, &mut |_| ()).unwrap();
+        s.trace(&window[20..], Phase::Decode, &mut |_| ()).unwrap();
+    }
+    let realised = s.stats().realised_sparsity();
+    s.set_plan(None).unwrap();
+    realised
 }
 
 #[test]
@@ -205,26 +241,173 @@ fn practical_plans_realise_their_target_on_other_text() {
     let mut s = session(&m, 2);
     let text = prose(24_000);
     let (fitted, held_out) = text.split_at(20_000);
-    let requests: Vec<PlanRequest> = ["cats", "m-countdown"]
-        .into_iter()
-        .flat_map(|method| {
-            [Cut::Layer, Cut::Neuron].into_iter().flat_map(move |cut| {
-                [0.5, 0.7, 0.9].map(|target| request(method, cut, Form::Practical, target))
-            })
-        })
-        .collect();
+    let mut requests = Vec::new();
+    for target in [0.5, 0.7, 0.9] {
+        for method in ["cats", "m-countdown"] {
+            for cut in [Cut::Layer, Cut::Neuron, Cut::Signed] {
+                requests.push(request(method, cut, Form::Practical, target));
+            }
+        }
+        for method in ["d-countdown", "s-countdown", "dejavu"] {
+            let kind = PredictorKind::Copy4;
+            requests.push(by_copy(&m, method, kind, Form::Practical, target));
+        }
+    }
     let plans = calibrate(&mut s, fitted, None, &requests, |_, _| ()).unwrap();
     for (plan, r) in plans.into_iter().zip(&requests) {
-        s.set_plan(Some(Arc::new(plan))).unwrap();
-        s.reset();
-        for window in held_out.chunks(100) {
-            s.truncate(0);
-            s.trace(&window[..20], Phase::Prompt, &mut |_| ()).unwrap();
-            s.trace(&window[20..], Phase::Decode, &mut |_| ()).unwrap();
-        }
-        let realised = s.stats().realised_sparsity();
-        assert!((realised - r.sparsity).abs() < 0.02, "{r:?}: {realised}");
+        let realised = realised(&mut s, plan, held_out);
+        let name = r.method.name;
+        assert!(
+            (realised - r.sparsity).abs() < 0.02,
+            "{name} {:?} {}: {realised}",
+            r.cut,
+            r.sparsity
+        );
     }
+}
+
+#[test]
+fn every_way_to_fit_meets_its_target() {
+    let m = model("byte-llama");
+    let mut s = session(&m, 2);
+    let text = prose(24_000);
+    let (fitted, held_out) = text.split_at(20_000);
+    let ways = [
+        (Threshold::Quantile, Inputs::Sequential, Allocation::Uniform),
+        (Threshold::Quantile, Inputs::Dense, Allocation::Distortion),
+        (Threshold::Mean, Inputs::Sequential, Allocation::Uniform),
+    ];
+    let requests = ways.map(|(threshold, inputs, allocation)| PlanRequest {
+        fit: Fit {
+            threshold,
+            inputs,
+            allocation,
+        },
+        ..request("m-countdown", Cut::Signed, Form::Practical, 0.7)
+    });
+    let mut last = 0;
+    let plans = calibrate(&mut s, fitted, None, &requests, |done, all| {
+        assert!(last <= done && done <= all);
+        last = done;
+    });
+    for (plan, (threshold, ..)) in plans.unwrap().into_iter().zip(ways) {
+        if let Some(targets) = &plan.provenance.layer_targets {
+            let mean = targets.iter().sum::<f64>() / targets.len() as f64;
+            assert!((mean - 0.7).abs() < 0.01, "{targets:?}");
+            assert!(targets.iter().any(|t| (t - mean).abs() > 0.01));
+        }
+        // A mean of the tokens' own cuts is no quantile of them all: it misses, and the plan says by how much.
+        let allowed = if threshold == Threshold::Mean {
+            0.06
+        } else {
+            0.02
+        };
+        let said = plan.provenance.realised.unwrap();
+        let got = realised(&mut s, plan, held_out);
+        assert!((got - 0.7).abs() < allowed, "{threshold:?}: {got}");
+        assert!((got - said).abs() < 0.02);
+    }
+}
+
+#[test]
+fn predicted_steps_equal_the_dense_step_with_the_other_neurons_zeroed() {
+    for name in MODELS {
+        let m = model(name);
+        if !m.config.hidden.is_multiple_of(32) {
+            continue;
+        }
+        let tokens = tokens(24);
+        let mut s = session(&m, 2);
+        let text: Vec<u32> = (0..1500u32).map(|i| (i * i * 31 + i * 7) % 97).collect();
+        let requests = ["d-countdown", "dejavu"].map(|method| {
+            [Form::Practical, Form::Ideal]
+                .map(|form| by_copy(&m, method, PredictorKind::Copy4, form, 0.6))
+        });
+        let mut plans = calibrate(&mut s, &text, None, requests.as_flattened(), |_, _| ()).unwrap();
+        // Logits of low rank, with biases: what a trained predictor looks like.
+        let mut logits = plans[0].clone();
+        for (rule, layer) in logits.rules.iter_mut().zip(&m.layers) {
+            rule.score = Score::Value;
+            rule.keep = Keep::Above(0.1);
+            rule.predictor = Some(Arc::new(low_rank(&layer.ffn.gate)));
+        }
+        plans.push(logits);
+        for plan in plans {
+            let label = format!("{name} {:?}", plan.provenance);
+            s.set_plan(Some(Arc::new(plan))).unwrap();
+            let sparse = steps(&mut s, &tokens);
+            let by_steps = s.stats();
+            assert!(
+                (0.2..0.9).contains(&by_steps.realised_sparsity()),
+                "{label}"
+            );
+            s.reset();
+            let mut zeroed = vec![Vec::new(); tokens.len()];
+            s.score(&tokens, Phase::Decode, |i, row| zeroed[i] = row.to_vec())
+                .unwrap();
+            // Steps round the input of a copy to 8 bits, batches do not: neurons near the cut may fall to either side.
+            let kept = s.stats().kept.abs_diff(by_steps.kept) as f64;
+            assert!(kept / (by_steps.kept as f64) < 0.02, "{label}: {kept}");
+            let d = difference(&sparse, &zeroed);
+            assert!(d < 0.05, "{label}: {d}");
+        }
+    }
+}
+
+/// A predictor with the first rows of `gate` as its narrow matrix.
+fn low_rank(gate: &countdown::model::Matrix) -> Predictor {
+    let (rank, inter, hidden) = (5, gate.rows(), gate.cols());
+    let matrix = |rows: usize, cols: usize, value: &dyn Fn(usize) -> f32| {
+        let data: Vec<u8> = (0..rows * cols)
+            .flat_map(|i| value(i).to_le_bytes())
+            .collect();
+        countdown::model::Matrix::new(DType::F32, rows, cols, data.into()).unwrap()
+    };
+    Predictor {
+        inner: Some(matrix(rank, hidden, &|i| {
+            ((i * 7919) % 13) as f32 / 13.0 - 0.5
+        })),
+        outer: Outer::Logits(countdown::model::Linear {
+            weight: matrix(inter, rank, &|i| ((i * 104_729) % 11) as f32 / 11.0 - 0.5),
+            bias: Some((0..inter).map(|i| (i % 3) as f32 * 0.2 - 0.2).collect()),
+        }),
+    }
+}
+
+#[test]
+fn a_finer_copy_chooses_more_like_the_exact_coefficients() {
+    let m = model("byte-llama");
+    let mut s = session(&m, 2);
+    let text = prose(24_000);
+    let (fitted, held_out) = text.split_at(20_000);
+    let kinds = [
+        PredictorKind::Copy4,
+        PredictorKind::Copy3,
+        PredictorKind::Copy2,
+    ];
+    let mut requests: Vec<_> = kinds
+        .iter()
+        .map(|k| by_copy(&m, "s-countdown", *k, Form::Ideal, 0.7))
+        .collect();
+    requests.push(request("s-countdown", Cut::Neuron, Form::Ideal, 0.7));
+    requests.push(request("m-countdown", Cut::Signed, Form::Ideal, 0.7));
+    let plans = calibrate(&mut s, fitted, None, &requests, |_, _| ()).unwrap();
+    let plans: Vec<_> = plans.into_iter().map(Arc::new).collect();
+    let options = countdown::eval::PerplexityOptions {
+        ctx: 128,
+        chunks: None,
+        stepping: countdown::eval::Stepping::Batched,
+    };
+    let rows =
+        countdown::eval::perplexity(&mut s, held_out, None, &plans, &options, |_, _| ()).unwrap();
+    let kl: Vec<f64> = rows.iter().skip(1).map(|r| r.kl).collect();
+    let [four, three, two, exact, up] = kl[..] else {
+        panic!("{kl:?}")
+    };
+    assert!(
+        exact < 1.1 * four && four < three && three < two && four < up,
+        "{kl:?}"
+    );
 }
 
 #[test]
@@ -237,7 +420,7 @@ fn exact_coefficients_beat_both_factors_and_neuron_cuts_help_the_up_signal() {
         request("d-countdown", Cut::Layer, Form::Ideal, 0.7),
         request("cats", Cut::Layer, Form::Ideal, 0.7),
         request("m-countdown", Cut::Layer, Form::Ideal, 0.7),
-        request("m-countdown", Cut::Neuron, Form::Ideal, 0.7),
+        request("m-countdown", Cut::Signed, Form::Ideal, 0.7),
     ];
     let plans: Vec<_> = calibrate(&mut s, fitted, None, &requests, |_, _| ())
         .unwrap()
@@ -267,9 +450,17 @@ fn a_plan_survives_its_file_and_refuses_another_model() {
     let mut s = session(&a, 1);
     let tokens = tokens(2000);
     let requests = [
-        request("m-countdown", Cut::Neuron, Form::Practical, 0.6),
+        request("m-countdown", Cut::Signed, Form::Practical, 0.6),
         request("cats", Cut::Layer, Form::Practical, 0.6),
         request("d-countdown", Cut::Layer, Form::Ideal, 0.6),
+        by_copy(
+            &a,
+            "d-countdown",
+            PredictorKind::Copy4,
+            Form::Practical,
+            0.6,
+        ),
+        by_copy(&a, "dejavu", PredictorKind::Copy2, Form::Ideal, 0.6),
     ];
     let folder = tempfile::tempdir().unwrap();
     for plan in calibrate(&mut s, &tokens, None, &requests, |_, _| ()).unwrap() {

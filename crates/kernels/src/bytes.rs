@@ -48,6 +48,13 @@ impl Bytes {
     }
 }
 
+/// By content.
+impl PartialEq for Bytes {
+    fn eq(&self, other: &Bytes) -> bool {
+        self[..] == other[..]
+    }
+}
+
 impl From<Vec<u8>> for Bytes {
     fn from(v: Vec<u8>) -> Bytes {
         let range = 0..v.len();

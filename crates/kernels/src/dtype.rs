@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-/// How the elements of a matrix row are stored. Quantised types store a row as whole blocks;
-/// the layouts are those of GGUF and are drawn in `crate::quant`.
+/// How the elements of a matrix row are stored. Quantised types store a row as whole blocks; the layouts are drawn in
+/// `crate::quant`. Up to `Q6_K` they are those of GGUF. The last four are this crate's own, for predictors: cheap copies
+/// of matrices, read densely to decide which rows of the matrices themselves to read. No model file holds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)] // the variants are the field's own names
 #[allow(non_camel_case_types)]
@@ -19,11 +20,15 @@ pub enum DType {
     Q4_K,
     Q5_K,
     Q6_K,
+    Q3_0,
+    Q2_0,
+    T2,
+    Q8_H,
 }
 
 impl DType {
     /// Every storage type, in a fixed order: `ALL[t as usize] == t`.
-    pub const ALL: [DType; 11] = [
+    pub const ALL: [DType; 15] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -35,6 +40,10 @@ impl DType {
         DType::Q4_K,
         DType::Q5_K,
         DType::Q6_K,
+        DType::Q3_0,
+        DType::Q2_0,
+        DType::T2,
+        DType::Q8_H,
     ];
 
     /// The name the field uses, for example `"Q4_K"`.
@@ -51,6 +60,10 @@ impl DType {
             DType::Q4_K => "Q4_K",
             DType::Q5_K => "Q5_K",
             DType::Q6_K => "Q6_K",
+            DType::Q3_0 => "Q3_0",
+            DType::Q2_0 => "Q2_0",
+            DType::T2 => "T2",
+            DType::Q8_H => "Q8_H",
         }
     }
 
@@ -66,6 +79,7 @@ impl DType {
         match self {
             DType::F32 | DType::F16 | DType::BF16 => 1,
             DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => 32,
+            DType::Q3_0 | DType::Q2_0 | DType::T2 | DType::Q8_H => 32,
             DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
         }
     }
@@ -76,13 +90,16 @@ impl DType {
             DType::F32 => 4,
             DType::F16 | DType::BF16 => 2,
             DType::Q8_0 => 34,
-            DType::Q4_0 => 18,
+            DType::Q4_0 | DType::Q8_H => 18,
             DType::Q4_1 => 20,
             DType::Q5_0 => 22,
             DType::Q5_1 => 24,
             DType::Q4_K => 144,
             DType::Q5_K => 176,
             DType::Q6_K => 210,
+            DType::Q3_0 => 14,
+            DType::Q2_0 => 10,
+            DType::T2 => 8,
         }
     }
 
@@ -100,7 +117,7 @@ impl DType {
         8.0 * self.block_bytes() as f64 / self.block_len() as f64
     }
 
-    /// Whether elements share block scales (everything but the float types).
+    /// Whether elements are stored in blocks, and so multiplied as integers (everything but the float types).
     pub const fn is_quantized(self) -> bool {
         self.block_len() > 1
     }
@@ -131,6 +148,7 @@ mod tests {
         assert_eq!(DType::Q4_0.row_bytes(64), Some(36));
         assert_eq!(DType::Q4_0.row_bytes(48), None);
         assert_eq!(DType::Q6_K.row_bytes(512), Some(420));
+        assert_eq!(DType::Q3_0.row_bytes(96), Some(42));
         assert_eq!(DType::F32.row_bytes(usize::MAX), None);
     }
 }

@@ -5,7 +5,7 @@
 //! Numerical Algorithms*, section 4.2). Nothing here is fast.
 
 use crate::{
-    cpu::Act,
+    cpu::{Act, Score},
     dtype::DType,
     matrix::MatRef,
     quant::{pack_row, unpack_row},
@@ -154,13 +154,15 @@ pub fn softmax(x: &[f32]) -> Vec<f64> {
     e.iter().map(|v| v / sum).collect()
 }
 
-/// Indices whose score exceeds `tau`: `|s|`, or with weights the larger of `s * pos[i]` and `-s * neg[i]`.
-/// What is not a number exceeds nothing.
-pub fn select_above(signal: &[f32], weights: Option<(&[f32], &[f32])>, tau: f32) -> Vec<u32> {
+/// Indices whose score exceeds `tau`. What is not a number exceeds nothing.
+pub fn select_above(signal: &[f32], score: Score, tau: f32) -> Vec<u32> {
     (0..signal.len())
-        .filter(|&i| match weights {
-            None => signal[i].abs() > tau,
-            Some((pos, neg)) => signal[i] * pos[i] > tau || -signal[i] * neg[i] > tau,
+        .filter(|&i| match score {
+            Score::Magnitude => signal[i].abs() > tau,
+            Score::Value => signal[i] > tau,
+            Score::Weighted { positive, negative } => {
+                signal[i] * positive[i] > tau || -signal[i] * negative[i] > tau
+            }
         })
         .map(|i| i as u32)
         .collect()

@@ -3,9 +3,10 @@
 use countdown_kernels::{
     DType, MatRef,
     cpu::{
-        Act, Input, Kernels, Team,
+        Act, Input, Kernels, Score, Team,
+        ffn::{Affine, Decider, Estimate, FfnWork, SparseFfn, sparse_ffn, sparse_ffn_rows},
         gemm::{GemmWork, matmul, matmul_transposed},
-        parallel::{Decider, FfnWork, SparseFfn, axpy, gemv, sparse_ffn, sparse_ffn_rows},
+        parallel::{axpy, gemv},
     },
     reference,
 };
@@ -64,13 +65,25 @@ fn calls_allocate_nothing_the_second_time() {
                 k.prepare(&x[..HIDDEN], &mut input);
                 gemv(&mut team, k, m, &input, &mut out[..INTER]);
                 axpy(&mut team, k, m, &out[..INTER], &mut y[..HIDDEN]);
-                for decide in [Decider::Gate, Decider::Up] {
+                let affine = Affine {
+                    weight: m,
+                    bias: None,
+                };
+                let estimate = Estimate::Product {
+                    gate: affine,
+                    up: affine,
+                };
+                for decide in [
+                    Decider::Gate,
+                    Decider::Up,
+                    Decider::Estimate(estimate, &input),
+                ] {
                     sparse_ffn(
                         &mut team,
                         k,
                         &ffn,
                         decide,
-                        None,
+                        Score::Magnitude,
                         0.5,
                         &input,
                         &mut ffn_work,

@@ -103,6 +103,7 @@ struct Row {
     samples_ns: Vec<u64>,
     samples_ts: Vec<f64>,
     method: String,
+    predictor: Option<String>,
     cut: Option<Cut>,
     form: Option<Form>,
     down: &'static str,
@@ -126,8 +127,8 @@ struct Contest {
 }
 
 pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
-    let requests = args.sweep.requests()?;
-    let has_plans = !requests.is_empty() || !args.sweep.plan.is_empty();
+    let wishes = args.sweep.wishes()?;
+    let has_plans = !wishes.is_empty() || !args.sweep.plan.is_empty();
     let has_dense = args.sweep.method.iter().any(|m| m.is_dense()) || !has_plans;
     let loads = loads(args)?;
     let text = CalibrationText::open(args.file.as_deref())?;
@@ -155,9 +156,9 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
             for path in &args.sweep.plan {
                 plans.push(planner.open(path)?);
             }
-            if !requests.is_empty() {
+            if !wishes.is_empty() {
                 let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
-                plans.extend(planner.cached_or_fitted(&requests, &text)?);
+                plans.extend(planner.cached_or_fitted(&wishes, &text)?);
             }
             Some((model, plans))
         } else {
@@ -351,6 +352,7 @@ impl Contest {
                 samples_ns: result.samples_ns.clone(),
                 samples_ts: result.rates(),
                 method: from.map_or("dense".into(), |p| p.method.clone()),
+                predictor: from.and_then(|p| p.predictor.clone()),
                 cut: from.map(|p| p.cut),
                 form: from.map(|p| p.form),
                 down: match model.down_layout {
@@ -417,7 +419,7 @@ fn markdown(rows: &[Row]) -> String {
             r.n_threads.to_string(),
             name(load),
             format!("{}{ideal}{layout}", r.method),
-            r.cut.map_or("-", load::cut_name).into(),
+            r.cut.map_or("-", Cut::name).into(),
             format!("{:.2}", r.target),
             format!("{:.3}", r.realised),
             format!("{:.2} ± {:.2}", r.avg_ts, r.stddev_ts),

@@ -1,10 +1,10 @@
 //! `countdown calibrate`: fits plans and writes them.
 
 use crate::{
-    args::{self, ComputeArgs, ModelArgs},
+    args::{self, ComputeArgs, FitArgs, ModelArgs, Wish},
     console::{Console, print},
     failure::{Failure, Result},
-    load::{self, cut_name, form_name},
+    load::{self, form_name},
     plans::{CalibrationText, Planner},
     table::Table,
 };
@@ -12,7 +12,7 @@ use clap::Args;
 use countdown::{
     DownLayout, PlanRequest, SparsityPlan,
     formats::Checkpoint,
-    sparsity::{Cut, Method},
+    sparsity::{Cut, Method, PredictorKind},
 };
 use std::path::{Path, PathBuf};
 
@@ -35,9 +35,14 @@ pub(crate) struct CalibrateArgs {
     /// Shares of neurons to skip, in [0, 1); one plan each
     #[arg(long, value_name = "S,...", required = true, value_delimiter = ',', value_parser = args::sparsity)]
     sparsity: Vec<f64>,
-    /// What is compared: a neuron's signal weighted by its own constants, or the bare signal
-    #[arg(long, value_name = "CUT", default_value = "neuron", value_parser = args::cuts())]
-    cut: Cut,
+    /// What is compared: the bare signal, or the signal times constants of the neuron [default: the method's best]
+    #[arg(long, value_name = "CUT", value_parser = args::cuts())]
+    cut: Option<Cut>,
+    /// What predicts the coefficients, for methods that predict them; trained ones come from `countdown train` [default: copy3]
+    #[arg(long, value_name = "KIND", value_parser = args::predictors())]
+    predictor: Option<PredictorKind>,
+    #[command(flatten)]
+    fit: FitArgs,
     /// Exact top-k of every token: the upper bound of quality, without the speed
     #[arg(long)]
     ideal: bool,
@@ -56,8 +61,13 @@ const PLACEHOLDER: &str = "{sparsity}";
 
 pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
     let outputs = outputs(args)?;
-    let requests: Vec<PlanRequest> = args.sparsity.iter().map(|&s| request(args, s)).collect();
-    requests.iter().try_for_each(PlanRequest::check)?;
+    let wishes: Vec<Wish> = args.sparsity.iter().map(|&s| wish(args, s)).collect();
+    if args.method.is_dense() {
+        return Err(Failure::input(
+            "method dense has no plan",
+            "use another method of `--help`",
+        ));
+    }
     let text = CalibrationText::open(args.text.as_deref())?;
     let checkpoint = Checkpoint::open(&args.model.model)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
@@ -69,6 +79,7 @@ pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
         tokenizer: &tokenizer,
         threads,
     };
+    let requests: Vec<PlanRequest> = planner.requests(&wishes)?;
     let plans = planner.fit(&requests, &text)?;
     for (plan, path) in plans.iter().zip(&outputs) {
         plan.save(path)?;
@@ -80,13 +91,16 @@ pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
     })
 }
 
-fn request(args: &CalibrateArgs, sparsity: f64) -> PlanRequest {
-    PlanRequest {
-        method: args.method,
-        cut: args.cut,
-        form: args::form(args.ideal),
+fn wish(args: &CalibrateArgs, sparsity: f64) -> Wish {
+    let form = args::form(args.ideal);
+    Wish::new(
+        args.method,
+        args.cut,
+        form,
         sparsity,
-    }
+        args.predictor,
+        args.fit.fit(),
+    )
 }
 
 /// A file for each target, each in a folder that exists.
@@ -111,11 +125,14 @@ fn json(plans: &[SparsityPlan], paths: &[PathBuf]) -> String {
         let object = serde_json::json!({
             "file": path,
             "method": p.method,
+            "predictor": p.predictor,
             "cut": p.cut,
             "form": p.form,
             "target": p.target,
             "realised": p.realised,
             "model": p.model,
+            "layer_targets": p.layer_targets,
+            "fit": p.fit,
             "calibration": p.calibration,
         });
         format!("{object}\n")
@@ -124,12 +141,21 @@ fn json(plans: &[SparsityPlan], paths: &[PathBuf]) -> String {
 }
 
 fn table(plans: &[SparsityPlan], paths: &[PathBuf]) -> String {
-    let mut table = Table::new(&["method", "cut", "form", "target", "realised", "file"]);
+    let mut table = Table::new(&[
+        "method",
+        "predictor",
+        "cut",
+        "form",
+        "target",
+        "realised",
+        "file",
+    ]);
     for (plan, path) in plans.iter().zip(paths) {
         let p = &plan.provenance;
         table.row([
             p.method.clone(),
-            cut_name(p.cut).into(),
+            p.predictor.clone().unwrap_or("-".into()),
+            p.cut.name().into(),
             form_name(p.form).into(),
             p.target.to_string(),
             p.realised.map_or("-".into(), |r| format!("{r:.3}")),

@@ -4,7 +4,7 @@ use crate::{
     args::{ComputeArgs, ModelArgs, SweepArgs, at_least},
     console::{Console, print},
     failure::Result,
-    load::{self, cut_name, form_name},
+    load::{self, form_name},
     plans::{CalibrationText, Planner},
     progress::Progress,
     table::Table,
@@ -15,6 +15,7 @@ use countdown::{
     eval::{PerplexityOptions, PerplexityRow, Stepping, perplexity},
     formats::Checkpoint,
     kernels::DType,
+    sparsity::Cut,
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -59,13 +60,13 @@ enum HowFed {
 }
 
 pub(crate) fn run(console: &Console, args: &EvalArgs) -> Result<()> {
-    let requests = args.sweep.requests()?;
+    let wishes = args.sweep.wishes()?;
     let text = load::text_file(&args.perplexity)?;
     let checkpoint = Checkpoint::open(&args.model.model)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let tokens = load::text_tokens(&tokenizer, &text)?;
     let threads = args.compute.threads();
-    let layout = if requests.is_empty() && args.sweep.plan.is_empty() {
+    let layout = if wishes.is_empty() && args.sweep.plan.is_empty() {
         DownLayout::Stored
     } else {
         DownLayout::Transposed
@@ -88,9 +89,9 @@ pub(crate) fn run(console: &Console, args: &EvalArgs) -> Result<()> {
     for path in &args.sweep.plan {
         plans.push(planner.open(path)?);
     }
-    if !requests.is_empty() {
+    if !wishes.is_empty() {
         let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
-        plans.extend(planner.cached_or_fitted(&requests, &text)?);
+        plans.extend(planner.cached_or_fitted(&wishes, &text)?);
     }
     load::announce_with(console, &session, options.cache_dtype, &load::count(&plans));
     let options = PerplexityOptions {
@@ -145,8 +146,8 @@ fn table(rows: &[PerplexityRow]) -> String {
     let dense = rows.first().map_or(1.0, |r| r.perplexity);
     for r in rows {
         table.row([
-            r.method.clone(),
-            r.cut.map_or("-", cut_name).into(),
+            r.label(),
+            r.cut.map_or("-", Cut::name).into(),
             r.form.map_or("-", form_name).into(),
             format!("{:.2}", r.target),
             format!("{:.3}", r.realised),

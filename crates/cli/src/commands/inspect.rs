@@ -3,7 +3,7 @@
 use crate::{
     console::{self, Console, print},
     failure::Result,
-    load::{self, cut_name, form_name},
+    load::{self, form_name},
     table::{self, Table},
 };
 use clap::Args;
@@ -11,8 +11,8 @@ use countdown::{
     DownLayout, Model, SparsityPlan,
     formats::{Checkpoint, Metadata},
     kernels::cpu::Act,
-    model::{Matrix, StepBytes},
-    sparsity::{Keep, METHODS},
+    model::{Matrix, ReadDensely, StepBytes},
+    sparsity::{Cut, Keep, METHODS, PREDICTORS, Practical, Signal},
 };
 use serde_json::{Value as Json, json};
 use std::{
@@ -127,7 +127,7 @@ fn parts(model: &Model) -> Vec<Part> {
 
 /// What a method would read at a target.
 struct Saving {
-    method: &'static str,
+    method: String,
     sparsity: f64,
     bytes: f64,
     ratio: f64,
@@ -136,19 +136,35 @@ struct Saving {
 fn savings(model: &Model) -> Vec<Saving> {
     let dense = model.bytes_per_token().total() as f64;
     let sparse = model.bytes_per_token_transposed();
-    let saving = |method: &'static str, signal, sparsity: f64| {
-        let bytes = sparse.at(Some(signal), 1.0 - sparsity);
+    let mut ways: Vec<(String, ReadDensely)> = Vec::new();
+    for m in METHODS {
+        let Some(signal) = m.signal else { continue };
+        if m.practical == Practical::Computed {
+            ways.push((m.name.into(), ReadDensely::of(signal)));
+            continue;
+        }
+        for kind in PREDICTORS {
+            // S-CountDown reads what D-CountDown does.
+            if signal == Signal::Product
+                && m.cuts.contains(&Cut::Layer)
+                && let Some(bytes) = kind.copy_bytes(model, signal)
+            {
+                let name = format!("{} by {}", m.name, kind.name());
+                ways.push((name, ReadDensely::Predictor(bytes)));
+            }
+        }
+    }
+    let saving = |(method, reads): &(String, ReadDensely), sparsity: f64| {
+        let bytes = sparse.at(*reads, 1.0 - sparsity);
         Saving {
-            method,
+            method: method.clone(),
             sparsity,
             bytes,
             ratio: dense / bytes,
         }
     };
-    METHODS
-        .iter()
-        .filter_map(|m| Some((m.name, m.signal?)))
-        .flat_map(|(name, signal)| TARGETS.map(|s| saving(name, signal, s)))
+    ways.iter()
+        .flat_map(|way| TARGETS.map(|s| saving(way, s)))
         .collect()
 }
 
@@ -258,7 +274,7 @@ fn model_text(checkpoint: &Checkpoint, model: &Model) -> String {
     let mut sparse = Table::new(&["with", "sparsity", "bytes", "of dense", "ceiling"]);
     for s in savings(model) {
         sparse.row([
-            s.method.into(),
+            s.method,
             s.sparsity.to_string(),
             table::bytes(s.bytes),
             format!("{:.1} %", 100.0 / s.ratio),
@@ -344,8 +360,8 @@ fn layer_lines(plan: &SparsityPlan) -> Vec<LayerLine> {
                 Keep::Above(tau) => f64::from(tau),
                 Keep::AllBut { drop } => drop as f64,
             },
-            positive: rule.weights.as_ref().and_then(|w| spread(&w.positive)),
-            negative: rule.weights.as_ref().and_then(|w| spread(&w.negative)),
+            positive: rule.score.weights().and_then(|w| spread(&w.positive)),
+            negative: rule.score.weights().and_then(|w| spread(&w.negative)),
         })
         .collect()
 }
@@ -373,7 +389,8 @@ fn plan_text(plan: &SparsityPlan) -> String {
     let p = &plan.provenance;
     let lines = [
         ("plan", format!("{} {}", p.method, p.target)),
-        ("cut", cut_name(p.cut).to_owned()),
+        ("predictor", p.predictor.clone().unwrap_or("none".into())),
+        ("cut", p.cut.name().to_owned()),
         ("form", form_name(p.form).to_owned()),
         (
             "realised",

@@ -13,6 +13,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use countdown::{
+    formats::gguf,
     kernels::DType,
     synth::{self, Arch, Shape},
 };
@@ -195,7 +196,7 @@ fn shape(args: &SynthArgs) -> Result<Shape> {
 }
 
 fn types() -> impl TypedValueParser<Value = DType> {
-    PossibleValuesParser::new(DType::ALL.map(DType::name))
+    PossibleValuesParser::new(gguf::dtypes().map(DType::name))
         .try_map(|name| DType::from_name(&name).ok_or("there is no such type"))
 }
 

@@ -5,15 +5,16 @@ use crate::{
     arch::{Act, Config, LayerSpec, Rope},
     error::{Error, Result},
     model::{Down, Ffn, Linear, Matrix, Model},
-    sparsity::{Keep, Rule, Selection, Signal},
+    sparsity::{Estimator, Keep, Predictor, Rule, Selection, Signal},
 };
 use countdown_kernels::{
     DType,
     cpu::{
         Input, Kernels, Team,
         attention::{Attention, AttentionWork, LayerCache, RopeTable, attend},
+        ffn::{Decider, FfnWork, SparseFfn, estimate, sparse_ffn, sparse_ffn_rows},
         gemm::{GemmWork, matmul, matmul_transposed},
-        parallel::{Decider, FfnWork, SparseFfn, axpy, gemv, sparse_ffn, sparse_ffn_rows},
+        parallel::{axpy, gemv},
     },
     quant,
 };
@@ -56,6 +57,12 @@ pub(crate) struct Cpu {
     /// Up, `[batch, inter]`; between two FFNs attention's output, `[batch, heads, head_dim]`.
     up: Vec<f32>,
     row: Vec<f32>,
+    /// A predictor's z, for one token.
+    narrow: Vec<f32>,
+    narrow_input: Input,
+    /// A predictor's signals for several tokens, `[batch, inter]`.
+    signals: Vec<f32>,
+    estimator: Estimator,
     selection: Selection,
 }
 
@@ -94,6 +101,10 @@ impl Cpu {
             gate: vec![0.0; batch * widest],
             up: vec![0.0; batch * widest],
             row: Vec::with_capacity(widest),
+            narrow: Vec::with_capacity(widest),
+            narrow_input: Input::with_capacity(widest),
+            signals: Vec::new(),
+            estimator: Estimator::default(),
             selection: Selection::with_capacity(inter),
         })
     }
@@ -140,7 +151,7 @@ impl Cpu {
         }
     }
 
-    /// One token by thresholds: neurons that are not kept cost no bytes.
+    /// One token by a rule: neurons that are not kept cost no bytes but those that decide.
     fn sparse_step(&mut self, x: &[f32], w: &Ffn, rule: &Rule, out: &mut [f32]) -> usize {
         let Down::Transposed(down) = &w.down else {
             unreachable!("a session with a plan has its down projections transposed")
@@ -152,26 +163,47 @@ impl Cpu {
             act: self.act,
         };
         self.kernels.prepare(x, &mut self.input);
-        let decider = match rule.signal {
-            Signal::Gate => Some(Decider::Gate),
-            Signal::Up => Some(Decider::Up),
-            Signal::Product => None,
-        };
-        if let (Some(decider), Keep::Above(tau)) = (decider, rule.keep) {
-            return sparse_ffn(
-                &mut self.team,
-                self.kernels,
-                &weights,
-                decider,
-                rule.weights.as_ref().map(|w| w.as_slices()),
-                tau,
-                &self.input,
-                &mut self.sparse,
-                out,
-            );
+        if let Some(p) = &rule.predictor {
+            self.narrow(p);
         }
-        self.gate_and_up(x, 1, w);
-        self.choose(0, w.gate.rows(), rule);
+        let (team, kernels) = (&mut self.team, self.kernels);
+        let decider = match (&rule.predictor, rule.signal) {
+            (Some(p), _) => {
+                let z = match &p.inner {
+                    Some(_) => &self.narrow_input,
+                    None => &self.input,
+                };
+                Some(Decider::Estimate(p.estimate(), z))
+            }
+            (None, Signal::Gate) => Some(Decider::Gate),
+            (None, Signal::Up) => Some(Decider::Up),
+            (None, Signal::Product) => None,
+        };
+        let inter = w.gate.rows();
+        match (decider, rule.keep) {
+            (Some(decider), Keep::Above(tau)) => {
+                return sparse_ffn(
+                    team,
+                    kernels,
+                    &weights,
+                    decider,
+                    rule.score.view(),
+                    tau,
+                    &self.input,
+                    &mut self.sparse,
+                    out,
+                );
+            }
+            (Some(Decider::Estimate(e, z)), Keep::AllBut { .. }) => {
+                let (signal, spare) = (&mut self.gate[..inter], &mut self.up[..inter]);
+                estimate(team, kernels, &e, self.act, z, signal, spare);
+                rule.select(signal.iter().copied(), &mut self.selection);
+            }
+            _ => {
+                self.gate_and_up(x, 1, w);
+                self.choose(0, inter, rule);
+            }
+        }
         sparse_ffn_rows(
             &mut self.team,
             self.kernels,
@@ -184,15 +216,27 @@ impl Cpu {
         self.selection.kept().len()
     }
 
-    /// Selects the neurons of token `t` from gate and up in the working memory.
+    /// z = A x of a predictor that has an A, from the input prepared.
+    fn narrow(&mut self, p: &Predictor) {
+        let Some(a) = &p.inner else { return };
+        self.narrow.resize(a.rows(), 0.0);
+        let (team, z) = (&mut self.team, &mut self.narrow);
+        gemv(team, self.kernels, a.view(), &self.input, z);
+        self.kernels.prepare(z, &mut self.narrow_input);
+    }
+
+    /// Selects the neurons of token `t` from the working memory: a predictor's signals, or gate and up.
     fn choose(&mut self, t: usize, inter: usize, rule: &Rule) {
         let row = t * inter..(t + 1) * inter;
-        let (gate, up) = (&self.gate[row.clone()], &self.up[row]);
+        let (gate, up) = (&self.gate[row.clone()], &self.up[row.clone()]);
         let selection = &mut self.selection;
-        match rule.signal {
-            Signal::Gate => rule.select(gate.iter().copied(), selection),
-            Signal::Up => rule.select(up.iter().copied(), selection),
-            Signal::Product => rule.select(gate.iter().zip(up).map(|(g, u)| g * u), selection),
+        match (&rule.predictor, rule.signal) {
+            (Some(_), _) => rule.select(self.signals[row].iter().copied(), selection),
+            (None, Signal::Gate) => rule.select(gate.iter().copied(), selection),
+            (None, Signal::Up) => rule.select(up.iter().copied(), selection),
+            (None, Signal::Product) => {
+                rule.select(gate.iter().zip(up).map(|(g, u)| g * u), selection);
+            }
         }
     }
 }
@@ -231,6 +275,14 @@ impl Backend for Cpu {
             layers: c.layers.iter().map(|_| layer()).collect(),
             ropes,
         })
+    }
+
+    fn download(&self, x: &Buffer, tokens: usize, to: &mut [f32]) {
+        to.copy_from_slice(x.rows(tokens));
+    }
+
+    fn upload(&mut self, from: &[f32], x: &mut Buffer) {
+        x.data[..from.len()].copy_from_slice(from);
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Buffer) {
@@ -334,6 +386,7 @@ impl Backend for Cpu {
                 layer: call.layer,
                 start: call.start,
                 inter,
+                input: x,
                 gate: &self.gate[..tokens * inter],
                 up: &self.up[..tokens * inter],
             });
@@ -341,6 +394,12 @@ impl Backend for Cpu {
         let mut kept = tokens * inter;
         if let Some(rule) = call.rule {
             kept = 0;
+            if let Some(p) = &rule.predictor {
+                self.signals.resize(tokens * inter, 0.0);
+                let (team, signals) = (&mut self.team, &mut self.signals);
+                self.estimator
+                    .signals(team, self.kernels, p, self.act, x, signals);
+            }
             for t in 0..tokens {
                 self.choose(t, inter, rule);
                 kept += self.selection.kept().len();

@@ -1,4 +1,4 @@
-//! What a machine must be able to do to run a model: some ten coarse operations on activations.
+//! What a machine must be able to do to run a model: a dozen coarse operations on activations.
 //! [`crate::decode`] is written against this trait alone.
 
 pub(crate) mod cpu;
@@ -30,6 +30,8 @@ pub struct FfnTrace<'a> {
     pub start: usize,
     /// Neurons of the layer.
     pub inter: usize,
+    /// x, `[tokens, hidden]`.
+    pub input: &'a [f32],
     /// act(W_gate x), `[tokens, inter]`.
     pub gate: &'a [f32],
     /// W_up x, `[tokens, inter]`.
@@ -59,6 +61,11 @@ pub(crate) trait Backend: Send {
     fn buffer(&self, tokens: usize, width: usize) -> Self::Buffer;
     /// An empty key/value cache.
     fn cache(&self, config: &Config, context: usize) -> Result<Self::Cache>;
+
+    /// Copies the first `tokens` rows to host memory.
+    fn download(&self, x: &Self::Buffer, tokens: usize, to: &mut [f32]);
+    /// Overwrites the first rows from host memory.
+    fn upload(&mut self, from: &[f32], x: &mut Self::Buffer);
 
     /// out = rows of `table` times `scale`.
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Self::Buffer);

@@ -42,6 +42,8 @@ pub struct PerplexityRow {
     pub task: &'static str,
     /// The method's name.
     pub method: String,
+    /// What predicts the signal; `None` where it is computed.
+    pub predictor: Option<String>,
     /// How neurons are compared; `None` for dense.
     pub cut: Option<Cut>,
     /// Practical or ideal; `None` for dense.
@@ -60,6 +62,16 @@ pub struct PerplexityRow {
     pub kl: f64,
     /// Share of positions where plan and dense have the same most likely token; 1 for dense.
     pub top1: f64,
+}
+
+impl PerplexityRow {
+    /// The method and its predictor, for tables.
+    pub fn label(&self) -> String {
+        match &self.predictor {
+            Some(predictor) => format!("{} by {predictor}", self.method),
+            None => self.method.clone(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -90,6 +102,7 @@ impl Sums {
         PerplexityRow {
             task: "perplexity",
             method: from.map_or("dense".into(), |p| p.method.clone()),
+            predictor: from.and_then(|p| p.predictor.clone()),
             cut: from.map(|p| p.cut),
             form: from.map(|p| p.form),
             target: from.map_or(0.0, |p| p.target),

@@ -3,13 +3,13 @@
 
 use super::{
     Signal,
-    method::{Constants, Method},
+    method::{Cut, Method, Practical},
 };
 
 pub(super) const METHOD: Method = Method {
     name: "cats",
     summary: "keeps neurons by |act(W_gate x)|; skips rows of up and down",
     signal: Some(Signal::Gate),
-    constants: Constants::OneForBothSigns,
-    practical: Ok(()),
+    cuts: &[Cut::Layer, Cut::Neuron, Cut::Signed],
+    practical: Practical::Computed,
 };

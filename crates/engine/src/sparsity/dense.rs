@@ -1,11 +1,11 @@
 //! Dense: every neuron, every token. The baseline of all comparisons.
 
-use super::method::{Constants, Method};
+use super::method::{Method, Practical};
 
 pub(super) const METHOD: Method = Method {
     name: "dense",
     summary: "every neuron; the baseline",
     signal: None,
-    constants: Constants::None,
-    practical: Ok(()),
+    cuts: &[],
+    practical: Practical::Computed,
 };

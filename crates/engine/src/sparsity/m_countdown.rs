@@ -4,13 +4,13 @@
 
 use super::{
     Signal,
-    method::{Constants, Method},
+    method::{Cut, Method, Practical},
 };
 
 pub(super) const METHOD: Method = Method {
     name: "m-countdown",
     summary: "keeps neurons by |W_up x|; skips rows of gate and down",
     signal: Some(Signal::Up),
-    constants: Constants::OneForEachSign,
-    practical: Ok(()),
+    cuts: &[Cut::Layer, Cut::Neuron, Cut::Signed],
+    practical: Practical::Computed,
 };

@@ -1,6 +1,6 @@
 //! The registry: a method is a value that says what calibration must fit.
 
-use super::{Signal, cats, d_countdown, dense, m_countdown};
+use super::{Signal, cats, d_countdown, dejavu, dense, m_countdown, s_countdown};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,8 @@ pub const METHODS: &[&Method] = &[
     &cats::METHOD,
     &m_countdown::METHOD,
     &d_countdown::METHOD,
+    &s_countdown::METHOD,
+    &dejavu::METHOD,
 ];
 
 /// How to decide which neurons a token needs.
@@ -21,33 +23,40 @@ pub struct Method {
     pub summary: &'static str,
     /// What decides; `None` keeps everything.
     pub signal: Option<Signal>,
-    /// The neuron constants it uses with [`Cut::Neuron`].
-    pub constants: Constants,
-    /// Whether fixed thresholds work, or why not.
-    pub practical: std::result::Result<(), &'static str>,
+    /// How signals can be compared, the best last; none for dense.
+    pub cuts: &'static [Cut],
+    /// How practical plans know the signal.
+    pub practical: Practical,
 }
 
-/// The constants that a method's scores have under [`Cut::Neuron`]: the norm of the neuron's down row times the root mean
-/// square of the factor that the signal leaves out (method 3d of the project's notes on calibration).
+/// How a practical plan knows the signal. Ideal plans compute it, or take a predictor's where one is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Constants {
-    /// Scores stay as they are.
-    None,
-    /// One constant a neuron.
-    OneForBothSigns,
-    /// Two constants a neuron, over the tokens where the signal is positive and where it is negative.
-    OneForEachSign,
+pub enum Practical {
+    /// It computes it for every neuron: the signal is one of the FFN's own products.
+    Computed,
+    /// It predicts it: to know it exactly is to compute what was to be skipped.
+    Predicted,
 }
 
-/// What a threshold is compared with.
+/// What a threshold is compared with. The constants of a neuron are the norm of its down row times the root mean square of
+/// the factor that the signal leaves out (nothing, for the coefficients themselves).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cut {
     /// The signal itself, one threshold for all neurons of a layer, as in the papers.
     Layer,
-    /// The signal times the neuron's constants.
+    /// The signal times the neuron's constant.
     Neuron,
+    /// The signal times the neuron's constant for its sign: one over tokens where it is positive, one where it is negative.
+    Signed,
 }
+
+/// Every cut by its name.
+pub const CUTS: [(&str, Cut); 3] = [
+    ("layer", Cut::Layer),
+    ("neuron", Cut::Neuron),
+    ("signed", Cut::Signed),
+];
 
 /// How the cut is placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,6 +66,17 @@ pub enum Form {
     Practical,
     /// By each token's own k-th value: the upper bound of quality, without speed.
     Ideal,
+}
+
+impl Cut {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cut::Layer => "layer",
+            Cut::Neuron => "neuron",
+            Cut::Signed => "signed",
+        }
+    }
 }
 
 impl Method {
@@ -78,6 +98,12 @@ impl Method {
     /// Whether it keeps everything.
     pub fn is_dense(&self) -> bool {
         self.signal.is_none()
+    }
+
+    /// The cut asked for where the method has it, otherwise its best.
+    pub fn cut(&self, asked: Option<Cut>) -> Cut {
+        let best = self.cuts.last().copied().unwrap_or(Cut::Layer);
+        asked.filter(|c| self.cuts.contains(c)).unwrap_or(best)
     }
 }
 

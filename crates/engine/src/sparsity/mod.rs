@@ -2,12 +2,17 @@
 
 mod cats;
 mod d_countdown;
+mod dejavu;
 mod dense;
 mod m_countdown;
 mod method;
 mod plan;
+mod plan_file;
+pub mod predictor;
 mod rule;
+mod s_countdown;
 
-pub use method::{Constants, Cut, Form, METHODS, Method, names};
+pub use method::{CUTS, Cut, Form, METHODS, Method, Practical, names};
 pub use plan::{CalibrationText, Provenance, SparsityPlan, check_sparsity};
-pub use rule::{Keep, NeuronWeights, Rule, Selection, Signal, ideal_drop};
+pub use predictor::{Estimator, Outer, PREDICTORS, Predictor, PredictorKind, PredictorSet};
+pub use rule::{Keep, NeuronWeights, Rule, Score, Selection, Signal, ideal_drop};

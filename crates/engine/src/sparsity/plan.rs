@@ -1,22 +1,15 @@
-//! A plan: one rule a layer, and where they came from. Kept in one safetensors file with a JSON header.
+//! A plan: one rule a layer, and where they came from.
 
-use super::{Cut, Form, Keep, Method, NeuronWeights, Rule, Signal, ideal_drop};
+use super::{
+    Cut, Form, Keep, Method, PredictorSet, Rule, Score, Signal, ideal_drop, plan_file::VERSION,
+};
 use crate::{
     arch::Config,
+    calibrate::Fit,
     error::{Error, Result},
-    files,
-    model::Model,
+    model::{Model, ReadDensely},
 };
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use std::{collections::HashMap, path::Path};
-
-/// The version written and the only one read.
-const VERSION: u32 = 1;
-/// The header's key for the provenance, as JSON.
-const HEADER: &str = "countdown_plan";
-/// Plans are small: anything larger is not one.
-const LARGEST_FILE: u64 = 1 << 30;
 
 /// What a plan was made for and from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,10 +26,16 @@ pub struct Provenance {
     pub cut: Cut,
     /// Fixed thresholds or each token's own.
     pub form: Form,
+    /// What predicts the signal: the name of a [`PredictorSet`]; `None` where it is computed.
+    pub predictor: Option<String>,
     /// The share of neurons to skip.
     pub target: f64,
+    /// The shares to skip by layer, where they differ from the target.
+    pub layer_targets: Option<Vec<f64>>,
     /// The share skipped on the part of the calibration text that thresholds were fitted on; `None` where nothing was fitted.
     pub realised: Option<f64>,
+    /// How thresholds were fitted; `None` where nothing was.
+    pub fit: Option<Fit>,
     /// BLAKE3 of the calibration tokens, and how many they were; `None` where nothing was fitted.
     pub calibration: Option<CalibrationText>,
     /// The countdown that made it.
@@ -52,6 +51,18 @@ pub struct CalibrationText {
     pub tokens: usize,
 }
 
+impl CalibrationText {
+    /// The identity of these tokens.
+    pub fn of(tokens: &[u32]) -> CalibrationText {
+        CalibrationText {
+            hash: blake3::hash(bytemuck::cast_slice(tokens))
+                .to_hex()
+                .to_string(),
+            tokens: tokens.len(),
+        }
+    }
+}
+
 /// Which neurons each layer needs, decided token by token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SparsityPlan {
@@ -59,42 +70,6 @@ pub struct SparsityPlan {
     pub rules: Vec<Rule>,
     /// Where they came from.
     pub provenance: Provenance,
-}
-
-/// The part of a rule that is not a tensor.
-#[derive(Serialize, Deserialize)]
-struct Header {
-    #[serde(flatten)]
-    provenance: Provenance,
-    signal: SignalName,
-}
-
-#[derive(Serialize, Deserialize, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
-enum SignalName {
-    Gate,
-    Up,
-    Product,
-}
-
-impl From<Signal> for SignalName {
-    fn from(s: Signal) -> Self {
-        match s {
-            Signal::Gate => SignalName::Gate,
-            Signal::Up => SignalName::Up,
-            Signal::Product => SignalName::Product,
-        }
-    }
-}
-
-impl From<SignalName> for Signal {
-    fn from(s: SignalName) -> Self {
-        match s {
-            SignalName::Gate => Signal::Gate,
-            SignalName::Up => Signal::Up,
-            SignalName::Product => Signal::Product,
-        }
-    }
 }
 
 /// Checks a target.
@@ -112,7 +87,7 @@ pub fn check_sparsity(sparsity: f64) -> Result<()> {
 }
 
 impl SparsityPlan {
-    /// The ideal plan that needs no calibration: scores are the signals themselves.
+    /// The ideal plan that needs no calibration: scores are the signals themselves, exact.
     ///
     /// # Errors
     /// [`Error::Input`] for a target outside [0, 1).
@@ -120,7 +95,8 @@ impl SparsityPlan {
         check_sparsity(sparsity)?;
         let rule = |inter| Rule {
             signal,
-            weights: None,
+            predictor: None,
+            score: Score::Magnitude,
             keep: Keep::AllBut {
                 drop: ideal_drop(inter, sparsity),
             },
@@ -128,6 +104,30 @@ impl SparsityPlan {
         Ok(SparsityPlan {
             rules: model.config.layers.iter().map(|l| rule(l.inter)).collect(),
             provenance: Provenance::new(model, method, Cut::Layer, Form::Ideal, sparsity),
+        })
+    }
+
+    /// What every step reads for all neurons of the FFNs.
+    pub fn reads(&self) -> ReadDensely {
+        let bytes = |r: &Rule| r.predictor.as_ref().map(|p| p.bytes());
+        match self.rules.iter().map(bytes).sum::<Option<usize>>() {
+            Some(bytes) if !self.rules.is_empty() => ReadDensely::Predictor(bytes),
+            _ => self
+                .rules
+                .first()
+                .map_or(ReadDensely::All, |r| ReadDensely::of(r.signal)),
+        }
+    }
+
+    /// The predictors of its rules, where all have one.
+    pub fn predictors(&self) -> Option<PredictorSet> {
+        Some(PredictorSet {
+            name: self.provenance.predictor.clone()?,
+            layers: self
+                .rules
+                .iter()
+                .map(|r| r.predictor.clone())
+                .collect::<Option<_>>()?,
         })
     }
 
@@ -169,7 +169,12 @@ impl SparsityPlan {
             {
                 return Err(bad(format!("has no threshold for layer {i} (NaN)")));
             }
-            let Some(w) = &rule.weights else { continue };
+            if let Some(p) = &rule.predictor {
+                p.check_shape(i, layer.inter, config.hidden)?;
+            }
+            let Some(w) = rule.score.weights() else {
+                continue;
+            };
             for v in [&w.positive, &w.negative] {
                 if v.len() != layer.inter {
                     return Err(bad(format!(
@@ -186,134 +191,6 @@ impl SparsityPlan {
             }
         }
         Ok(())
-    }
-
-    /// Writes the plan beside `path` and renames it when complete.
-    ///
-    /// # Errors
-    /// [`Error::Write`]; what stood at `path` is untouched then.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let mut names = Vec::new();
-        let mut data: Vec<Vec<u8>> = Vec::new();
-        let mut push = |name: String, values: &[f32]| {
-            names.push((name, values.len()));
-            data.push(bytemuck::cast_slice(values).to_vec());
-        };
-        // Of an ideal rule the number to drop is what must be kept; it is exact in f32 for every size that loads.
-        let keep: Vec<f32> = self
-            .rules
-            .iter()
-            .map(|r| match r.keep {
-                Keep::Above(tau) => tau,
-                Keep::AllBut { drop } => drop as f32,
-            })
-            .collect();
-        push("keep".into(), &keep);
-        for (i, rule) in self.rules.iter().enumerate() {
-            if let Some(w) = &rule.weights {
-                push(format!("layers.{i}.positive"), &w.positive);
-                push(format!("layers.{i}.negative"), &w.negative);
-            }
-        }
-        let header = Header {
-            provenance: self.provenance.clone(),
-            signal: self.rules.first().map_or(Signal::Up, |r| r.signal).into(),
-        };
-        let unwritable = |e: &dyn std::fmt::Display| Error::Plan {
-            cause: format!("cannot be encoded: {e}"),
-            remedy: "report this with the command that led here".into(),
-        };
-        let header = serde_json::to_string(&header).map_err(|e| unwritable(&e))?;
-        let views = names
-            .iter()
-            .zip(&data)
-            .map(|((name, len), bytes)| {
-                TensorView::new(Dtype::F32, vec![*len], bytes).map(|v| (name.clone(), v))
-            })
-            .collect::<std::result::Result<Vec<_>, _>>()
-            .map_err(|e| unwritable(&e))?;
-        let bytes =
-            safetensors::serialize(views, Some(HashMap::from([(HEADER.to_owned(), header)])))
-                .map_err(|e| unwritable(&e))?;
-        files::atomic_write(path, |out| std::io::Write::write_all(out, &bytes))
-    }
-
-    /// Reads a plan.
-    ///
-    /// # Errors
-    /// [`Error::Read`], or [`Error::Plan`] naming what is wrong with the file.
-    pub fn load(path: &Path) -> Result<SparsityPlan> {
-        let read = |source| Error::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let broken = |cause: String| Error::Plan {
-            cause: format!("{}: {cause}", path.display()),
-            remedy: "make it again with `countdown calibrate`".into(),
-        };
-        if std::fs::metadata(path).map_err(read)?.len() > LARGEST_FILE {
-            return Err(broken("is too large for a plan".into()));
-        }
-        let bytes = std::fs::read(path).map_err(read)?;
-        let no_plan =
-            |e: safetensors::SafeTensorError| broken(format!("is damaged or no plan ({e})"));
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(no_plan)?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(no_plan)?;
-        let header = metadata
-            .metadata()
-            .as_ref()
-            .and_then(|m| m.get(HEADER))
-            .ok_or_else(|| broken("is a safetensors file but no plan".into()))?;
-        let version = serde_json::from_str::<serde_json::Value>(header)
-            .ok()
-            .and_then(|h| h.get("version").and_then(serde_json::Value::as_u64));
-        if version != Some(u64::from(VERSION)) {
-            return Err(broken(format!(
-                "has version {}, this countdown reads {VERSION}",
-                version.map_or("none".into(), |v| v.to_string())
-            )));
-        }
-        let header: Header = serde_json::from_str(header)
-            .map_err(|e| broken(format!("has a header that cannot be read ({e})")))?;
-        check_sparsity(header.provenance.target)?;
-        let vector = |name: &str| -> Result<Option<Vec<f32>>> {
-            match tensors.tensor(name) {
-                Err(_) => Ok(None),
-                Ok(t) if t.dtype() == Dtype::F32 => Ok(Some(
-                    t.data()
-                        .chunks_exact(4)
-                        .map(bytemuck::pod_read_unaligned)
-                        .collect(),
-                )),
-                Ok(t) => Err(broken(format!("holds {name} as {:?}, not F32", t.dtype()))),
-            }
-        };
-        let keep = vector("keep")?.ok_or_else(|| broken("holds no thresholds".into()))?;
-        let rules = keep
-            .iter()
-            .enumerate()
-            .map(|(i, &k)| {
-                let positive = vector(&format!("layers.{i}.positive"))?;
-                let negative = vector(&format!("layers.{i}.negative"))?;
-                let weights = match (positive, negative) {
-                    (Some(positive), Some(negative)) => Some(NeuronWeights { positive, negative }),
-                    (None, None) => None,
-                    _ => return Err(broken(format!("holds half of the constants of layer {i}"))),
-                };
-                Ok(Rule {
-                    signal: header.signal.into(),
-                    weights,
-                    keep: match header.provenance.form {
-                        Form::Practical => Keep::Above(k),
-                        Form::Ideal => Keep::AllBut { drop: k as usize },
-                    },
-                })
-            })
-            .collect::<Result<_>>()?;
-        Ok(SparsityPlan {
-            rules,
-            provenance: header.provenance,
-        })
     }
 }
 
@@ -334,8 +211,11 @@ impl Provenance {
             method: method.name.into(),
             cut,
             form,
+            predictor: None,
             target,
+            layer_targets: None,
             realised: None,
+            fit: None,
             calibration: None,
             tool: format!("countdown {}", env!("CARGO_PKG_VERSION")),
         }

@@ -1,4 +1,8 @@
-//! Rules: which vector decides, how it is scored, what is kept.
+//! Rules: which vector decides, how it is known and scored, what is kept.
+
+use super::Predictor;
+use countdown_kernels::cpu;
+use std::sync::Arc;
 
 /// The vector that decides about the neurons of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -7,7 +11,7 @@ pub enum Signal {
     Gate,
     /// W_up x.
     Up,
-    /// act(W_gate x) * (W_up x): the coefficients themselves. Needs both products, so it saves rows of down only.
+    /// act(W_gate x) * (W_up x): the coefficients themselves. Known exactly it needs both products, so it saves rows of down only.
     Product,
 }
 
@@ -18,6 +22,17 @@ pub struct NeuronWeights {
     pub positive: Vec<f32>,
     /// Factor on the absolute value where the signal is negative; `[inter]`, not negative.
     pub negative: Vec<f32>,
+}
+
+/// How a neuron's signal is scored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Score {
+    /// By its absolute value.
+    Magnitude,
+    /// By its value: logits of a predictor.
+    Value,
+    /// By its absolute value times the neuron's constant for its sign.
+    Weighted(NeuronWeights),
 }
 
 /// Which scores are kept.
@@ -32,34 +47,52 @@ pub enum Keep {
     },
 }
 
-/// The rule of one layer. A neuron's score is the signal's absolute value, times its constant if there are any.
+/// The rule of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     /// What decides.
     pub signal: Signal,
-    /// The neurons' constants, if scores have any.
-    pub weights: Option<NeuronWeights>,
+    /// What estimates the signal; `None` computes it.
+    pub predictor: Option<Arc<Predictor>>,
+    /// How signals are compared.
+    pub score: Score,
     /// What is kept.
     pub keep: Keep,
 }
 
-impl NeuronWeights {
-    /// The two vectors as kernels take them.
-    pub fn as_slices(&self) -> (&[f32], &[f32]) {
-        (&self.positive, &self.negative)
+impl Score {
+    /// The score of neuron `i` whose signal is `s`.
+    #[inline]
+    pub fn of(&self, i: usize, s: f32) -> f32 {
+        match self {
+            Score::Magnitude => s.abs(),
+            Score::Value => s,
+            Score::Weighted(w) => (s * w.positive[i]).max(-s * w.negative[i]),
+        }
+    }
+
+    /// The neurons' constants, if there are any.
+    pub fn weights(&self) -> Option<&NeuronWeights> {
+        match self {
+            Score::Weighted(w) => Some(w),
+            Score::Magnitude | Score::Value => None,
+        }
+    }
+
+    /// As kernels take it.
+    pub(crate) fn view(&self) -> cpu::Score<'_> {
+        match self {
+            Score::Magnitude => cpu::Score::Magnitude,
+            Score::Value => cpu::Score::Value,
+            Score::Weighted(w) => cpu::Score::Weighted {
+                positive: &w.positive,
+                negative: &w.negative,
+            },
+        }
     }
 }
 
 impl Rule {
-    /// The score of neuron `i` whose signal is `s`.
-    #[inline]
-    pub fn score(&self, i: usize, s: f32) -> f32 {
-        match &self.weights {
-            None => s.abs(),
-            Some(w) => (s * w.positive[i]).max(-s * w.negative[i]),
-        }
-    }
-
     /// Selects the neurons that stay, by the signals of one token (one a neuron).
     /// A signal that is not a number is never kept.
     pub fn select(&self, signals: impl Iterator<Item = f32>, into: &mut Selection) {
@@ -69,7 +102,7 @@ impl Rule {
             kept,
         } = into;
         scores.clear();
-        scores.extend(signals.enumerate().map(|(i, s)| self.score(i, s)));
+        scores.extend(signals.enumerate().map(|(i, s)| self.score.of(i, s)));
         let above = match self.keep {
             Keep::Above(tau) => tau,
             Keep::AllBut { drop } => {
@@ -131,7 +164,8 @@ mod tests {
     fn ideal_keeps_what_is_strictly_above_the_kth_smallest() {
         let mut rule = Rule {
             signal: Signal::Up,
-            weights: None,
+            predictor: None,
+            score: Score::Magnitude,
             keep: Keep::AllBut { drop: 2 },
         };
         let signals = [0.5, -3.0, 0.1, 2.0, -0.2];
@@ -146,7 +180,8 @@ mod tests {
     fn weights_scale_each_sign_by_its_own_constant() {
         let rule = Rule {
             signal: Signal::Up,
-            weights: Some(NeuronWeights {
+            predictor: None,
+            score: Score::Weighted(NeuronWeights {
                 positive: vec![1.0, 0.0, 2.0],
                 negative: vec![0.0, 5.0, 1.0],
             }),
@@ -157,11 +192,23 @@ mod tests {
     }
 
     #[test]
+    fn logits_are_compared_by_value() {
+        let rule = Rule {
+            signal: Signal::Product,
+            predictor: None,
+            score: Score::Value,
+            keep: Keep::AllBut { drop: 2 },
+        };
+        assert_eq!(kept(&rule, &[-9.0, 1.0, -0.5, -3.0]), [1, 2]);
+    }
+
+    #[test]
     fn nothing_that_is_not_a_number_is_kept() {
         for keep in [Keep::Above(0.1), Keep::AllBut { drop: 1 }] {
             let rule = Rule {
                 signal: Signal::Gate,
-                weights: None,
+                predictor: None,
+                score: Score::Magnitude,
                 keep,
             };
             assert!(!kept(&rule, &[f32::NAN, 1.0, 2.0]).contains(&0));

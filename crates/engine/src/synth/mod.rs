@@ -43,7 +43,7 @@ pub struct Summary {
 /// behind.
 ///
 /// # Errors
-/// [`crate::Error::Input`] if no model can have this shape, [`crate::Error::Write`] if the file
+/// [`crate::Error::Input`] if no model can have this shape or no GGUF file this type, [`crate::Error::Write`] if the file
 /// cannot be written; then what stood at `path` is untouched.
 pub fn write(
     path: &Path,
@@ -52,6 +52,12 @@ pub fn write(
     seed: u64,
     progress: &mut dyn FnMut(u64, u64) -> io::Result<()>,
 ) -> Result<Summary> {
+    if !gguf::dtypes().any(|t| t == dtype) {
+        return Err(Error::Input {
+            cause: format!("a GGUF file cannot hold {dtype}, a type for predictors"),
+            remedy: "choose one of GGUF's types, such as Q4_0".into(),
+        });
+    }
     let tensors = shape.tensors(dtype)?;
     let mut summary = Summary {
         parameters: shape.parameters()?,

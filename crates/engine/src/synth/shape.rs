@@ -305,9 +305,9 @@ impl Shape {
                 "general.name".into(),
                 Value::String(format!("synthetic, seed {seed}")),
             ),
-            ("general.file_type".into(), Value::U32(file_type(dtype))),
-            ("general.quantization_version".into(), Value::U32(2)),
         ];
+        metadata.extend(file_type(dtype).map(|n| ("general.file_type".into(), Value::U32(n))));
+        metadata.push(("general.quantization_version".into(), Value::U32(2)));
         let own = [
             ("context_length", number(self.context)),
             ("embedding_length", number(self.hidden)),
@@ -367,9 +367,9 @@ fn fitting(dtype: DType, cols: usize) -> DType {
     choice.unwrap_or(DType::F16)
 }
 
-/// GGUF's number for "mostly this type".
-fn file_type(dtype: DType) -> u32 {
-    match dtype {
+/// GGUF's number for "mostly this type", if it has one.
+fn file_type(dtype: DType) -> Option<u32> {
+    Some(match dtype {
         DType::F32 => 0,
         DType::F16 => 1,
         DType::Q4_0 => 2,
@@ -381,7 +381,8 @@ fn file_type(dtype: DType) -> u32 {
         DType::Q5_K => 16,
         DType::Q6_K => 18,
         DType::BF16 => 32,
-    }
+        DType::Q3_0 | DType::Q2_0 | DType::T2 | DType::Q8_H => return None,
+    })
 }
 
 /// One token for every byte, in the letters that GPT-2 writes bytes with, two special tokens, and

@@ -8,11 +8,7 @@ use std::{
     ops::Range,
 };
 
-/// Dot products, `R` rows at once, each in steps over `N` bytes of weights.
-///
-/// `load(g)` gives the activations of group `g`; `step` adds a group's products to an accumulator; `sum` adds its lanes up.
-/// The last group of a row may be short: it is padded with zero bytes, which are zero weights in every format.
-/// A row sees the same steps alone as among others.
+/// Dot products as [`dot_with_rest`] computes them, where a short last group is padded with zero bytes.
 #[inline(always)]
 pub(super) fn dot<const R: usize, const N: usize, X, A: Copy>(
     m: MatRef,
@@ -23,20 +19,45 @@ pub(super) fn dot<const R: usize, const N: usize, X, A: Copy>(
     step: impl Fn(&[u8; N], &X, A) -> A,
     sum: impl Fn(A) -> f32,
 ) {
+    let rest = |w: &[u8], x: &X, acc| {
+        let mut padded = [0; N];
+        padded[..w.len()].copy_from_slice(w);
+        step(&padded, x, acc)
+    };
+    dot_with_rest::<R, N, X, A>(m, rows, out, zero, load, &step, rest, sum);
+}
+
+/// Dot products, `R` rows at once, each in steps over `N` bytes of weights.
+///
+/// `load(g)` gives the activations of group `g`; `step` adds a group's products to an accumulator; `sum` adds its lanes up.
+/// The last group of a row may be short; then `rest` adds its products. Its activations are padded with zeros.
+/// A row sees the same steps alone as among others.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the arguments of a kernel and the parts of its steps
+pub(super) fn dot_with_rest<const R: usize, const N: usize, X, A: Copy>(
+    m: MatRef,
+    rows: Rows,
+    out: &mut [f32],
+    zero: A,
+    load: impl Fn(usize) -> X,
+    step: impl Fn(&[u8; N], &X, A) -> A,
+    rest: impl Fn(&[u8], &X, A) -> A,
+    sum: impl Fn(A) -> f32,
+) {
     let row = |j| m.row(row_of(rows, j));
-    let rest = out.len() / R * R;
+    let whole = out.len() / R * R;
     let last = out.len().saturating_sub(1);
-    let (together, alone) = out.split_at_mut(rest);
+    let (together, alone) = out.split_at_mut(whole);
     for (j, out) in together.chunks_exact_mut(R).enumerate() {
         let w: [&[u8]; R] = std::array::from_fn(|r| row(j * R + r));
         let next = std::array::from_fn(|r| row((j * R + R + r).min(last)));
-        let acc = products(w, next, zero, &load, &step);
+        let acc = products(w, next, zero, &load, &step, &rest);
         for (out, acc) in out.iter_mut().zip(acc) {
             *out = sum(acc);
         }
     }
     for (j, out) in alone.iter_mut().enumerate() {
-        let [acc] = products([row(rest + j)], [row(last)], zero, &load, &step);
+        let [acc] = products([row(whole + j)], [row(last)], zero, &load, &step, &rest);
         *out = sum(acc);
     }
 }
@@ -48,6 +69,7 @@ fn products<const R: usize, const N: usize, X, A: Copy>(
     zero: A,
     load: &impl Fn(usize) -> X,
     step: &impl Fn(&[u8; N], &X, A) -> A,
+    rest: &impl Fn(&[u8], &X, A) -> A,
 ) -> [A; R] {
     let parts = w.map(|w| w.as_chunks::<N>());
     let full = parts[0].0.len();
@@ -65,10 +87,8 @@ fn products<const R: usize, const N: usize, X, A: Copy>(
     if !parts[0].1.is_empty() {
         let x = load(full);
         for r in 0..R {
-            let rest = parts[r].1;
-            let mut padded = [0; N];
-            padded[..rest.len()].copy_from_slice(rest);
-            acc[r] = step(&padded, &x, acc[r]);
+            prefetch::<N>(next[r], full);
+            acc[r] = rest(parts[r].1, &x, acc[r]);
         }
     }
     acc

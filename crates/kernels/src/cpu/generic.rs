@@ -4,7 +4,7 @@
 //! Nothing here fuses a multiplication with an addition: results are the same under every feature set.
 
 use super::{
-    Act,
+    Act, Score,
     gemm::{DEPTH, LANES},
     input::BLOCK,
     input::Input,
@@ -209,7 +209,7 @@ fn sum8(a: [f32; 8]) -> f32 {
 #[inline(always)]
 pub(super) fn select_above(
     signal: &[f32],
-    weights: Option<(&[f32], &[f32])>,
+    score: Score,
     tau: f32,
     base: u32,
     out: &mut [u32],
@@ -220,14 +220,18 @@ pub(super) fn select_above(
         out[n] = base + i as u32;
         n += usize::from(kept);
     };
-    match weights {
-        None => signal
+    match score {
+        Score::Magnitude => signal
             .iter()
             .enumerate()
             .for_each(|(i, s)| keep(i, s.abs() > tau)),
-        Some((pos, neg)) => signal
+        Score::Value => signal
             .iter()
-            .zip(pos.iter().zip(neg))
+            .enumerate()
+            .for_each(|(i, s)| keep(i, *s > tau)),
+        Score::Weighted { positive, negative } => signal
+            .iter()
+            .zip(positive.iter().zip(negative))
             .enumerate()
             .for_each(|(i, (s, (p, n)))| keep(i, (s * p > tau) | (-s * n > tau))),
     }

@@ -24,6 +24,9 @@ pub struct Input {
     /// Levels by groups of four blocks A B C D: first the first halves of A B C D, then their second halves. That is
     /// the order in which the nibbles of four Q4_0 blocks lie when low and high nibbles are separated.
     halves: Vec<Line>,
+    /// Levels by groups of eight blocks: first the first quarters of all eight, then their second quarters, and so on. That
+    /// is the order in which the two-bit levels of eight blocks lie when the four pairs of bits of a byte are separated.
+    quarters: Vec<Line>,
     /// One scale a block, padded with zeros.
     scales: Vec<f32>,
     /// One scale times sum of levels a block, padded with zeros: what a constant weight of 1 contributes.
@@ -38,6 +41,7 @@ impl Input {
             x: Vec::with_capacity(len),
             levels: Vec::with_capacity(blocks / 2),
             halves: Vec::with_capacity(blocks / 2),
+            quarters: Vec::with_capacity(blocks / 2),
             scales: Vec::with_capacity(blocks),
             sums: Vec::with_capacity(blocks),
         }
@@ -76,6 +80,13 @@ impl Input {
         flat(&self.halves)
     }
 
+    /// Levels by quarters of groups of eight blocks, as long as [`Input::levels`].
+    #[inline(always)]
+    #[cfg(any(target_arch = "x86_64", test))]
+    pub(super) fn quarters(&self) -> &[i8] {
+        flat(&self.quarters)
+    }
+
     /// Scales of the blocks, padded with zeros to a multiple of 8.
     #[inline(always)]
     pub(super) fn scales(&self) -> &[f32] {
@@ -101,6 +112,7 @@ impl Input {
         };
         self.levels.resize(padded / 64, Line([0; 64]));
         self.halves.resize(padded / 64, Line([0; 64]));
+        self.quarters.resize(padded / 64, Line([0; 64]));
         self.scales.resize(padded / BLOCK, 0.0);
         self.sums.resize(padded / BLOCK, 0.0);
         if padded == 0 {
@@ -141,6 +153,15 @@ impl Input {
             for (piece, q) in group.chunks_exact(16).enumerate() {
                 let to = piece % 2 * 64 + piece / 2 * 16;
                 halves[to..to + 16].copy_from_slice(q);
+            }
+        }
+        for (group, quarters) in levels
+            .chunks_exact(256)
+            .zip(flat_mut(&mut self.quarters).chunks_exact_mut(256))
+        {
+            for (piece, q) in group.chunks_exact(8).enumerate() {
+                let to = piece % 4 * 64 + piece / 4 * 8;
+                quarters[to..to + 8].copy_from_slice(q);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The CPU: inner loops per instruction set behind one table, and the team of threads that runs them.
 //!
 //! [`Kernels`] is the table, one per instruction set, to be had only where the CPU has that set. Its methods work
-//! on one thread; the functions of [`parallel`] and [`gemm`] spread them over a [`Team`].
+//! on one thread; the functions of [`parallel`], [`ffn`] and [`gemm`] spread them over a [`Team`].
 
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -10,6 +10,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod drive;
+pub mod ffn;
 pub mod gemm;
 mod generic;
 mod input;
@@ -79,14 +80,53 @@ pub enum Act {
     GeluTanh,
 }
 
+/// How a neuron's signal `s` is compared with a threshold.
+#[derive(Clone, Copy, Debug)]
+pub enum Score<'a> {
+    /// By `|s|`.
+    Magnitude,
+    /// By `s`.
+    Value,
+    /// By the larger of `s * positive[i]` and `-s * negative[i]`.
+    Weighted {
+        /// `[inter]`.
+        positive: &'a [f32],
+        /// `[inter]`.
+        negative: &'a [f32],
+    },
+}
+
+impl<'a> Score<'a> {
+    /// The same for a range of neurons.
+    fn range(self, range: Range<usize>) -> Score<'a> {
+        match self {
+            Score::Weighted { positive, negative } => Score::Weighted {
+                positive: &positive[range.clone()],
+                negative: &negative[range],
+            },
+            same => same,
+        }
+    }
+
+    fn check(self, neurons: usize) {
+        if let Score::Weighted { positive, negative } = self {
+            assert!(
+                positive.len() == neurons && negative.len() == neurons,
+                "score: weights"
+            );
+        }
+    }
+}
+
 // The rows of a list, or all rows for `None`; as many as the output or the coefficients have elements.
 type Rows<'a> = Option<&'a [u32]>;
 type Dot = unsafe fn(MatRef, Rows, &Input, &mut [f32]);
 type Axpy = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
 type Unpack = unsafe fn(&[u8], &mut [f32]);
 type Panel = unsafe fn(&[[f32; DEPTH]], &[[f32; LANES]], &mut [[f32; LANES]]);
-type Weights<'a> = Option<(&'a [f32], &'a [f32])>;
-type Select = unsafe fn(&[f32], Weights, f32, u32, &mut [u32]) -> usize;
+type Select = unsafe fn(&[f32], Score, f32, u32, &mut [u32]) -> usize;
+
+const DTYPES: usize = crate::dtype::DType::ALL.len();
 
 /// The kernels of one instruction set, for one thread. Lengths are asserted once a call.
 ///
@@ -95,9 +135,9 @@ type Select = unsafe fn(&[f32], Weights, f32, u32, &mut [u32]) -> usize;
 pub struct Kernels {
     isa: Isa,
     /// By `DType as usize`, like all arrays here.
-    dot: [Dot; 11],
-    axpy: [Axpy; 11],
-    unpack: [Unpack; 11],
+    dot: [Dot; DTYPES],
+    axpy: [Axpy; DTYPES],
+    unpack: [Unpack; DTYPES],
     panel: Panel,
     fill: unsafe fn(&mut Input, &[f32]),
     act: unsafe fn(Act, &mut [f32]),
@@ -114,6 +154,7 @@ macro_rules! per_format {
         [
             $($f)::+::<F32>, $($f)::+::<F16>, $($f)::+::<Bf16>, $($f)::+::<Q8_0>, $($f)::+::<Q4_0>, $($f)::+::<Q4_1>,
             $($f)::+::<Q5_0>, $($f)::+::<Q5_1>, $($f)::+::<Q4K>, $($f)::+::<Q5K>, $($f)::+::<Q6K>,
+            $($f)::+::<Q3_0>, $($f)::+::<Q2_0>, $($f)::+::<T2>, $($f)::+::<Q8H>,
         ]
     }};
 }
@@ -316,7 +357,6 @@ impl Kernels {
     }
 
     /// Writes `base + i`, ascending, for every `i` whose score exceeds `tau`, and returns how many there are.
-    /// The score is `|signal[i]|`, or with weights the larger of `signal[i] * pos[i]` and `-signal[i] * neg[i]`.
     /// What is not a number exceeds nothing. What `out` holds behind the count is unspecified.
     ///
     /// # Panics
@@ -324,20 +364,15 @@ impl Kernels {
     pub fn select_above(
         &self,
         signal: &[f32],
-        weights: Option<(&[f32], &[f32])>,
+        score: Score,
         tau: f32,
         base: u32,
         out: &mut [u32],
     ) -> usize {
         assert!(out.len() >= signal.len(), "select_above: output");
-        if let Some((pos, neg)) = weights {
-            assert!(
-                pos.len() == signal.len() && neg.len() == signal.len(),
-                "select_above: weights"
-            );
-        }
+        score.check(signal.len());
         // SAFETY: as in `dot`.
-        unsafe { (self.select_above)(signal, weights, tau, base, out) }
+        unsafe { (self.select_above)(signal, score, tau, base, out) }
     }
 
     /// Makes `input` hold `x`. Allocates only if `x` is longer than the input's capacity. All instruction sets give

@@ -1,7 +1,7 @@
 //! AArch64's vectors: the generic loops, vectorised by the compiler.
 
 use super::{
-    Act, Input, Isa, Kernels, elementwise,
+    Act, Input, Isa, Kernels, Score, elementwise,
     gemm::{DEPTH, LANES},
     generic, per_format,
 };
@@ -51,12 +51,6 @@ fn panel(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
 }
 
 #[target_feature(enable = "neon")]
-fn select_above(
-    signal: &[f32],
-    weights: Option<(&[f32], &[f32])>,
-    tau: f32,
-    base: u32,
-    out: &mut [u32],
-) -> usize {
-    generic::select_above(signal, weights, tau, base, out)
+fn select_above(signal: &[f32], score: Score, tau: f32, base: u32, out: &mut [u32]) -> usize {
+    generic::select_above(signal, score, tau, base, out)
 }

@@ -1,11 +1,14 @@
 //! Block formats: how weights lie in memory, and how to read and write them.
 //!
-//! One file a quantised format, each with a drawing of its block; the layouts are those of GGUF, little-endian.
-//! A row is a whole number of blocks one after the other. [`unpack_row`] is exact (every product is the one
+//! One file a quantised format, each with a drawing of its block, little-endian; the layouts are those of GGUF but for
+//! Q3_0, Q2_0, T2 and Q8_H, which are of this crate and for predictors. A row is a whole number of blocks one after the other. [`unpack_row`] is exact (every product is the one
 //! `f32` operation the layout names); [`pack_row`] chooses scales, so it is a fit and never better than its format.
 
+mod fit;
 mod float;
 mod k_scales;
+mod q2_0;
+mod q3_0;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -14,11 +17,15 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod q8_h;
+mod t2;
 #[cfg(test)]
 mod tests;
 mod transpose;
 
 pub(crate) use float::{Bf16, F16, F32};
+pub(crate) use q2_0::Q2_0;
+pub(crate) use q3_0::Q3_0;
 pub(crate) use q4_0::Q4_0;
 pub(crate) use q4_1::Q4_1;
 pub(crate) use q4_k::Q4K;
@@ -27,6 +34,9 @@ pub(crate) use q5_1::Q5_1;
 pub(crate) use q5_k::Q5K;
 pub(crate) use q6_k::Q6K;
 pub(crate) use q8_0::Q8_0;
+pub(crate) use q8_h::Q8H;
+pub use q8_h::split_q8_0;
+pub(crate) use t2::T2;
 pub use transpose::transpose_pack;
 
 use crate::dtype::DType;
@@ -44,12 +54,21 @@ pub(crate) trait Format {
     fn pack(x: &[f32], block: &mut [u8]);
 }
 
+/// A format of 32 evenly spaced levels' worth of elements under one scale, which may be any number.
+trait Fitted: Format {
+    const LEVELS: fit::Levels;
+
+    /// Stores the scale `d` and, of every element, the level nearest to it.
+    fn put(d: f32, x: &[f32; 32], block: &mut [u8]);
+}
+
 /// Evaluates `$body` with `$F` standing for the format of `$dtype`.
 macro_rules! with_format {
     ($dtype:expr, $F:ident => $body:expr) => {
         $crate::quant::with_format!(@ $dtype, $F, $body,
             F32 F32, F16 F16, BF16 Bf16, Q8_0 Q8_0, Q4_0 Q4_0, Q4_1 Q4_1,
-            Q5_0 Q5_0, Q5_1 Q5_1, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K)
+            Q5_0 Q5_0, Q5_1 Q5_1, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K,
+            Q3_0 Q3_0, Q2_0 Q2_0, T2 T2, Q8_H Q8H)
     };
     (@ $dtype:expr, $F:ident, $body:expr, $($variant:ident $format:ident),*) => {
         match $dtype {
@@ -77,6 +96,34 @@ pub fn unpack_row(dtype: DType, row: &[u8], out: &mut [f32]) {
 pub fn pack_row(dtype: DType, row: &[f32], out: &mut [u8]) {
     check("pack_row", dtype, out.len(), row.len());
     with_format!(dtype, F => pack_blocks::<F>(row, out));
+}
+
+/// Packs as [`pack_row`] does, but chooses the scale of each block to minimise the sum of
+/// `importance[j] * (row[j] - q[j])^2`, `q` being what is stored.
+///
+/// `importance` is one number for each element, not negative: for weights, the mean square of the activation that each
+/// meets. Only proportions within a block count; a block without importance is packed as if all were equal.
+///
+/// # Panics
+/// If `out` or `importance` is not as long as `row.len()` elements of `dtype`, or `dtype` is not one of
+/// `Q4_0`, `Q3_0` and `Q2_0`.
+pub fn pack_row_weighted(dtype: DType, row: &[f32], importance: &[f32], out: &mut [u8]) {
+    check("pack_row_weighted", dtype, out.len(), row.len());
+    assert_eq!(row.len(), importance.len(), "pack_row_weighted: importance");
+    match dtype {
+        DType::Q4_0 => pack_fitted::<Q4_0>(row, importance, out),
+        DType::Q3_0 => pack_fitted::<Q3_0>(row, importance, out),
+        DType::Q2_0 => pack_fitted::<Q2_0>(row, importance, out),
+        other => panic!("pack_row_weighted: {other} blocks have no scale to fit"),
+    }
+}
+
+fn pack_fitted<F: Fitted>(row: &[f32], importance: &[f32], out: &mut [u8]) {
+    let (x, _) = row.as_chunks();
+    let (importance, _) = importance.as_chunks();
+    for ((x, w), block) in x.iter().zip(importance).zip(out.chunks_exact_mut(F::BYTES)) {
+        F::put(fit::scale(F::LEVELS, x, w), x, block);
+    }
 }
 
 fn check(what: &str, dtype: DType, bytes: usize, len: usize) {

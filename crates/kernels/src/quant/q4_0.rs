@@ -7,7 +7,7 @@
 //!                                                     w = d * (q - 8)
 //! ```
 
-use super::{Format, extreme, half_at, inverse, level, put_half};
+use super::{Fitted, Format, extreme, fit, half_at, inverse, level, put_half};
 use crate::dtype::DType;
 
 pub(crate) struct Q4_0;
@@ -29,9 +29,23 @@ impl Format for Q4_0 {
         // Levels reach from -8 to 7, so the element of largest magnitude, whatever its sign, gets -8.
         let d = put_half(block, 0, extreme(x) / -8.0);
         let inv = inverse(d);
-        let q = |v: f32| level(v * inv + 8.0, 15);
-        for (i, b) in block[2..18].iter_mut().enumerate() {
-            *b = q(x[i]) | q(x[i + 16]) << 4;
-        }
+        put_levels(&mut block[2..18], |i| level(x[i] * inv + 8.0, 15));
+    }
+}
+
+impl Fitted for Q4_0 {
+    const LEVELS: fit::Levels = fit::Levels { max: 15, zero: 8.0 };
+
+    fn put(d: f32, x: &[f32; 32], block: &mut [u8]) {
+        let d = put_half(block, 0, d);
+        let q = Self::LEVELS.nearest(d, x);
+        put_levels(&mut block[2..18], |i| q[i]);
+    }
+}
+
+/// Stores level `q(i)` of every element `i` as `qs`, as Q4_0 and Q8_H do.
+pub(super) fn put_levels(qs: &mut [u8], q: impl Fn(usize) -> u8) {
+    for (i, b) in qs.iter_mut().enumerate() {
+        *b = q(i) | q(i + 16) << 4;
     }
 }

@@ -19,6 +19,7 @@ mod writer;
 pub use metadata::{Array, Metadata, Strings, Value};
 pub use reader::parse;
 pub(super) use split::shard_number;
+pub use types::dtypes;
 pub use writer::{TensorInfo, encode, write};
 
 use super::{Checkpoint, malformed, map, unsupported};

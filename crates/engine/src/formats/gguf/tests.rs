@@ -581,9 +581,12 @@ fn a_writer_refuses_what_cannot_be_read() {
         info("t", DType::F32, &[1; 5]),
         info("t", DType::Q4_K, &[1, 100]),
         info("t", DType::F32, &[usize::MAX, 2]),
+        info("t", DType::Q3_0, &[2, 64]),
     ];
     for case in cases {
         assert!(case.bytes().is_err(), "{case:?}");
+        let written = encode(&mut Vec::new(), &[], &[case], |_, _| Ok(()));
+        assert!(written.is_err());
     }
 }
 

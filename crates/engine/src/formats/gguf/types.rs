@@ -53,13 +53,15 @@ const KNOWN: [(u32, &str); 32] = [
     (42, "Q2_0"),
 ];
 
-/// The number that stands for `dtype` in a file.
-pub(super) fn number(dtype: DType) -> u32 {
-    // Every type is in the list, as a test makes sure.
-    LOADABLE
-        .iter()
-        .find(|(_, t)| *t == dtype)
-        .map_or(u32::MAX, |(n, _)| *n)
+/// The types that a GGUF file can hold and this engine can compute with: all but those for predictors.
+pub fn dtypes() -> impl Iterator<Item = DType> {
+    DType::ALL.into_iter().filter(|&t| number(t).is_some())
+}
+
+/// The number that stands for `dtype` in a file, if a file can hold it.
+pub(super) fn number(dtype: DType) -> Option<u32> {
+    let entry = LOADABLE.iter().find(|(_, t)| *t == dtype);
+    entry.map(|(n, _)| *n)
 }
 
 /// The type that `number` stands for, or its name (or number) if it cannot be loaded.
@@ -75,7 +77,7 @@ pub(super) fn from_number(number: u32) -> Result<DType, String> {
 
 /// The types that can be loaded, for error messages.
 pub(super) fn loadable() -> String {
-    DType::ALL.map(DType::name).join(", ")
+    dtypes().map(DType::name).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -83,9 +85,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_has_a_number_of_its_own() {
-        for dtype in DType::ALL {
-            assert_eq!(from_number(number(dtype)), Ok(dtype));
+    fn every_type_has_a_number_of_its_own_but_for_those_of_predictors() {
+        assert_eq!(dtypes().count(), LOADABLE.len());
+        for dtype in dtypes() {
+            assert_eq!(number(dtype).map(from_number), Some(Ok(dtype)));
+        }
+        for dtype in [DType::Q3_0, DType::Q2_0, DType::T2, DType::Q8_H] {
+            assert_eq!(number(dtype), None);
+            assert!(!loadable().contains(dtype.name()));
         }
         for (n, name) in KNOWN {
             assert_eq!(from_number(n), Err(name.into()));

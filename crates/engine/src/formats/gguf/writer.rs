@@ -26,13 +26,8 @@ impl TensorInfo {
     /// # Errors
     /// If the format cannot hold such a tensor.
     pub fn bytes(&self) -> io::Result<usize> {
-        let refused = |why: &str| {
-            let message = format!(
-                "tensor `{}` {:?} as {}: {why}",
-                self.name, self.shape, self.dtype
-            );
-            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
-        };
+        let refused = |why| Err(self.refused(why));
+        self.number()?;
         let Some((&cols, outer)) = self.shape.split_last() else {
             return refused("has no dimension");
         };
@@ -46,6 +41,19 @@ impl TensorInfo {
             Some(bytes) => Ok(bytes),
             None => refused("overflows"),
         }
+    }
+
+    /// GGUF's number for its type.
+    fn number(&self) -> io::Result<u32> {
+        types::number(self.dtype).ok_or_else(|| self.refused("no GGUF type"))
+    }
+
+    fn refused(&self, why: &str) -> io::Error {
+        let message = format!(
+            "tensor `{}` {:?} as {}: {why}",
+            self.name, self.shape, self.dtype
+        );
+        io::Error::new(io::ErrorKind::InvalidInput, message)
     }
 }
 
@@ -92,7 +100,7 @@ pub fn encode(
         for &dim in tensor.shape.iter().rev() {
             write_len(&mut out, dim)?;
         }
-        out.write_all(&types::number(tensor.dtype).to_le_bytes())?;
+        out.write_all(&tensor.number()?.to_le_bytes())?;
         write_len(&mut out, offset)?;
         offset += tensor.bytes()?.next_multiple_of(alignment);
     }

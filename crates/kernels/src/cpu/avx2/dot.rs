@@ -92,6 +92,23 @@ avx2! {
         );
     }
 
+    pub(super) fn q8_h(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
+        drive::dot::<ROWS, 18, _, _>(
+            m,
+            rows,
+            out,
+            _mm256_setzero_ps(),
+            |b| Block::new(x, b, 120),
+            |w, x, acc| {
+                let q = _mm256_maddubs_epi16(decode::nibbles(load::b16::<2, 18>(w)), x.levels);
+                // Pairs are added up sixteen times, since levels are sixteen apart.
+                let s = _mm256_add_epi32(x.start, _mm256_madd_epi16(q, _mm256_set1_epi16(16)));
+                x.add(s, decode::half::<0, 18>(w), acc)
+            },
+            |acc| sum(acc),
+        );
+    }
+
     pub(super) fn q4_1(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
         drive::dot::<ROWS, 20, _, _>(
             m,
@@ -206,7 +223,7 @@ avx2! {
 
     /// The sum of all lanes.
     #[inline]
-    fn sum(v: __m256) -> f32 {
+    pub(super) fn sum(v: __m256) -> f32 {
         let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
         _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))

@@ -4,9 +4,10 @@ mod axpy;
 pub(super) mod decode;
 mod dot;
 pub(super) mod load;
+mod predictor;
 
 use super::{
-    Act, Input, Isa, Kernels, elementwise,
+    Act, Input, Isa, Kernels, Score, elementwise,
     gemm::{DEPTH, LANES},
     generic,
 };
@@ -37,6 +38,10 @@ pub(super) static KERNELS: Kernels = Kernels {
         dot::q4_k,
         dot::q5_k,
         dot::q6_k,
+        predictor::q3_0,
+        predictor::q2_0,
+        predictor::t2,
+        dot::q8_h,
     ],
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
@@ -90,11 +95,11 @@ avx2! {
 
     fn select_above(
         signal: &[f32],
-        weights: Option<(&[f32], &[f32])>,
+        score: Score,
         tau: f32,
         base: u32,
         out: &mut [u32],
     ) -> usize {
-        generic::select_above(signal, weights, tau, base, out)
+        generic::select_above(signal, score, tau, base, out)
     }
 }

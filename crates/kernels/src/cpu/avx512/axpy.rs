@@ -4,10 +4,13 @@
 //! permutation by the levels yields sixteen weights. Wider levels are widened, converted and multiplied.
 
 use super::{
-    super::{Rows, drive},
+    super::{DTYPES, Rows, drive, generic},
     avx512, decode, load,
 };
-use crate::matrix::MatRef;
+use crate::{
+    matrix::MatRef,
+    quant::{Format, Q2_0, Q3_0, Q8H, T2},
+};
 use std::{arch::x86_64::*, ops::Range};
 
 type Sum = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
@@ -16,8 +19,10 @@ type Unpack = unsafe fn(&[u8], &mut [f32]);
 /// One function that sums and one that unpacks, both from the steps of a block.
 macro_rules! steps {
     ($($name:ident: $n:literal bytes, $e:literal elements, $p:literal a piece, $blank:expr, $prepare:expr, $add:expr;)*) => {
-        pub(super) const SUMS: [Sum; 11] = [$(sum::$name),*];
-        pub(super) const UNPACK: [Unpack; 11] = [$(unpack::$name),*];
+        pub(super) const SUMS: [Sum; DTYPES] =
+            [$(sum::$name,)* generic_sum::<Q3_0>, generic_sum::<Q2_0>, generic_sum::<T2>, generic_sum::<Q8H>];
+        pub(super) const UNPACK: [Unpack; DTYPES] =
+            [$(unpack::$name,)* generic_unpack::<Q3_0>, generic_unpack::<Q2_0>, generic_unpack::<T2>, generic_unpack::<Q8H>];
 
         mod sum {
             use super::*;
@@ -55,6 +60,17 @@ steps! {
     q4_k: 144 bytes, 256 elements, 64 a piece, factors(), scales_k, add_q4_k;
     q5_k: 176 bytes, 256 elements, 32 a piece, super_block(), levels_q5_k, add_k;
     q6_k: 210 bytes, 256 elements, 32 a piece, super_block(), levels_q6_k, add_q6_k;
+}
+
+avx512! {
+    /// The formats of predictors are hardly ever summed or unpacked: the compiler's vectors do for them.
+    fn generic_sum<F: Format>(m: MatRef, rows: Rows, coef: &[f32], cols: Range<usize>, y: &mut [f32]) {
+        generic::axpy::<F>(m, rows, coef, cols, y);
+    }
+
+    fn generic_unpack<F: Format>(row: &[u8], out: &mut [f32]) {
+        generic::unpack::<F>(row, out);
+    }
 }
 
 /// Unpacked levels of a block, 32 a vector, and what they are multiplied with.

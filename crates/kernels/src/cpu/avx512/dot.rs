@@ -88,6 +88,27 @@ avx512! {
         );
     }
 
+    pub(super) fn q8_h(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
+        let words = _mm512_castsi256_si512(_mm256_setr_epi16(0, 0, 0, 0, 9, 9, 9, 9, 18, 18, 18, 18, 27, 27, 27, 27));
+        drive::dot::<ROWS, 72, _, _>(
+            m,
+            rows,
+            out,
+            _mm512_setzero_ps(),
+            |g| Halves::new(x, g, 120),
+            |w, x, acc| {
+                // Sixteen times a level is the level in the upper half of its byte.
+                let v = sixteens::<2, 20, 38, 56, 72>(w);
+                let high = _mm512_set1_epi8(-16);
+                let q = [_mm512_and_si512(_mm512_slli_epi16::<4>(v), high), _mm512_and_si512(v, high)];
+                let d = _mm512_permutexvar_epi16(words, load::b64::<0, 72>(w));
+                let d = _mm512_cvtph_ps(_mm512_castsi512_si256(d));
+                _mm512_fmadd_ps(x.dot(q), _mm512_mul_ps(d, x.scale), acc)
+            },
+            |acc| _mm512_reduce_add_ps(acc),
+        );
+    }
+
     pub(super) fn q4_1(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
         // Four scales, four minima.
         let words = _mm512_castsi128_si512(_mm_setr_epi16(0, 10, 20, 30, 1, 11, 21, 31));
@@ -270,15 +291,23 @@ avx512! {
 }
 
 avx512! {
+/// 64 bytes: 16 at each of four places in a group.
+#[inline]
+fn sixteens<const A: usize, const B: usize, const C: usize, const D: usize, const N: usize>(
+    w: &[u8; N],
+) -> __m512i {
+    let v = _mm512_castsi128_si512(load::b16::<A, N>(w));
+    let v = _mm512_inserti32x4::<1>(v, load::b16::<B, N>(w));
+    let v = _mm512_inserti32x4::<2>(v, load::b16::<C, N>(w));
+    _mm512_inserti32x4::<3>(v, load::b16::<D, N>(w))
+}
+
 /// The low and the high nibbles of 64 bytes: 16 at each of four places in a group.
 #[inline]
 fn nibbles<const A: usize, const B: usize, const C: usize, const D: usize, const N: usize>(
     w: &[u8; N],
 ) -> [__m512i; 2] {
-    let v = _mm512_castsi128_si512(load::b16::<A, N>(w));
-    let v = _mm512_inserti32x4::<1>(v, load::b16::<B, N>(w));
-    let v = _mm512_inserti32x4::<2>(v, load::b16::<C, N>(w));
-    let v = _mm512_inserti32x4::<3>(v, load::b16::<D, N>(w));
+    let v = sixteens::<A, B, C, D, N>(w);
     let low = _mm512_set1_epi8(15);
     [
         _mm512_and_si512(v, low),

@@ -21,6 +21,23 @@ avx512! {
         unsafe { _mm512_mask_loadu_epi16(v, MASK, w.as_ptr().add(AT).cast()) }
     }
 
+    /// All of `x`.
+    #[inline]
+    pub(super) fn i16x32(x: &[i16; 32]) -> __m512i {
+        // SAFETY: the array is 64 bytes; no alignment is needed.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+
+    /// Words `at..at + 32` of `w`, zeros for those it does not have.
+    #[inline]
+    pub(super) fn some_words(w: &[u8], at: usize) -> __m512i {
+        let (words, _) = w.as_chunks::<2>();
+        let words = words.get(at..).unwrap_or_default();
+        let mask = ((1u64 << words.len().min(32)) - 1) as u32;
+        // SAFETY: only the words the mask names are read, and they are in the slice.
+        unsafe { _mm512_maskz_loadu_epi16(mask, words.as_ptr().cast()) }
+    }
+
     /// `x[at..at + 16]`.
     #[inline]
     pub(super) fn f32x16(x: &[f32], at: usize) -> __m512 {

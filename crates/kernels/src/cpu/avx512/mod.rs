@@ -4,9 +4,10 @@ mod axpy;
 mod decode;
 mod dot;
 mod load;
+mod predictor;
 
 use super::{
-    Act, Input, Isa, Kernels, elementwise,
+    Act, Input, Isa, Kernels, Score, elementwise,
     gemm::{DEPTH, LANES},
     generic,
 };
@@ -37,6 +38,10 @@ pub(super) static KERNELS: Kernels = Kernels {
         dot::q4_k,
         dot::q5_k,
         dot::q6_k,
+        predictor::q3_0,
+        predictor::q2_0,
+        predictor::t2,
+        dot::q8_h,
     ],
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
@@ -70,7 +75,7 @@ avx512! {
 
     fn select_above(
         signal: &[f32],
-        weights: Option<(&[f32], &[f32])>,
+        score: Score,
         tau: f32,
         base: u32,
         out: &mut [u32],
@@ -82,12 +87,13 @@ avx512! {
         for i in 0..full {
             let at = |x: &[f32]| load::f32x16(x, 16 * i);
             let s = at(signal);
-            let kept = match weights {
-                None => _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_abs_ps(s), t),
-                Some((pos, neg)) => {
+            let kept = match score {
+                Score::Magnitude => _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_abs_ps(s), t),
+                Score::Value => _mm512_cmp_ps_mask::<_CMP_GT_OQ>(s, t),
+                Score::Weighted { positive, negative } => {
                     let minus = _mm512_sub_ps(_mm512_set1_ps(-0.0), s);
-                    _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_mul_ps(s, at(pos)), t)
-                        | _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_mul_ps(minus, at(neg)), t)
+                    _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_mul_ps(s, at(positive)), t)
+                        | _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_mul_ps(minus, at(negative)), t)
                 }
             };
             let index = _mm512_add_epi32(_mm512_set1_epi32((base + 16 * i as u32) as i32), steps);
@@ -96,8 +102,8 @@ avx512! {
             n += kept.count_ones() as usize;
         }
         let at = 16 * full;
-        let weights = weights.map(|(pos, neg)| (&pos[at..], &neg[at..]));
-        n + generic::select_above(&signal[at..], weights, tau, base + at as u32, &mut out[n..])
+        let score = score.range(at..signal.len());
+        n + generic::select_above(&signal[at..], score, tau, base + at as u32, &mut out[n..])
     }
 }
 

@@ -3,9 +3,7 @@
 use super::{
     super::{
         gemm::{GemmWork, matmul, matmul_transposed},
-        parallel::{
-            Decider, FfnWork, SparseFfn, axpy, axpy_list, gemv, sparse_ffn, sparse_ffn_rows,
-        },
+        parallel::{axpy, axpy_list, gemv},
     },
     *,
 };
@@ -29,84 +27,6 @@ fn parallel_products_give_the_same_bits_for_every_team() {
                 axpy(&mut team, k, m.get(), &coef, &mut got.1);
                 axpy_list(&mut team, k, m.get(), &rows, &coef[..6], &mut got.2);
                 assert_eq!(got, want, "{} {dtype} {threads}", k.isa());
-            }
-        }
-    }
-}
-
-#[test]
-fn a_sparse_ffn_is_the_formula_on_the_rows_it_keeps_for_every_team() {
-    let (inter, hidden) = (101, 64);
-    for k in Kernels::available() {
-        for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q5_0] {
-            let mats = [1, 2, 3].map(|s| Mat::new(dtype, inter, hidden, 40 + s));
-            let w = SparseFfn {
-                gate: mats[0].get(),
-                up: mats[1].get(),
-                down: mats[2].get(),
-                act: Act::Silu,
-            };
-            let x = input(k, &noise(44, hidden));
-            let (mut gate, mut up) = (vec![0.0; inter], vec![0.0; inter]);
-            k.dot_rows(w.gate, &x, &mut gate);
-            k.act(w.act, &mut gate);
-            k.dot_rows(w.up, &x, &mut up);
-            let pos: Vec<f32> = noise(45, inter).iter().map(|v| v.abs()).collect();
-            let neg: Vec<f32> = noise(46, inter).iter().map(|v| v.abs()).collect();
-            for (decide, signal) in [(Decider::Gate, &gate), (Decider::Up, &up)] {
-                for weights in [None, Some((&pos[..], &neg[..]))] {
-                    for tau in [-1.0, 0.3, 1.0, 1e9] {
-                        let rows = reference::select_above(signal, weights, tau);
-                        let coef: Vec<f32> = rows
-                            .iter()
-                            .map(|&i| gate[i as usize] * up[i as usize])
-                            .collect();
-                        let mut want = vec![0.0; hidden];
-                        k.axpy_list(w.down, &rows, &coef, 0..hidden, &mut want);
-                        // What is skipped may hold anything.
-                        let (up, down) = (mats[1].poisoned(&rows), mats[2].poisoned(&rows));
-                        let gate = mats[0].poisoned(&rows);
-                        let w = match decide {
-                            Decider::Gate => SparseFfn {
-                                up: up.get(),
-                                down: down.get(),
-                                ..w
-                            },
-                            Decider::Up => SparseFfn {
-                                gate: gate.get(),
-                                down: down.get(),
-                                ..w
-                            },
-                        };
-                        for threads in [1, 2, 5] {
-                            let mut team = Team::new(threads).unwrap();
-                            let mut work = FfnWork::new(inter + 3);
-                            let mut y = vec![9.0; hidden];
-                            let n = sparse_ffn(
-                                &mut team, k, &w, decide, weights, tau, &x, &mut work, &mut y,
-                            );
-                            assert_eq!(
-                                (n, work.kept_rows(), work.coefficients()),
-                                (rows.len(), &rows[..], &coef[..])
-                            );
-                            assert_eq!(y, want, "{} {dtype} {decide:?} {tau} {threads}", k.isa());
-
-                            let none = SparseFfn {
-                                gate: gate.get(),
-                                up: up.get(),
-                                down: down.get(),
-                                ..w
-                            };
-                            let mut y = vec![9.0; hidden];
-                            sparse_ffn_rows(&mut team, k, &none, &rows, &x, &mut work, &mut y);
-                            assert_eq!(
-                                (work.kept_rows(), work.coefficients()),
-                                (&rows[..], &coef[..])
-                            );
-                            assert_eq!(y, want, "{} {dtype} {threads}", k.isa());
-                        }
-                    }
-                }
             }
         }
     }

@@ -1,0 +1,294 @@
+//! Gated FFNs over the neurons that a token needs: deciding, then reading only what is kept.
+
+use super::{
+    Act, Input, Kernels, Score, Team,
+    parallel::{ROWS, axpy_list},
+    team::Disjoint,
+};
+use crate::matrix::MatRef;
+use std::ops::Range;
+
+/// The matrices of a gated FFN, `y = down^T (act(gate x) * (up x))`. All three are `[inter, hidden]`: a neuron is
+/// one row of each.
+#[derive(Clone, Copy)]
+pub struct SparseFfn<'a> {
+    /// Gate, `[inter, hidden]`.
+    pub gate: MatRef<'a>,
+    /// Up, `[inter, hidden]`.
+    pub up: MatRef<'a>,
+    /// Down, transposed: `[inter, hidden]`.
+    pub down: MatRef<'a>,
+    /// Activation of the gate.
+    pub act: Act,
+}
+
+/// How the signal that decides about a neuron is known.
+#[derive(Clone, Copy)]
+pub enum Decider<'a> {
+    /// It is `act(gate x)`, computed for every neuron.
+    Gate,
+    /// It is `up x`, computed for every neuron.
+    Up,
+    /// It is estimated for every neuron; gate and up are read for the neurons kept.
+    Estimate(Estimate<'a>, &'a Input),
+}
+
+/// A signal estimated from an input `z` by cheaper matrices than gate and up.
+#[derive(Clone, Copy)]
+pub enum Estimate<'a> {
+    /// `W z + b`.
+    Logits(Affine<'a>),
+    /// `act(W z + b)`.
+    Gate(Affine<'a>),
+    /// `act(W_gate z + b_gate) * (W_up z + b_up)`.
+    Product {
+        /// Stands for gate.
+        gate: Affine<'a>,
+        /// Stands for up.
+        up: Affine<'a>,
+    },
+}
+
+/// `W z + b`.
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    /// W, `[inter, width of z]`.
+    pub weight: MatRef<'a>,
+    /// b, `[inter]`; nothing is added without it.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl Affine<'_> {
+    fn check(&self, inter: usize) {
+        assert_eq!(self.weight.rows(), inter, "estimate: neurons");
+        assert!(self.bias.is_none_or(|b| b.len() == inter), "estimate: bias");
+    }
+
+    fn rows(&self, k: &Kernels, range: Range<usize>, z: &Input, out: &mut [f32]) {
+        k.dot_rows(self.weight.rows_range(range.clone()), z, out);
+        if let Some(bias) = self.bias {
+            out.iter_mut().zip(&bias[range]).for_each(|(o, b)| *o += b);
+        }
+    }
+}
+
+impl Estimate<'_> {
+    fn check(&self, inter: usize) {
+        match self {
+            Estimate::Logits(w) | Estimate::Gate(w) => w.check(inter),
+            Estimate::Product { gate, up } => {
+                gate.check(inter);
+                up.check(inter);
+            }
+        }
+    }
+
+    /// The signals of the neurons `range`; `spare` is as long as `out`.
+    fn rows(
+        &self,
+        k: &Kernels,
+        act: Act,
+        range: Range<usize>,
+        z: &Input,
+        out: &mut [f32],
+        spare: &mut [f32],
+    ) {
+        match self {
+            Estimate::Logits(w) => w.rows(k, range, z, out),
+            Estimate::Gate(w) => {
+                w.rows(k, range, z, out);
+                k.act(act, out);
+            }
+            Estimate::Product { gate, up } => {
+                gate.rows(k, range.clone(), z, out);
+                up.rows(k, range, z, spare);
+                k.glu(act, out, spare);
+            }
+        }
+    }
+}
+
+/// The estimated signals of all neurons, `[inter]`. Overwrites `spare`, which is as long.
+///
+/// # Panics
+/// If the matrices, `z` or the outputs do not fit together.
+pub fn estimate(
+    team: &mut Team,
+    k: &Kernels,
+    estimate: &Estimate,
+    act: Act,
+    z: &Input,
+    out: &mut [f32],
+    spare: &mut [f32],
+) {
+    estimate.check(out.len());
+    assert_eq!(out.len(), spare.len(), "estimate: output");
+    let spare = Disjoint::new(spare);
+    team.split(out, ROWS, |at, out| {
+        let range = at..at + out.len();
+        // SAFETY: the pieces of a split do not overlap, and each runs once.
+        let spare = unsafe { spare.slice(range.clone()) };
+        estimate.rows(k, act, range, z, out, spare);
+    });
+}
+
+/// Memory for sparse FFN calls, and what the last one kept.
+pub struct FfnWork {
+    signal: Vec<f32>,
+    other: Vec<f32>,
+    rows: Vec<u32>,
+    counts: Vec<usize>,
+    kept: usize,
+}
+
+impl FfnWork {
+    /// Memory for FFNs of up to `inter` neurons; calls allocate nothing.
+    pub fn new(inter: usize) -> FfnWork {
+        FfnWork {
+            signal: vec![0.0; inter],
+            other: vec![0.0; inter],
+            rows: vec![0; inter],
+            counts: vec![0; inter],
+            kept: 0,
+        }
+    }
+
+    /// The neurons the last call kept, ascending.
+    pub fn kept_rows(&self) -> &[u32] {
+        &self.rows[..self.kept]
+    }
+
+    /// The coefficients of [`FfnWork::kept_rows`]: `act(gate x) * (up x)`.
+    pub fn coefficients(&self) -> &[f32] {
+        &self.other[..self.kept]
+    }
+}
+
+/// A gated FFN over the neurons whose score exceeds `tau` (see [`Kernels::select_above`]). Of the neurons not kept, only what
+/// decides is read. Writes `y` and returns how many were kept.
+///
+/// Two parallel regions: one decides and computes coefficients, one sums the rows of `down`.
+///
+/// # Panics
+/// If the matrices' shapes, `x`, `y` or the score's weights do not fit together, or `work` is for fewer neurons.
+#[allow(clippy::too_many_arguments)] // each is a different thing, and this is the hot call of a layer
+pub fn sparse_ffn(
+    team: &mut Team,
+    k: &Kernels,
+    w: &SparseFfn,
+    decide: Decider,
+    score: Score,
+    tau: f32,
+    x: &Input,
+    work: &mut FfnWork,
+    y: &mut [f32],
+) -> usize {
+    let inter = check(w, work);
+    score.check(inter);
+    if let Decider::Estimate(estimate, _) = &decide {
+        estimate.check(inter);
+    }
+    let piece = team.piece_len(inter, ROWS);
+    let pieces = inter.div_ceil(piece);
+    let signal = Disjoint::new(&mut work.signal[..inter]);
+    let other = Disjoint::new(&mut work.other[..inter]);
+    let rows = Disjoint::new(&mut work.rows[..inter]);
+    let counts = Disjoint::new(&mut work.counts[..pieces]);
+    team.for_each(pieces, |p| {
+        let range = p * piece..((p + 1) * piece).min(inter);
+        // SAFETY: here and below: the ranges of different pieces do not overlap, and each piece runs once.
+        let signal = unsafe { signal.slice(range.clone()) };
+        // SAFETY: as above.
+        let rows = unsafe { rows.slice(range.clone()) };
+        // SAFETY: as above.
+        let other = unsafe { other.slice(range.clone()) };
+        // SAFETY: as above.
+        let count = unsafe { &mut counts.slice(p..p + 1)[0] };
+        match &decide {
+            Decider::Gate => {
+                k.dot_rows(w.gate.rows_range(range.clone()), x, signal);
+                k.act(w.act, signal);
+            }
+            Decider::Up => k.dot_rows(w.up.rows_range(range.clone()), x, signal),
+            Decider::Estimate(estimate, z) => {
+                estimate.rows(k, w.act, range.clone(), z, signal, other);
+            }
+        }
+        let score = score.range(range.clone());
+        *count = k.select_above(signal, score, tau, range.start as u32, rows);
+        let rows = &rows[..*count];
+        let coef = &mut other[..*count];
+        let known = |i: u32| signal[i as usize - range.start];
+        match decide {
+            Decider::Gate => {
+                k.dot_list(w.up, rows, x, coef);
+                coef.iter_mut().zip(rows).for_each(|(c, &i)| *c *= known(i));
+            }
+            Decider::Up => {
+                k.dot_list(w.gate, rows, x, coef);
+                k.act(w.act, coef);
+                coef.iter_mut().zip(rows).for_each(|(c, &i)| *c *= known(i));
+            }
+            Decider::Estimate(..) => {
+                // The estimates have done their work.
+                let gate = &mut signal[..*count];
+                exact(k, w, rows, x, gate, coef);
+            }
+        }
+    });
+    work.kept = 0;
+    for p in 0..pieces {
+        let (from, count) = (p * piece, work.counts[p]);
+        work.rows.copy_within(from..from + count, work.kept);
+        work.other.copy_within(from..from + count, work.kept);
+        work.kept += count;
+    }
+    axpy_list(team, k, w.down, work.kept_rows(), work.coefficients(), y);
+    work.kept
+}
+
+/// The coefficients of `rows`; `gate` is as long as `coef`.
+fn exact(k: &Kernels, w: &SparseFfn, rows: &[u32], x: &Input, gate: &mut [f32], coef: &mut [f32]) {
+    k.dot_list(w.gate, rows, x, gate);
+    k.dot_list(w.up, rows, x, coef);
+    k.act(w.act, gate);
+    // The order of the factors does not matter to a product of two, so all deciders give the same bits.
+    coef.iter_mut().zip(gate).for_each(|(c, g)| *c *= *g);
+}
+
+/// A gated FFN over the neurons `rows` (ascending), whatever their scores. No row of any matrix is read for the others.
+///
+/// # Panics
+/// If the matrices' shapes, `x` or `y` do not fit together, a row is not below their number, or `work` is for fewer neurons.
+pub fn sparse_ffn_rows(
+    team: &mut Team,
+    k: &Kernels,
+    w: &SparseFfn,
+    rows: &[u32],
+    x: &Input,
+    work: &mut FfnWork,
+    y: &mut [f32],
+) {
+    check(w, work);
+    work.kept = rows.len();
+    work.rows[..rows.len()].copy_from_slice(rows);
+    let gate = Disjoint::new(&mut work.signal[..rows.len()]);
+    team.split(&mut work.other[..rows.len()], ROWS, |at, coef| {
+        let rows = &rows[at..at + coef.len()];
+        // SAFETY: the pieces of a split do not overlap, and each runs once.
+        let gate = unsafe { gate.slice(at..at + coef.len()) };
+        exact(k, w, rows, x, gate, coef);
+    });
+    axpy_list(team, k, w.down, rows, work.coefficients(), y);
+}
+
+/// Checks that the matrices fit each other and the work, and returns the number of neurons.
+fn check(w: &SparseFfn, work: &FfnWork) -> usize {
+    let shape = |m: MatRef| (m.rows(), m.cols());
+    assert!(
+        shape(w.gate) == shape(w.up) && w.down.rows() == w.gate.rows(),
+        "sparse_ffn: shapes"
+    );
+    assert!(work.signal.len() >= w.gate.rows(), "sparse_ffn: work");
+    w.gate.rows()
+}

@@ -1,0 +1,157 @@
+//! Sparse FFNs: the formula on the rows they keep, whatever decides, and nothing read of the others.
+
+use super::{
+    super::ffn::{
+        Affine, Decider, Estimate, FfnWork, SparseFfn, estimate, sparse_ffn, sparse_ffn_rows,
+    },
+    *,
+};
+
+const INTER: usize = 101;
+const HIDDEN: usize = 64;
+
+/// act(gate x), up x and their product for every neuron.
+fn products(k: &Kernels, w: &SparseFfn, x: &Input) -> [Vec<f32>; 3] {
+    let (mut gate, mut up) = (vec![0.0; INTER], vec![0.0; INTER]);
+    k.dot_rows(w.gate, x, &mut gate);
+    k.act(w.act, &mut gate);
+    k.dot_rows(w.up, x, &mut up);
+    let product = gate.iter().zip(&up).map(|(g, u)| g * u).collect();
+    [gate, up, product]
+}
+
+/// Runs a decider whose signals are `signal` under several scores, thresholds and teams. `spared` says which of gate and up
+/// the decider does not read densely.
+fn check(
+    k: &'static Kernels,
+    mats: &[Mat; 3],
+    act: Act,
+    decide: Decider,
+    signal: &[f32],
+    spared: [bool; 2],
+) {
+    let w = SparseFfn {
+        gate: mats[0].get(),
+        up: mats[1].get(),
+        down: mats[2].get(),
+        act,
+    };
+    let x = input(k, &noise(44, HIDDEN));
+    let [_, _, product] = products(k, &w, &x);
+    let positive: Vec<f32> = noise(45, INTER).iter().map(|v| v.abs()).collect();
+    let negative: Vec<f32> = noise(46, INTER).iter().map(|v| v.abs()).collect();
+    let weighted = Score::Weighted {
+        positive: &positive,
+        negative: &negative,
+    };
+    for score in [Score::Magnitude, Score::Value, weighted] {
+        for tau in [f32::NEG_INFINITY, 0.3, 1.0, 1e9] {
+            let rows = reference::select_above(signal, score, tau);
+            let coef: Vec<f32> = rows.iter().map(|&i| product[i as usize]).collect();
+            let mut want = vec![0.0; HIDDEN];
+            k.axpy_list(w.down, &rows, &coef, 0..HIDDEN, &mut want);
+            // What is skipped may hold anything.
+            let poisoned = [0, 1, 2].map(|i| mats[i].poisoned(&rows));
+            let none = SparseFfn {
+                gate: poisoned[0].get(),
+                up: poisoned[1].get(),
+                down: poisoned[2].get(),
+                act,
+            };
+            let some = SparseFfn {
+                gate: if spared[0] { none.gate } else { w.gate },
+                up: if spared[1] { none.up } else { w.up },
+                ..none
+            };
+            for threads in [1, 2, 5] {
+                let mut team = Team::new(threads).unwrap();
+                let mut work = FfnWork::new(INTER + 3);
+                let mut y = vec![9.0; HIDDEN];
+                let n = sparse_ffn(
+                    &mut team, k, &some, decide, score, tau, &x, &mut work, &mut y,
+                );
+                assert_eq!(
+                    (n, work.kept_rows(), work.coefficients()),
+                    (rows.len(), &rows[..], &coef[..])
+                );
+                assert_eq!(y, want, "{} {score:?} {tau} {threads}", k.isa());
+
+                let mut y = vec![9.0; HIDDEN];
+                sparse_ffn_rows(&mut team, k, &none, &rows, &x, &mut work, &mut y);
+                assert_eq!(
+                    (work.kept_rows(), work.coefficients()),
+                    (&rows[..], &coef[..])
+                );
+                assert_eq!(y, want, "{} {score:?} {threads}", k.isa());
+            }
+        }
+    }
+}
+
+fn matrices(dtype: DType) -> [Mat; 3] {
+    [1, 2, 3].map(|s| Mat::new(dtype, INTER, HIDDEN, 40 + s))
+}
+
+#[test]
+fn a_sparse_ffn_is_the_formula_on_the_rows_it_keeps_for_every_team() {
+    for k in Kernels::available() {
+        for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q5_0] {
+            let mats = matrices(dtype);
+            let w = SparseFfn {
+                gate: mats[0].get(),
+                up: mats[1].get(),
+                down: mats[2].get(),
+                act: Act::Silu,
+            };
+            let x = input(k, &noise(44, HIDDEN));
+            let [gate, up, _] = products(k, &w, &x);
+            check(k, &mats, w.act, Decider::Gate, &gate, [false, true]);
+            check(k, &mats, w.act, Decider::Up, &up, [true, false]);
+        }
+    }
+}
+
+#[test]
+fn an_estimate_decides_by_its_own_matrices_and_reads_all_three_only_where_kept() {
+    const WIDTH: usize = 96;
+    for k in Kernels::available() {
+        for dtype in [DType::F16, DType::Q4_0] {
+            let mats = matrices(DType::Q8_0);
+            let cheap = [5, 6].map(|s| Mat::new(dtype, INTER, WIDTH, 40 + s));
+            let bias = noise(47, INTER);
+            let z = input(k, &noise(48, WIDTH));
+            let affine = |i: usize, bias| Affine {
+                weight: cheap[i].get(),
+                bias,
+            };
+            for act in [Act::Silu, Act::GeluTanh] {
+                for bias in [None, Some(&bias[..])] {
+                    let (gate, up) = (affine(0, bias), affine(1, bias));
+                    let row = |w: &Affine| {
+                        let mut out = vec![0.0; INTER];
+                        k.dot_rows(w.weight, &z, &mut out);
+                        if let Some(bias) = bias {
+                            out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+                        }
+                        out
+                    };
+                    let mut activated = row(&gate);
+                    k.act(act, &mut activated);
+                    let mut product = row(&gate);
+                    k.glu(act, &mut product, &row(&up));
+                    for (e, signal) in [
+                        (Estimate::Logits(gate), row(&gate)),
+                        (Estimate::Gate(gate), activated),
+                        (Estimate::Product { gate, up }, product),
+                    ] {
+                        check(k, &mats, act, Decider::Estimate(e, &z), &signal, [true; 2]);
+                        let mut team = Team::new(3).unwrap();
+                        let (mut out, mut spare) = (vec![9.0; INTER], vec![9.0; INTER]);
+                        estimate(&mut team, k, &e, act, &z, &mut out, &mut spare);
+                        assert_eq!(out, signal);
+                    }
+                }
+            }
+        }
+    }
+}

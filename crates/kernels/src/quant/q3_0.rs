@@ -1,0 +1,67 @@
+//! Q3_0: 32 three-bit levels around 4 under one scale of either sign; 3.5 bits a weight.
+//!
+//! ```text
+//! byte  0      2                          10                       14
+//!       | d    | qs[0] qs[1] ...   qs[7]  | qh[0] qh[1] ... qh[3]  |
+//!       | f16  | four pairs of low bits   | eight third bits       |
+//!
+//! bits 2 p and 2 p + 1 of qs[i]: low bits of element i + 8 p
+//! bits 2, 3, 6 and 7 of qh[i]:   third bits of elements i,     i + 8,  i + 16 and i + 24
+//! bits 0, 1, 4 and 5 of qh[i]:   third bits of elements i + 4, i + 12, i + 20 and i + 28
+//! w = d * (q - 4)
+//! ```
+//!
+//! Low bits lie as in Q2_0. Third bits lie so that the four bytes twice in a row, the second time shifted left by two,
+//! have at bits 2 and 6 of byte `i` what belongs above the low bits 0-1 and 4-5 of `qs[i]`, and shifted right by one, what
+//! belongs above its bits 2-3 and 6-7 when those are shifted right by two.
+//!
+//! Four levels below zero and three above lose less than four and four between which zero lies (d * (q - 3.5)): on normal
+//! weights a tenth of the squared error, since the sign of the scale chooses the side.
+
+use super::{
+    Fitted, Format, fit, half_at, put_half,
+    q2_0::{levels, put_levels},
+};
+use crate::dtype::DType;
+
+pub(crate) struct Q3_0;
+
+impl Format for Q3_0 {
+    const DTYPE: DType = DType::Q3_0;
+
+    #[inline(always)]
+    fn unpack(block: &[u8], out: &mut [f32]) {
+        let d = half_at(block, 0);
+        let low = levels(&block[2..10]);
+        let high = &block[10..14];
+        for (j, (w, low)) in out.iter_mut().zip(low).enumerate() {
+            let q = low | (high[j % 4] >> third_bit(j) & 1) << 2;
+            *w = d * f32::from(q as i8 - 4);
+        }
+    }
+
+    fn pack(x: &[f32], block: &mut [u8]) {
+        super::pack_fitted::<Q3_0>(x, &[1.0; 32], block);
+    }
+}
+
+impl Fitted for Q3_0 {
+    const LEVELS: fit::Levels = fit::Levels { max: 7, zero: 4.0 };
+
+    fn put(d: f32, x: &[f32; 32], block: &mut [u8]) {
+        let d = put_half(block, 0, d);
+        let q = Self::LEVELS.nearest(d, x);
+        put_levels(&mut block[2..10], q);
+        block[10..14].fill(0);
+        for (j, q) in q.into_iter().enumerate() {
+            block[10 + j % 4] |= q >> 2 << third_bit(j);
+        }
+    }
+}
+
+/// Where element `j` has its third bit in byte `j % 4` of `qh`.
+#[inline(always)]
+fn third_bit(j: usize) -> usize {
+    let second = j / 4 % 2;
+    [2, 3, 6, 7][j / 8] - 2 * second
+}
