@@ -3,7 +3,8 @@
 use super::elementwise::WORD;
 
 /// What makes a neuron important to a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Target {
     /// |s_i|, the size of the coefficient.
     Magnitude,
@@ -13,7 +14,19 @@ pub enum Target {
     Gate,
 }
 
+/// Every target by its name.
+pub const TARGETS: [Target; 3] = [Target::Magnitude, Target::Weighted, Target::Gate];
+
 impl Target {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Magnitude => "magnitude",
+            Target::Weighted => "weighted",
+            Target::Gate => "gate",
+        }
+    }
+
     /// Writes the scores of one token's neurons: `gate` is act(W_gate x), all `[inter]`.
     ///
     /// # Panics
@@ -98,6 +111,10 @@ impl Labels {
     /// Whether the token needs the neuron.
     pub fn get(&self, token: usize, neuron: usize) -> bool {
         bit(self.row(token), neuron)
+    }
+    /// How many tokens need each neuron, `[inter]`.
+    pub fn counts(&self) -> &[u32] {
+        &self.counts
     }
     /// The share of tokens that need each neuron, drawn towards the mean as by one more token: `[inter]`, never 0 or 1
     /// unless all are.
