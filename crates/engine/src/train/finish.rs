@@ -17,7 +17,11 @@ use countdown_kernels::{DType, quant};
 /// # Errors
 /// [`Error::NotFinite`] for parameters beyond the storage type; [`Error::Input`] where rows are no whole number of blocks
 /// (so below).
-pub fn low_rank(student: &LowRank, parameters: &[f32], standard: &Standard) -> Result<Predictor> {
+pub(super) fn low_rank(
+    student: &LowRank,
+    parameters: &[f32],
+    standard: &Standard,
+) -> Result<Predictor> {
     let (a, b, bias) = student.parts(parameters);
     let (inner, constant) = inner(a, student.hidden, standard)?;
     Ok(Predictor {
@@ -30,7 +34,11 @@ pub fn low_rank(student: &LowRank, parameters: &[f32], standard: &Standard) -> R
 ///
 /// # Errors
 /// As [`low_rank`].
-pub fn product(student: &Product, parameters: &[f32], standard: &Standard) -> Result<Predictor> {
+pub(super) fn product(
+    student: &Product,
+    parameters: &[f32],
+    standard: &Standard,
+) -> Result<Predictor> {
     let at = student.parts(parameters);
     let (inner, constant) = inner(at.a, student.hidden, standard)?;
     Ok(Predictor {
@@ -46,7 +54,11 @@ pub fn product(student: &Product, parameters: &[f32], standard: &Standard) -> Re
 ///
 /// # Errors
 /// As [`low_rank`].
-pub fn ternary(student: &Ternary, parameters: &[f32], standard: &Standard) -> Result<Predictor> {
+pub(super) fn ternary(
+    student: &Ternary,
+    parameters: &[f32],
+    standard: &Standard,
+) -> Result<Predictor> {
     let (weights, bias) = student.parts(parameters);
     let scale = Ternary::scale(weights);
     let mut signs = Vec::new();

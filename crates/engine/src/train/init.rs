@@ -49,7 +49,7 @@ impl Standard {
 }
 
 /// Tokens of a layer to initialise from.
-pub struct Sample<'a> {
+pub(super) struct Sample<'a> {
     /// Standardised inputs, `[tokens, hidden]`.
     pub x: &'a [f32],
     /// Inputs a token.
@@ -141,7 +141,7 @@ fn log_odds(frequencies: &[f32]) -> Vec<f32> {
 ///
 /// # Errors
 /// [`Error::NotFinite`] for inputs that are not numbers (so below).
-pub fn low_rank(
+pub(super) fn low_rank(
     student: &LowRank,
     sample: &Sample<'_>,
     seed: u64,
@@ -171,7 +171,7 @@ pub fn low_rank(
 ///
 /// # Errors
 /// As [`low_rank`].
-pub fn ternary(
+pub(super) fn ternary(
     student: &Ternary,
     sample: &Sample<'_>,
     products: &mut Products,
@@ -201,7 +201,7 @@ pub fn ternary(
 }
 
 /// The FFN's own matrices, of which a product is a cheaper copy.
-pub struct GateAndUp<'a> {
+pub(super) struct GateAndUp<'a> {
     /// `[inter, hidden]`.
     pub gate: &'a [f32],
     /// `[inter, hidden]`.
@@ -213,7 +213,7 @@ pub struct GateAndUp<'a> {
 ///
 /// # Errors
 /// As [`low_rank`].
-pub fn product(
+pub(super) fn product(
     student: &mut Product,
     weights: &GateAndUp<'_>,
     standard: &Standard,

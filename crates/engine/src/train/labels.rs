@@ -134,7 +134,7 @@ pub(super) fn bit(words: &[u32], i: usize) -> bool {
 }
 
 /// How many of `inter` neurons a token needs at a target sparsity: floor(inter * (1 - sparsity)), at least 1.
-pub fn needed(inter: usize, sparsity: f64) -> usize {
+pub(super) fn needed(inter: usize, sparsity: f64) -> usize {
     ((inter as f64 * (1.0 - sparsity)) as usize).clamp(1, inter)
 }
 

@@ -5,7 +5,7 @@ use super::work::Products;
 use countdown_kernels::MatRef;
 
 /// The value that a share `q` of `values` does not exceed, which reorders them; below all for q = 0.
-pub fn quantile(values: &mut [f32], q: f64) -> f32 {
+pub(super) fn quantile(values: &mut [f32], q: f64) -> f32 {
     let k = (values.len() as f64 * q) as usize;
     if k == 0 {
         return f32::NEG_INFINITY;
@@ -30,7 +30,7 @@ pub struct Quality {
 
 /// Sums over tokens, of which [`Quality`] is made.
 #[derive(Clone, Debug, Default)]
-pub struct QualitySums {
+pub(super) struct QualitySums {
     neurons: f64,
     kept: f64,
     labelled: f64,
@@ -47,7 +47,7 @@ impl QualitySums {
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn add(
+    pub(super) fn add(
         &mut self,
         keep: impl Fn(usize, usize) -> bool,
         labels: &[u32],
@@ -94,7 +94,7 @@ impl QualitySums {
     }
 
     /// What the sums come to; ratios of nothing are 0.
-    pub fn quality(&self) -> Quality {
+    pub(super) fn quality(&self) -> Quality {
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
         Quality {
             sparsity: 1.0 - ratio(self.kept, self.neurons),

@@ -16,7 +16,7 @@ use countdown_kernels::{
 };
 
 /// A thread's products.
-pub struct Products {
+pub(super) struct Products {
     team: Team,
     kernels: &'static Kernels,
     gemm: GemmWork,
@@ -35,7 +35,7 @@ impl Products {
     ///
     /// # Errors
     /// [`Error::Machine`] if a thread cannot be started or there are no kernels of the set that was asked for.
-    pub fn new(threads: usize) -> Result<Products> {
+    pub(super) fn new(threads: usize) -> Result<Products> {
         Ok(Products {
             team: team(threads)?,
             kernels: kernels()?,
@@ -47,7 +47,7 @@ impl Products {
     ///
     /// # Panics
     /// If lengths do not fit (so below).
-    pub fn times_transposed(&mut self, x: &[f32], w: &[f32], k: usize, out: &mut [f32]) {
+    pub(super) fn times_transposed(&mut self, x: &[f32], w: &[f32], k: usize, out: &mut [f32]) {
         let n = x.len() / k;
         let w = view(w, w.len() / k, k);
         let (team, gemm) = (&mut self.team, &mut self.gemm);
@@ -55,7 +55,7 @@ impl Products {
     }
 
     /// `out = x w`: `x` `[n, k]`, `w` `[k, m]`, `out` `[n, m]`.
-    pub fn times(&mut self, x: &[f32], w: &[f32], k: usize, out: &mut [f32]) {
+    pub(super) fn times(&mut self, x: &[f32], w: &[f32], k: usize, out: &mut [f32]) {
         let n = x.len() / k;
         let w = view(w, k, w.len() / k);
         let (team, gemm) = (&mut self.team, &mut self.gemm);
