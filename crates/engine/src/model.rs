@@ -290,7 +290,10 @@ impl StepBytes {
             ReadDensely::Gate => gate + kept * (up + down),
             ReadDensely::Up => up + kept * (gate + down),
             ReadDensely::GateAndUp => gate + up + kept * down,
-            ReadDensely::Predictor(bytes) => bytes as f64 + kept * (gate + up + down),
+            ReadDensely::Predictor { bytes, rest } => {
+                let rest = rest.map_or(gate + up, |rest| rest as f64);
+                bytes as f64 + kept * (rest + down)
+            }
         };
         (self.attention + self.head) as f64 + ffn
     }
@@ -311,8 +314,13 @@ pub enum ReadDensely {
     Up,
     /// Gate and up: what it takes to know the coefficients exactly.
     GateAndUp,
-    /// Predictors of so many bytes, over all layers.
-    Predictor(usize),
+    /// Predictors, over all layers.
+    Predictor {
+        /// What they read themselves.
+        bytes: usize,
+        /// What is left to be read of gate and up if all neurons are kept; `None` for all of them.
+        rest: Option<usize>,
+    },
 }
 
 impl ReadDensely {

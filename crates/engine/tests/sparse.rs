@@ -371,6 +371,7 @@ fn low_rank(gate: &countdown::model::Matrix) -> Predictor {
             weight: matrix(inter, rank, &|i| ((i * 104_729) % 11) as f32 / 11.0 - 0.5),
             bias: Some((0..inter).map(|i| (i % 3) as f32 * 0.2 - 0.2).collect()),
         }),
+        rest: None,
     }
 }
 
@@ -397,6 +398,7 @@ fn a_finer_copy_chooses_more_like_the_exact_coefficients() {
         ctx: 128,
         chunks: None,
         stepping: countdown::eval::Stepping::Batched,
+        threads: 2,
     };
     let rows =
         countdown::eval::perplexity(&mut s, held_out, None, &plans, &options, |_, _| ()).unwrap();
@@ -431,6 +433,7 @@ fn exact_coefficients_beat_both_factors_and_neuron_cuts_help_the_up_signal() {
         ctx: 128,
         chunks: None,
         stepping: countdown::eval::Stepping::Batched,
+        threads: 2,
     };
     let rows =
         countdown::eval::perplexity(&mut s, held_out, None, &plans, &options, |_, _| ()).unwrap();

@@ -154,6 +154,24 @@ pub fn softmax(x: &[f32]) -> Vec<f64> {
     e.iter().map(|v| v / sum).collect()
 }
 
+/// `log(sum of exp(x))`.
+pub fn log_sum_exp(x: &[f32]) -> f64 {
+    let most = x
+        .iter()
+        .fold(f64::NEG_INFINITY, |m, &v| m.max(f64::from(v)));
+    let sum: f64 = x.iter().map(|&v| (f64::from(v) - most).exp()).sum();
+    most + sum.ln()
+}
+
+/// The Kullback-Leibler divergence of softmax(q) from softmax(p), in nats.
+pub fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
+    let shift = log_sum_exp(q) - log_sum_exp(p);
+    let terms = softmax(p).into_iter().zip(p.iter().zip(q));
+    terms
+        .map(|(w, (&p, &q))| w * (f64::from(p) - f64::from(q) + shift))
+        .sum()
+}
+
 /// Indices whose score exceeds `tau`. What is not a number exceeds nothing.
 pub fn select_above(signal: &[f32], score: Score, tau: f32) -> Vec<u32> {
     (0..signal.len())

@@ -14,7 +14,10 @@ use countdown::{
     formats::Checkpoint,
     sparsity::{Cut, Method, PredictorKind},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Fit sparsity plans for a model and write them to files
 #[derive(Args, Debug)]
@@ -22,6 +25,8 @@ use std::path::{Path, PathBuf};
   countdown calibrate -m model.gguf --method m-countdown --sparsity 0.7 -o plan.safetensors
   countdown calibrate -m model.gguf --method cats --sparsity 0.5,0.7,0.9 -o 'cats-{sparsity}.safetensors'
   countdown calibrate -m model.gguf --method m-countdown --sparsity 0.7 --text corpus.txt -o plan.safetensors
+  countdown calibrate -m model.gguf --method d-countdown --predictor copy3 --sparsity 0.7 -o d.safetensors
+  countdown calibrate -m model.gguf --method d-countdown --predictor-of trained.safetensors --sparsity 0.5 -o d5.safetensors
 
 Use a plan with: countdown run -m model.gguf --plan plan.safetensors -p TEXT")]
 pub(crate) struct CalibrateArgs {
@@ -41,6 +46,9 @@ pub(crate) struct CalibrateArgs {
     /// What predicts the coefficients, for methods that predict them; trained ones come from `countdown train` [default: copy3]
     #[arg(long, value_name = "KIND", value_parser = args::predictors())]
     predictor: Option<PredictorKind>,
+    /// Predict with the predictors of this plan, for example a trained plan's at another sparsity
+    #[arg(long, value_name = "PLAN", conflicts_with = "predictor")]
+    predictor_of: Option<PathBuf>,
     #[command(flatten)]
     fit: FitArgs,
     /// Exact top-k of every token: the upper bound of quality, without the speed
@@ -79,7 +87,10 @@ pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
         tokenizer: &tokenizer,
         threads,
     };
-    let requests: Vec<PlanRequest> = planner.requests(&wishes)?;
+    let requests: Vec<PlanRequest> = match &args.predictor_of {
+        None => planner.requests(&wishes)?,
+        Some(path) => predicted_by(&*planner.open(path)?, args.method, &wishes)?,
+    };
     let plans = planner.fit(&requests, &text)?;
     for (plan, path) in plans.iter().zip(&outputs) {
         plan.save(path)?;
@@ -101,6 +112,38 @@ fn wish(args: &CalibrateArgs, sparsity: f64) -> Wish {
         args.predictor,
         args.fit.fit(),
     )
+}
+
+/// Wishes with the predictors of a plan.
+fn predicted_by(
+    plan: &SparsityPlan,
+    method: &'static Method,
+    wishes: &[Wish],
+) -> Result<Vec<PlanRequest>> {
+    let signal = plan.rules.first().map(|r| r.signal);
+    let Some(set) = plan.predictors().filter(|_| signal == method.signal) else {
+        return Err(Failure::input(
+            format!(
+                "the plan given to --predictor-of has no predictors for method {}",
+                method.name
+            ),
+            "give a plan of `countdown train` for the same kind of signal",
+        ));
+    };
+    let set = Arc::new(set);
+    let request = |w: &Wish| {
+        let request = PlanRequest {
+            method,
+            cut: w.cut,
+            form: w.form,
+            sparsity: w.sparsity,
+            predictor: Some(set.clone()),
+            fit: w.fit,
+        };
+        request.check()?;
+        Ok(request)
+    };
+    wishes.iter().map(request).collect()
 }
 
 /// A file for each target, each in a folder that exists.

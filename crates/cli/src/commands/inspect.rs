@@ -150,7 +150,7 @@ fn savings(model: &Model) -> Vec<Saving> {
                 && let Some(bytes) = kind.copy_bytes(model, signal)
             {
                 let name = format!("{} by {}", m.name, kind.name());
-                ways.push((name, ReadDensely::Predictor(bytes)));
+                ways.push((name, ReadDensely::Predictor { bytes, rest: None }));
             }
         }
     }

@@ -173,15 +173,15 @@ impl Cpu {
                     Some(_) => &self.narrow_input,
                     None => &self.input,
                 };
-                Some(Decider::Estimate(p.estimate(), z))
+                Some(p.decider(z))
             }
             (None, Signal::Gate) => Some(Decider::Gate),
             (None, Signal::Up) => Some(Decider::Up),
             (None, Signal::Product) => None,
         };
         let inter = w.gate.rows();
-        match (decider, rule.keep) {
-            (Some(decider), Keep::Above(tau)) => {
+        match (decider, rule.keep, &rule.predictor) {
+            (Some(decider), Keep::Above(tau), _) => {
                 return sparse_ffn(
                     team,
                     kernels,
@@ -194,9 +194,13 @@ impl Cpu {
                     out,
                 );
             }
-            (Some(Decider::Estimate(e, z)), Keep::AllBut { .. }) => {
+            (_, Keep::AllBut { .. }, Some(p)) => {
+                let z = match &p.inner {
+                    Some(_) => &self.narrow_input,
+                    None => &self.input,
+                };
                 let (signal, spare) = (&mut self.gate[..inter], &mut self.up[..inter]);
-                estimate(team, kernels, &e, self.act, z, signal, spare);
+                estimate(team, kernels, &p.estimate(), self.act, z, signal, spare);
                 rule.select(signal.iter().copied(), &mut self.selection);
             }
             _ => {

@@ -4,15 +4,21 @@
 //! scored: the logits at position j give the probability of token j + 1, for ctx/2 <= j < ctx - 1. Under a plan the second
 //! half is decoded, the first half being the same dense prompt.
 
-use super::divergence::{argmax, kl, log_softmax};
+use super::{
+    Subject,
+    divergence::{Compared, Reference},
+};
 use crate::{
-    backend::Phase,
+    backend::{Phase, cpu::kernels},
     error::{Error, Result},
     session::Session,
-    sparsity::{Cut, Form, SparsityPlan},
+    sparsity::SparsityPlan,
 };
 use serde::Serialize;
 use std::sync::Arc;
+
+/// Rows of logits that are gathered before they are compared, several threads at a time.
+const GATHERED: usize = 32;
 
 /// How the scored tokens are fed under a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -33,6 +39,8 @@ pub struct PerplexityOptions {
     pub chunks: Option<usize>,
     /// See [`Stepping`].
     pub stepping: Stepping,
+    /// Threads that compare distributions; results do not depend on it.
+    pub threads: usize,
 }
 
 /// One line of results.
@@ -40,16 +48,9 @@ pub struct PerplexityOptions {
 pub struct PerplexityRow {
     /// Always "perplexity".
     pub task: &'static str,
-    /// The method's name.
-    pub method: String,
-    /// What predicts the signal; `None` where it is computed.
-    pub predictor: Option<String>,
-    /// How neurons are compared; `None` for dense.
-    pub cut: Option<Cut>,
-    /// Practical or ideal; `None` for dense.
-    pub form: Option<Form>,
-    /// The sparsity asked for; 0 for dense.
-    pub target: f64,
+    /// Dense, or the plan.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// The sparsity there was in the scored half.
     pub realised: f64,
     /// Tokens scored.
@@ -64,16 +65,6 @@ pub struct PerplexityRow {
     pub top1: f64,
 }
 
-impl PerplexityRow {
-    /// The method and its predictor, for tables.
-    pub fn label(&self) -> String {
-        match &self.predictor {
-            Some(predictor) => format!("{} by {predictor}", self.method),
-            None => self.method.clone(),
-        }
-    }
-}
-
 #[derive(Default)]
 struct Sums {
     nll: f64,
@@ -86,10 +77,11 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, logp: f32) {
-        let nll = -f64::from(logp);
-        self.nll += nll;
-        self.squares += nll * nll;
+    fn add(&mut self, row: &Compared) {
+        self.nll -= row.log_p;
+        self.squares += row.log_p * row.log_p;
+        self.kl += row.kl;
+        self.same += usize::from(row.same);
         self.count += 1;
     }
 
@@ -98,14 +90,9 @@ impl Sums {
         let mean = self.nll / n;
         let perplexity = mean.exp();
         let variance = (self.squares / n - mean * mean).max(0.0);
-        let from = plan.map(|p| &p.provenance);
         PerplexityRow {
             task: "perplexity",
-            method: from.map_or("dense".into(), |p| p.method.clone()),
-            predictor: from.and_then(|p| p.predictor.clone()),
-            cut: from.map(|p| p.cut),
-            form: from.map(|p| p.form),
-            target: from.map_or(0.0, |p| p.target),
+            subject: Subject::of(plan),
             realised: match self.neurons {
                 0 => 0.0,
                 all => 1.0 - self.kept as f64 / all as f64,
@@ -158,9 +145,11 @@ pub fn perplexity(
     }
     session.set_plan(None)?;
     let vocab = session.model().config.vocab;
+    let (kernels, threads) = (kernels()?, options.threads);
     let first = ctx / 2;
     let scored = ctx - 1 - first;
-    let mut reference = vec![0.0f32; scored * vocab];
+    let mut dense = vec![0.0f32; scored * vocab];
+    let mut rows = vec![0.0f32; GATHERED.min(scored) * vocab];
     let mut sums: Vec<Sums> = (0..=plans.len()).map(|_| Sums::default()).collect();
     let all = chunks * (plans.len() + 1);
     let mut done = 0;
@@ -173,34 +162,37 @@ pub fn perplexity(
         let (fed, targets) = (&rest[..scored], &rest[1..]);
         session.reset();
         session.trace(prompt, Phase::Prompt, &mut |_| ())?;
-        let dense = &mut sums[0];
         session.score(fed, Phase::Prompt, |j, logits| {
-            let row = &mut reference[j * vocab..(j + 1) * vocab];
-            row.copy_from_slice(logits);
-            log_softmax(row);
-            dense.add(row[targets[j] as usize]);
-            dense.same += 1;
+            dense[j * vocab..(j + 1) * vocab].copy_from_slice(logits);
         })?;
+        let reference = Reference::new(kernels, threads, &dense, vocab);
+        for (j, &target) in targets.iter().enumerate() {
+            sums[0].add(&Compared {
+                log_p: reference.log_p(j, target),
+                kl: 0.0,
+                same: true,
+            });
+        }
         done += 1;
         progress(done, all);
         for (plan, sums) in plans.iter().zip(&mut sums[1..]) {
             session.set_plan(Some(plan.clone()))?;
             session.truncate(first);
             let before = session.stats();
-            let mut row = vec![0.0f32; vocab];
-            let mut compare = |j: usize, logits: &[f32]| {
-                row.copy_from_slice(logits);
-                log_softmax(&mut row);
-                let dense = &reference[j * vocab..(j + 1) * vocab];
-                sums.add(row[targets[j] as usize]);
-                sums.kl += kl(dense, &row);
-                sums.same += usize::from(argmax(dense) == argmax(&row));
+            let mut gather = |j: usize, logits: &[f32]| {
+                let at = j % GATHERED;
+                rows[at * vocab..(at + 1) * vocab].copy_from_slice(logits);
+                if at + 1 == GATHERED || j + 1 == scored {
+                    let targets = &targets[j - at..=j];
+                    let compared = reference.compare(kernels, threads, j - at, &rows, targets);
+                    compared.iter().for_each(|row| sums.add(row));
+                }
             };
             match options.stepping {
-                Stepping::Batched => session.score(fed, Phase::Decode, compare)?,
+                Stepping::Batched => session.score(fed, Phase::Decode, gather)?,
                 Stepping::OneByOne => {
                     for (j, token) in fed.iter().enumerate() {
-                        compare(j, session.feed(&[*token], Phase::Decode)?);
+                        gather(j, session.feed(&[*token], Phase::Decode)?);
                     }
                 }
             }

@@ -15,7 +15,7 @@ pub const METHODS: &[&Method] = &[
 ];
 
 /// How to decide which neurons a token needs.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Method {
     /// Its name on the command line and in plans.
     pub name: &'static str,

@@ -109,13 +109,15 @@ impl SparsityPlan {
 
     /// What every step reads for all neurons of the FFNs.
     pub fn reads(&self) -> ReadDensely {
-        let bytes = |r: &Rule| r.predictor.as_ref().map(|p| p.bytes());
-        match self.rules.iter().map(bytes).sum::<Option<usize>>() {
-            Some(bytes) if !self.rules.is_empty() => ReadDensely::Predictor(bytes),
-            _ => self
-                .rules
-                .first()
-                .map_or(ReadDensely::All, |r| ReadDensely::of(r.signal)),
+        let Some(first) = self.rules.first() else {
+            return ReadDensely::All;
+        };
+        match self.predictors() {
+            None => ReadDensely::of(first.signal),
+            Some(set) => ReadDensely::Predictor {
+                bytes: set.layers.iter().map(|p| p.bytes()).sum(),
+                rest: set.layers.iter().map(|p| p.rest_bytes()).sum(),
+            },
         }
     }
 

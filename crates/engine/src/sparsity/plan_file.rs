@@ -2,7 +2,7 @@
 
 use super::{
     Form, Keep, NeuronWeights, Outer, Predictor, Provenance, Rule, Score, Signal, SparsityPlan,
-    check_sparsity,
+    check_sparsity, predictor::Rest,
 };
 use crate::{
     error::{Error, Result},
@@ -109,6 +109,10 @@ impl<'a> Tensors<'a> {
         let name = |part: &str| format!("layers.{layer}.predictor.{part}");
         if let Some(inner) = &p.inner {
             self.matrix(name("inner"), inner);
+        }
+        if let Some(rest) = &p.rest {
+            self.matrix(name("rest.gate"), &rest.gate);
+            self.matrix(name("rest.up"), &rest.up);
         }
         match &p.outer {
             Outer::Logits(l) => self.linear(&name("logits"), l),
@@ -295,7 +299,15 @@ impl<'a> Reader<'a> {
                 );
             }
         };
-        Ok(Some(Arc::new(Predictor { inner, outer })))
+        let rest = match (
+            self.matrix(&name("rest.gate"))?,
+            self.matrix(&name("rest.up"))?,
+        ) {
+            (Some(gate), Some(up)) => Some(Rest { gate, up }),
+            (None, None) => None,
+            _ => return Err(self.broken(format_args!("holds half of the planes of layer {layer}"))),
+        };
+        Ok(Some(Arc::new(Predictor { inner, outer, rest })))
     }
 
     fn rule(&self, i: usize, keep: f32) -> Result<Rule> {

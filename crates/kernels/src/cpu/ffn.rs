@@ -31,6 +31,17 @@ pub enum Decider<'a> {
     Up,
     /// It is estimated for every neuron; gate and up are read for the neurons kept.
     Estimate(Estimate<'a>, &'a Input),
+    /// It is `act(g) * u` with the high planes of gate and up, computed for every neuron; the low planes are read for the neurons kept.
+    Planes(Planes<'a>),
+}
+
+/// Gate and up in two planes each that add up to the weights: of the neurons kept, only the low planes remain to be read.
+#[derive(Clone, Copy)]
+pub struct Planes<'a> {
+    /// High planes of gate and of up, `[inter, hidden]`.
+    pub high: [MatRef<'a>; 2],
+    /// Low planes of gate and of up, `[inter, hidden]`.
+    pub low: [MatRef<'a>; 2],
 }
 
 /// A signal estimated from an input `z` by cheaper matrices than gate and up.
@@ -136,6 +147,8 @@ pub fn estimate(
 pub struct FfnWork {
     signal: Vec<f32>,
     other: Vec<f32>,
+    /// Products with the high planes of gate and up.
+    high: [Vec<f32>; 2],
     rows: Vec<u32>,
     counts: Vec<usize>,
     kept: usize,
@@ -147,6 +160,7 @@ impl FfnWork {
         FfnWork {
             signal: vec![0.0; inter],
             other: vec![0.0; inter],
+            high: [vec![0.0; inter], vec![0.0; inter]],
             rows: vec![0; inter],
             counts: vec![0; inter],
             kept: 0,
@@ -185,13 +199,24 @@ pub fn sparse_ffn(
 ) -> usize {
     let inter = check(w, work);
     score.check(inter);
-    if let Decider::Estimate(estimate, _) = &decide {
-        estimate.check(inter);
+    match &decide {
+        Decider::Estimate(estimate, _) => estimate.check(inter),
+        Decider::Planes(p) => {
+            let all = p.high.iter().chain(&p.low);
+            assert!(
+                all.into_iter().all(|m| m.rows() == inter),
+                "planes: neurons"
+            );
+        }
+        Decider::Gate | Decider::Up => {}
     }
     let piece = team.piece_len(inter, ROWS);
     let pieces = inter.div_ceil(piece);
     let signal = Disjoint::new(&mut work.signal[..inter]);
     let other = Disjoint::new(&mut work.other[..inter]);
+    let [gate_high, up_high] = &mut work.high;
+    let gate_high = Disjoint::new(&mut gate_high[..inter]);
+    let up_high = Disjoint::new(&mut up_high[..inter]);
     let rows = Disjoint::new(&mut work.rows[..inter]);
     let counts = Disjoint::new(&mut work.counts[..pieces]);
     team.for_each(pieces, |p| {
@@ -204,6 +229,8 @@ pub fn sparse_ffn(
         let other = unsafe { other.slice(range.clone()) };
         // SAFETY: as above.
         let count = unsafe { &mut counts.slice(p..p + 1)[0] };
+        // SAFETY: as above.
+        let mut high = unsafe { [gate_high.slice(range.clone()), up_high.slice(range.clone())] };
         match &decide {
             Decider::Gate => {
                 k.dot_rows(w.gate.rows_range(range.clone()), x, signal);
@@ -212,6 +239,13 @@ pub fn sparse_ffn(
             Decider::Up => k.dot_rows(w.up.rows_range(range.clone()), x, signal),
             Decider::Estimate(estimate, z) => {
                 estimate.rows(k, w.act, range.clone(), z, signal, other);
+            }
+            Decider::Planes(p) => {
+                for (m, out) in p.high.iter().zip(&mut high) {
+                    k.dot_rows(m.rows_range(range.clone()), x, out);
+                }
+                signal.copy_from_slice(high[0]);
+                k.glu(w.act, signal, high[1]);
             }
         }
         let score = score.range(range.clone());
@@ -233,6 +267,16 @@ pub fn sparse_ffn(
                 // The estimates have done their work.
                 let gate = &mut signal[..*count];
                 exact(k, w, rows, x, gate, coef);
+            }
+            Decider::Planes(p) => {
+                let gate = &mut signal[..*count];
+                for ((m, high), out) in p.low.iter().zip(high).zip([&mut *gate, &mut *coef]) {
+                    k.dot_list(*m, rows, x, out);
+                    let known = |i: u32| high[i as usize - range.start];
+                    out.iter_mut().zip(rows).for_each(|(o, &i)| *o += known(i));
+                }
+                k.act(w.act, gate);
+                coef.iter_mut().zip(gate).for_each(|(c, g)| *c *= *g);
             }
         }
     });

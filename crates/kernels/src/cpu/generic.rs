@@ -15,6 +15,8 @@ use std::ops::Range;
 
 /// Elements unpacked at a time: a multiple of every block length.
 const CHUNK: usize = 256;
+/// Terms of a long sum added in single precision, before these sums are added in double.
+const SUMMED: usize = 1024;
 
 #[inline(always)]
 pub(super) fn unpack<F: Format>(row: &[u8], out: &mut [f32]) {
@@ -176,16 +178,43 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 
 #[inline(always)]
 pub(super) fn softmax(x: &mut [f32]) {
+    let most = max(x);
+    x.iter_mut().for_each(|x| *x = exp(*x - most));
+    let inverse = 1.0 / sum_by(x, |v| v);
+    x.iter_mut().for_each(|x| *x *= inverse);
+}
+
+#[inline(always)]
+pub(super) fn log_sum_exp(x: &[f32]) -> f64 {
+    let most = max(x);
+    let part = |x: &[f32]| f64::from(sum_by(x, |v| exp(v - most)));
+    f64::from(most) + x.chunks(SUMMED).map(part).sum::<f64>().ln()
+}
+
+#[inline(always)]
+pub(super) fn kl_divergence(p: &[f32], q: &[f32], log_sums: [f64; 2]) -> f64 {
+    let (p_shift, shift) = (log_sums[0] as f32, (log_sums[1] - log_sums[0]) as f32);
+    let part = |(p, q): (&[f32], &[f32])| {
+        let mut acc = [0f32; 16];
+        for (p, q) in p.chunks(16).zip(q.chunks(16)) {
+            for (a, (p, q)) in acc.iter_mut().zip(p.iter().zip(q)) {
+                *a += exp(p - p_shift) * (p - q + shift);
+            }
+        }
+        f64::from(sum16(acc))
+    };
+    p.chunks(SUMMED).zip(q.chunks(SUMMED)).map(part).sum()
+}
+
+#[inline(always)]
+fn max(x: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; 16];
     for x in x.chunks(16) {
         for (m, &x) in most.iter_mut().zip(x) {
             *m = if x > *m { x } else { *m };
         }
     }
-    let most = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    x.iter_mut().for_each(|x| *x = exp(*x - most));
-    let inverse = 1.0 / sum_by(x, |v| v);
-    x.iter_mut().for_each(|x| *x *= inverse);
+    most.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The sum of `f(x)` in sixteen partial sums.
@@ -197,7 +226,12 @@ fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             *a += f(x);
         }
     }
-    sum8(std::array::from_fn(|i| acc[i] + acc[i + 8]))
+    sum16(acc)
+}
+
+#[inline(always)]
+fn sum16(a: [f32; 16]) -> f32 {
+    sum8(std::array::from_fn(|i| a[i] + a[i + 8]))
 }
 
 #[inline(always)]

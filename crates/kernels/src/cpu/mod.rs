@@ -144,6 +144,8 @@ pub struct Kernels {
     glu: unsafe fn(Act, &mut [f32], &[f32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     softmax: unsafe fn(&mut [f32]),
+    log_sum_exp: unsafe fn(&[f32]) -> f64,
+    kl_divergence: unsafe fn(&[f32], &[f32], [f64; 2]) -> f64,
     select_above: Select,
 }
 
@@ -182,6 +184,14 @@ macro_rules! elementwise {
         #[target_feature(enable = $features)]
         fn softmax(x: &mut [f32]) {
             generic::softmax(x);
+        }
+        #[target_feature(enable = $features)]
+        fn log_sum_exp(x: &[f32]) -> f64 {
+            generic::log_sum_exp(x)
+        }
+        #[target_feature(enable = $features)]
+        fn kl_divergence(p: &[f32], q: &[f32], log_sums: [f64; 2]) -> f64 {
+            generic::kl_divergence(p, q, log_sums)
         }
     };
 }
@@ -354,6 +364,23 @@ impl Kernels {
     pub fn softmax(&self, x: &mut [f32]) {
         // SAFETY: as in `dot`.
         unsafe { (self.softmax)(x) }
+    }
+
+    /// `log(sum of exp(x))`: logits less this are log-probabilities. A NaN, or nothing but negative infinities, gives NaN.
+    pub fn log_sum_exp(&self, x: &[f32]) -> f64 {
+        // SAFETY: as in `dot`.
+        unsafe { (self.log_sum_exp)(x) }
+    }
+
+    /// The Kullback-Leibler divergence, in nats, of the distribution with the finite logits `q` from that with `p`;
+    /// `log_sums` are their [`Kernels::log_sum_exp`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn kl_divergence(&self, p: &[f32], q: &[f32], log_sums: [f64; 2]) -> f64 {
+        assert_eq!(p.len(), q.len(), "kl_divergence: lengths");
+        // SAFETY: as in `dot`.
+        unsafe { (self.kl_divergence)(p, q, log_sums) }
     }
 
     /// Writes `base + i`, ascending, for every `i` whose score exceeds `tau`, and returns how many there are.

@@ -13,5 +13,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     glu: generic::glu,
     rms_norm: generic::rms_norm,
     softmax: generic::softmax,
+    log_sum_exp: generic::log_sum_exp,
+    kl_divergence: generic::kl_divergence,
     select_above: generic::select_above,
 };

@@ -1,7 +1,7 @@
 //! Low-bit copies: gate and up once more in a cheaper storage type. No training; every step reads the copy for all neurons
 //! and the weights themselves for those kept.
 
-use super::{Outer, Predictor};
+use super::{Outer, Predictor, Rest};
 use crate::{
     error::{Error, Result},
     model::{Linear, Matrix, Model},
@@ -45,7 +45,55 @@ pub fn copies(
                 });
             }
         };
-        Ok(Arc::new(Predictor { inner: None, outer }))
+        Ok(Arc::new(Predictor {
+            inner: None,
+            outer,
+            rest: None,
+        }))
+    };
+    model.layers.iter().map(layer).collect()
+}
+
+/// The high planes of Q8_0 weights as a copy that leaves only the low planes to be read.
+///
+/// # Errors
+/// [`Error::Input`] where gate and up are of another type, or the signal needs but one of them.
+pub fn planes(model: &Model, signal: Signal) -> Result<Vec<Arc<Predictor>>> {
+    let refused = |cause: String| Error::Input {
+        cause,
+        remedy: "use --predictor copy4, which any model has".into(),
+    };
+    if signal != Signal::Product {
+        return Err(refused("planes predict gate and up together".into()));
+    }
+    let split = |m: &Matrix| {
+        if m.dtype() != DType::Q8_0 {
+            return Err(refused(format!(
+                "planes are the two halves of Q8_0 weights; this model's are {}",
+                m.dtype()
+            )));
+        }
+        let (high, low) = quant::split_q8_0(m.view());
+        let matrix = |dtype, data: Vec<u8>| {
+            Matrix::new(dtype, m.rows(), m.cols(), data.into())
+                .map_err(|e| refused(format!("planes cannot be made: {e}")))
+        };
+        Ok((matrix(DType::Q8_H, high)?, matrix(DType::Q4_0, low)?))
+    };
+    let plain = |weight| Linear { weight, bias: None };
+    let layer = |l: &crate::model::Layer| {
+        let (gate, up) = (split(&l.ffn.gate)?, split(&l.ffn.up)?);
+        Ok(Arc::new(Predictor {
+            inner: None,
+            outer: Outer::Product {
+                gate: plain(gate.0),
+                up: plain(up.0),
+            },
+            rest: Some(Rest {
+                gate: gate.1,
+                up: up.1,
+            }),
+        }))
     };
     model.layers.iter().map(layer).collect()
 }

@@ -8,7 +8,7 @@ mod copy;
 mod estimate;
 mod kind;
 
-pub use copy::copies;
+pub use copy::{copies, planes};
 pub use estimate::Estimator;
 pub use kind::{PREDICTORS, PredictorKind};
 
@@ -16,7 +16,10 @@ use crate::{
     error::{Error, Result},
     model::{Linear, Matrix},
 };
-use countdown_kernels::cpu::ffn::{Affine, Estimate};
+use countdown_kernels::cpu::{
+    Input,
+    ffn::{Affine, Decider, Estimate, Planes},
+};
 use std::sync::Arc;
 
 /// Estimates the signals of a layer's neurons from the FFN's input `x`.
@@ -26,6 +29,17 @@ pub struct Predictor {
     pub inner: Option<Matrix>,
     /// From z to a signal a neuron.
     pub outer: Outer,
+    /// What the outer matrices of an [`Outer::Product`] leave out of gate and up, so that of the neurons kept only this is read.
+    pub rest: Option<Rest>,
+}
+
+/// Low planes of gate and up: added to the high planes they give the weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rest {
+    /// `[inter, hidden]`.
+    pub gate: Matrix,
+    /// `[inter, hidden]`.
+    pub up: Matrix,
 }
 
 /// The matrices that have a row a neuron, `[inter, rank or hidden]`, and what is made of their products.
@@ -80,6 +94,12 @@ impl Predictor {
         inner + outer.sum::<usize>()
     }
 
+    /// Bytes of gate and up that are left to be read if all neurons are kept; `None` where that is the weights themselves.
+    pub fn rest_bytes(&self) -> Option<usize> {
+        let rest = self.rest.as_ref()?;
+        Some(rest.gate.bytes() + rest.up.bytes())
+    }
+
     /// Neurons.
     pub fn inter(&self) -> usize {
         let (Outer::Logits(l) | Outer::Gate(l) | Outer::Product { gate: l, .. }) = &self.outer;
@@ -109,6 +129,13 @@ impl Predictor {
             )));
         }
         let width = self.width(hidden);
+        if let Some(rest) = &self.rest {
+            let fits = |m: &Matrix| (m.rows(), m.cols()) == (inter, hidden);
+            let is_product = matches!(&self.outer, Outer::Product { gate, up } if gate.bias.is_none() && up.bias.is_none());
+            if self.inner.is_some() || !is_product || !fits(&rest.gate) || !fits(&rest.up) {
+                return Err(bad("whose planes do not fit".into()));
+            }
+        }
         for l in self.outer.linears() {
             let (rows, cols) = (l.weight.rows(), l.weight.cols());
             if (rows, cols) != (inter, width) {
@@ -122,6 +149,17 @@ impl Predictor {
             }
         }
         Ok(())
+    }
+
+    /// What decides in a step whose z (x itself without an inner matrix) is `z`.
+    pub(crate) fn decider<'a>(&'a self, z: &'a Input) -> Decider<'a> {
+        match (&self.outer, &self.rest) {
+            (Outer::Product { gate, up }, Some(rest)) => Decider::Planes(Planes {
+                high: [gate.weight.view(), up.weight.view()],
+                low: [rest.gate.view(), rest.up.view()],
+            }),
+            _ => Decider::Estimate(self.estimate(), z),
+        }
     }
 
     /// The outer matrices as kernels take them.

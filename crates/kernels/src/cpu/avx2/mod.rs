@@ -51,6 +51,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     glu,
     rms_norm,
     softmax,
+    log_sum_exp,
+    kl_divergence,
     select_above,
 };
 

@@ -2,7 +2,8 @@
 
 use super::{
     super::ffn::{
-        Affine, Decider, Estimate, FfnWork, SparseFfn, estimate, sparse_ffn, sparse_ffn_rows,
+        Affine, Decider, Estimate, FfnWork, Planes, SparseFfn, estimate, sparse_ffn,
+        sparse_ffn_rows,
     },
     *,
 };
@@ -152,6 +153,65 @@ fn an_estimate_decides_by_its_own_matrices_and_reads_all_three_only_where_kept()
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn planes_decide_by_the_high_ones_and_read_the_low_ones_only_where_kept() {
+    for k in Kernels::available() {
+        let mats = matrices(DType::Q8_0);
+        let w = SparseFfn {
+            gate: mats[0].get(),
+            up: mats[1].get(),
+            down: mats[2].get(),
+            act: Act::Silu,
+        };
+        let plane = |dtype, data| Mat {
+            dtype,
+            rows: INTER,
+            cols: HIDDEN,
+            data,
+        };
+        let planes = [0, 1].map(|i: usize| {
+            let (high, low) = crate::quant::split_q8_0(mats[i].get());
+            (plane(DType::Q8_H, high), plane(DType::Q4_0, low))
+        });
+        let x = input(k, &noise(44, HIDDEN));
+        let high = [planes[0].0.get(), planes[1].0.get()];
+        let (mut signal, mut up) = (vec![0.0; INTER], vec![0.0; INTER]);
+        k.dot_rows(high[0], &x, &mut signal);
+        k.dot_rows(high[1], &x, &mut up);
+        k.glu(w.act, &mut signal, &up);
+        let [_, _, product] = products(k, &w, &x);
+        let largest = product.iter().fold(0f32, |m, v| m.max(v.abs()));
+        for tau in [f32::NEG_INFINITY, 0.5, 2.0] {
+            let rows = reference::select_above(&signal, Score::Magnitude, tau);
+            let low = [planes[0].1.poisoned(&rows), planes[1].1.poisoned(&rows)];
+            let down = mats[2].poisoned(&rows);
+            let decide = Decider::Planes(Planes {
+                high,
+                low: [low[0].get(), low[1].get()],
+            });
+            let w = SparseFfn {
+                down: down.get(),
+                ..w
+            };
+            let mut results = Vec::new();
+            for threads in [1, 3] {
+                let mut team = Team::new(threads).unwrap();
+                let (mut work, mut y) = (FfnWork::new(INTER), vec![9.0; HIDDEN]);
+                let score = Score::Magnitude;
+                sparse_ffn(&mut team, k, &w, decide, score, tau, &x, &mut work, &mut y);
+                assert_eq!(work.kept_rows(), rows);
+                for (c, &i) in work.coefficients().iter().zip(&rows) {
+                    // Two sums where there was one; the activations are the same 8-bit levels.
+                    let d = (c - product[i as usize]).abs();
+                    assert!(d <= 1e-5 * largest, "{}: {d}", k.isa());
+                }
+                results.push(y);
+            }
+            assert_eq!(results[0], results[1]);
         }
     }
 }

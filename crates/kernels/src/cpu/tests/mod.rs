@@ -443,6 +443,52 @@ fn norm_and_softmax_follow_the_formula() {
 }
 
 #[test]
+fn log_sums_and_divergences_follow_the_formula() {
+    for k in Kernels::available() {
+        for len in [1, 2, 15, 16, 17, 300, 1023, 1025, 5000] {
+            let scaled = |seed| -> Vec<f32> { noise(seed, len).iter().map(|v| v * 12.0).collect() };
+            let (p, q) = (scaled(32), scaled(33));
+            let log_sums = [k.log_sum_exp(&p), k.log_sum_exp(&q)];
+            for (x, got) in [&p, &q].into_iter().zip(log_sums) {
+                let want = reference::log_sum_exp(x);
+                assert!(
+                    (got - want).abs() <= 80.0 * f64::from(f32::EPSILON),
+                    "{} {len}: {got} for {want}",
+                    k.isa()
+                );
+            }
+            // A term errs by its weight's relative error and by the rounding of three numbers below 64; the weights sum to 1.
+            let bound = (80.0 * reference::kl_divergence(&p, &q).abs() + 3.0 * 64.0)
+                * f64::from(f32::EPSILON);
+            let (got, want) = (
+                k.kl_divergence(&p, &q, log_sums),
+                reference::kl_divergence(&p, &q),
+            );
+            assert!(
+                (got - want).abs() <= bound,
+                "{} {len}: {got} for {want}",
+                k.isa()
+            );
+            assert_eq!(
+                k.kl_divergence(&p, &p, [log_sums[0]; 2]),
+                0.0,
+                "{}",
+                k.isa()
+            );
+        }
+        assert!(k.log_sum_exp(&[1.0, f32::NAN]).is_nan());
+        assert_eq!(k.log_sum_exp(&[]), f64::NEG_INFINITY);
+        // Far outside what exp can hold.
+        let far = k.log_sum_exp(&[-3000.0, -3000.0]);
+        assert!(
+            (far + 3000.0 - 2f64.ln()).abs() < 1e-6,
+            "{}: {far}",
+            k.isa()
+        );
+    }
+}
+
+#[test]
 fn selection_keeps_what_exceeds_the_threshold_and_nothing_that_is_no_number() {
     let special = [
         0.0,
