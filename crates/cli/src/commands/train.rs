@@ -125,8 +125,7 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
     for path in outputs.into_iter().flatten() {
         load::check_writable(path)?;
     }
-    let is_copy = args.predictor.copy_dtype().is_some();
-    if is_copy && (args.json.is_some() || args.svg.is_some()) {
+    if !args.predictor.is_trained() && (args.json.is_some() || args.svg.is_some()) {
         return Err(Failure::input(
             format!(
                 "there is nothing to report of a {} predictor, which is not trained",
@@ -141,7 +140,7 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let threads = args.compute.threads();
     let model = load::model(console, &checkpoint, DownLayout::Transposed, threads)?;
-    if is_copy {
+    if !args.predictor.is_trained() {
         let planner = Planner {
             console,
             model: &model,

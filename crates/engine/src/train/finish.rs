@@ -25,6 +25,7 @@ pub(super) fn low_rank(
     let (a, b, bias) = student.parts(parameters);
     let (inner, constant) = inner(a, student.hidden, standard)?;
     Ok(Predictor {
+        rest: None,
         inner: Some(inner),
         outer: Outer::Logits(outer(b, bias, &constant)?),
     })
@@ -42,6 +43,7 @@ pub(super) fn product(
     let at = student.parts(parameters);
     let (inner, constant) = inner(at.a, student.hidden, standard)?;
     Ok(Predictor {
+        rest: None,
         inner: Some(inner),
         outer: Outer::Product {
             gate: outer(at.gate, at.gate_bias, &constant)?,
@@ -75,6 +77,7 @@ pub(super) fn ternary(
         }
     }
     Ok(Predictor {
+        rest: None,
         inner: None,
         outer: Outer::Logits(Linear {
             weight: pack(&rows, student.hidden, DType::T2)?,

@@ -52,8 +52,6 @@ impl Standard {
 pub(super) struct Sample<'a> {
     /// Standardised inputs, `[tokens, hidden]`.
     pub x: &'a [f32],
-    /// Inputs a token.
-    pub hidden: usize,
     /// Whether each token needs each neuron, 1 or 0: `[tokens, inter]`.
     pub needs: &'a [f32],
     /// How often each neuron is needed, in (0, 1): `[inter]`.

@@ -124,7 +124,6 @@ impl Shape {
         }
         let sample = Sample {
             x: &x,
-            hidden: data.hidden(),
             needs: &needs,
             frequencies: &data.labels.frequencies(),
         };

@@ -101,7 +101,7 @@ impl TrainRequest {
         let shaped = match self.kind {
             PredictorKind::LowRank | PredictorKind::Ternary => true,
             PredictorKind::Product => self.method.signal == Some(Signal::Product),
-            PredictorKind::Copy4 | PredictorKind::Copy3 | PredictorKind::Copy2 => {
+            _ => {
                 return refuse(
                     format!("a {kind} predictor needs no training"),
                     "use `countdown calibrate --predictor`",

@@ -56,7 +56,6 @@ impl Toy {
     fn sample(&self) -> Sample<'_> {
         Sample {
             x: &self.x,
-            hidden: HIDDEN,
             needs: &self.needs,
             frequencies: &self.frequencies,
         }
