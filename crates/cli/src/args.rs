@@ -12,6 +12,7 @@ use countdown::{
     sparsity::{
         CUTS, Cut, Form, METHODS, Method, PREDICTORS, Practical, PredictorKind, check_sparsity,
     },
+    train::Target,
 };
 use std::path::PathBuf;
 
@@ -347,6 +348,18 @@ pub(crate) fn cuts() -> impl TypedValueParser<Value = Cut> {
 /// Parses a predictor.
 pub(crate) fn predictors() -> impl TypedValueParser<Value = PredictorKind> {
     named(PREDICTORS.iter().map(|k| (k.name(), k.summary(), *k)))
+}
+
+pub(crate) fn targets() -> impl TypedValueParser<Value = Target> {
+    named([
+        ("magnitude", "the largest |s|", Target::Magnitude),
+        (
+            "weighted",
+            "the largest |s| times the norm of the neuron's column of down",
+            Target::Weighted,
+        ),
+        ("gate", "the largest |act(g)|", Target::Gate),
+    ])
 }
 
 fn thresholds() -> impl TypedValueParser<Value = Threshold> {

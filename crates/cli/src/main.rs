@@ -11,6 +11,7 @@ mod load;
 mod machine;
 mod plans;
 mod progress;
+mod svg;
 mod table;
 
 use clap::{CommandFactory, Parser};

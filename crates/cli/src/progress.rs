@@ -40,6 +40,11 @@ impl Progress {
         self.0.set_length(all as u64);
         self.0.set_position(done as u64);
     }
+
+    /// Changes what stands in front of it.
+    pub(crate) fn say(&self, what: &str) {
+        self.0.set_message(what.to_owned());
+    }
 }
 
 impl Drop for Progress {

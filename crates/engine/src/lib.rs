@@ -21,6 +21,7 @@ pub mod stop;
 pub mod synth;
 pub mod text;
 pub mod tokenizer;
+pub mod train;
 
 pub use backend::{FfnTrace, Observer, Phase};
 pub use calibrate::{

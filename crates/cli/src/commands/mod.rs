@@ -10,6 +10,7 @@ mod inspect;
 mod run;
 mod serve;
 mod synth;
+mod train;
 
 use crate::{console::Console, failure::Result};
 use clap::Subcommand;
@@ -21,6 +22,7 @@ pub(crate) enum Command {
     Chat(chat::ChatArgs),
     Serve(serve::ServeArgs),
     Calibrate(calibrate::CalibrateArgs),
+    Train(train::TrainArgs),
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
     Bench(bench::BenchArgs),
@@ -36,6 +38,7 @@ pub(crate) fn run(console: &Console, command: Command, cli: &mut clap::Command) 
         Command::Chat(args) => chat::run(console, &args),
         Command::Serve(args) => serve::run(console, &args),
         Command::Calibrate(args) => calibrate::run(console, &args),
+        Command::Train(args) => train::run(console, &args),
         Command::Inspect(args) => inspect::run(console, &args),
         Command::Eval(args) => eval::run(console, &args),
         Command::Bench(args) => bench::run(console, &args),

@@ -286,7 +286,7 @@ impl<'a> Work<'a> {
 }
 
 /// The part of a trace that counts: the tokens behind the warm-up. `None` where there are none.
-fn warm<'a>(t: &FfnTrace<'a>) -> Option<FfnTrace<'a>> {
+pub(crate) fn warm<'a>(t: &FfnTrace<'a>) -> Option<FfnTrace<'a>> {
     let tokens = t.gate.len() / t.inter;
     let skip = WARM_UP.saturating_sub(t.start).min(tokens);
     let hidden = t.input.len() / tokens.max(1);

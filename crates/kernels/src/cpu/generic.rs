@@ -104,7 +104,7 @@ pub(super) fn panel(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LAN
 ///
 /// x = n ln 2 + r with |r| <= ln(2) / 2; the polynomial is the Taylor series of e^r to r^7.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     const LOW: f32 = -86.6;
     const HIGH: f32 = 88.722_83;
     // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.

@@ -22,6 +22,7 @@ mod team;
 #[cfg(test)]
 mod tests;
 
+pub use generic::exp;
 pub use input::Input;
 pub use team::Team;
 

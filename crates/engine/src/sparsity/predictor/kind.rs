@@ -77,6 +77,14 @@ impl PredictorKind {
         })
     }
 
+    /// Whether it must be trained; the others follow from the weights.
+    pub fn is_trained(self) -> bool {
+        matches!(
+            self,
+            PredictorKind::LowRank | PredictorKind::Product | PredictorKind::Ternary
+        )
+    }
+
     /// The storage type of a copy; `None` for other kinds.
     pub fn copy_dtype(self) -> Option<DType> {
         match self {

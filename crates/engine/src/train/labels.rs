@@ -1,0 +1,179 @@
+//! Labels: which neurons a token needs, one bit each.
+
+use super::elementwise::WORD;
+
+/// What makes a neuron important to a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// |s_i|, the size of the coefficient.
+    Magnitude,
+    /// |s_i| times the norm of the neuron's column of down: what the neuron adds to the output.
+    Weighted,
+    /// |act(g_i)|, as in DejaVu.
+    Gate,
+}
+
+/// Every target by its name.
+pub const TARGETS: [Target; 3] = [Target::Magnitude, Target::Weighted, Target::Gate];
+
+impl Target {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Magnitude => "magnitude",
+            Target::Weighted => "weighted",
+            Target::Gate => "gate",
+        }
+    }
+
+    /// Writes the scores of one token's neurons: `gate` is act(W_gate x), all `[inter]`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn scores(self, gate: &[f32], up: &[f32], norms: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == out.len() && up.len() == out.len() && norms.len() == out.len());
+        let factors = gate.iter().zip(up).zip(norms);
+        for (out, ((g, u), n)) in out.iter_mut().zip(factors) {
+            *out = match self {
+                Target::Magnitude => (g * u).abs(),
+                Target::Weighted => (g * u).abs() * n,
+                Target::Gate => g.abs(),
+            };
+        }
+    }
+}
+
+/// Bits `[tokens, inter]`, each token's beginning at a word.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Labels {
+    inter: usize,
+    words: Vec<u32>,
+    order: Vec<f32>,
+    /// How often each neuron is labelled.
+    counts: Vec<u32>,
+}
+
+impl Labels {
+    /// No tokens yet, of `inter` neurons each.
+    pub fn new(inter: usize) -> Labels {
+        Labels {
+            inter,
+            words: Vec::new(),
+            order: Vec::new(),
+            counts: vec![0; inter],
+        }
+    }
+
+    /// Labels the `k` largest scores of a token. Of scores equal to the last one that is labelled, the first neurons' are.
+    ///
+    /// # Panics
+    /// If there are other than `inter` scores or fewer than `k`.
+    pub fn push_top(&mut self, scores: &[f32], k: usize) {
+        assert!(
+            scores.len() == self.inter && k <= self.inter,
+            "labels: scores"
+        );
+        let start = self.words.len();
+        self.words.resize(start + self.words_per_token(), 0);
+        if k == 0 {
+            return;
+        }
+        self.order.clear();
+        self.order.extend_from_slice(scores);
+        let nth = self.inter - k;
+        let (_, &mut cut, above) = self.order.select_nth_unstable_by(nth, f32::total_cmp);
+        // Above the cut all are labelled; at the cut as many as are left.
+        let mut at_cut = k - above.iter().filter(|s| **s > cut).count();
+        for (i, &s) in scores.iter().enumerate() {
+            let tie = s == cut && at_cut > 0;
+            at_cut -= usize::from(tie);
+            if s > cut || tie {
+                self.words[start + i / WORD] |= 1 << (i % WORD);
+                self.counts[i] += 1;
+            }
+        }
+    }
+
+    /// Words a token.
+    pub fn words_per_token(&self) -> usize {
+        self.inter.div_ceil(WORD)
+    }
+    /// Tokens labelled.
+    pub fn tokens(&self) -> usize {
+        self.words.len() / self.words_per_token()
+    }
+    /// A token's bits; bit `i % 32` of word `i / 32` is neuron `i`.
+    pub fn row(&self, token: usize) -> &[u32] {
+        let n = self.words_per_token();
+        &self.words[token * n..(token + 1) * n]
+    }
+    /// Whether the token needs the neuron.
+    pub fn get(&self, token: usize, neuron: usize) -> bool {
+        bit(self.row(token), neuron)
+    }
+    /// How many tokens need each neuron, `[inter]`.
+    pub fn counts(&self) -> &[u32] {
+        &self.counts
+    }
+    /// The share of tokens that need each neuron, drawn towards the mean as by one more token: `[inter]`, never 0 or 1
+    /// unless all are.
+    pub fn frequencies(&self) -> Vec<f32> {
+        let tokens = self.tokens() as f32;
+        let all: u64 = self.counts.iter().map(|c| u64::from(*c)).sum();
+        let mean = all as f32 / (tokens * self.inter as f32).max(1.0);
+        let share = |&c: &u32| (c as f32 + mean) / (tokens + 1.0);
+        self.counts.iter().map(share).collect()
+    }
+}
+
+/// Neuron `i`'s bit of a token's words.
+#[inline]
+pub(super) fn bit(words: &[u32], i: usize) -> bool {
+    words[i / WORD] >> (i % WORD) & 1 == 1
+}
+
+/// How many of `inter` neurons a token needs at a target sparsity: floor(inter * (1 - sparsity)), at least 1.
+pub(super) fn needed(inter: usize, sparsity: f64) -> usize {
+    ((inter as f64 * (1.0 - sparsity)) as usize).clamp(1, inter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_are_labelled_and_ties_go_to_the_first() {
+        let mut labels = Labels::new(40);
+        let mut scores = vec![0.0; 40];
+        scores[3] = 1.0;
+        scores[39] = 2.0;
+        labels.push_top(&scores, 3);
+        let on: Vec<usize> = (0..40).filter(|&i| labels.get(0, i)).collect();
+        assert_eq!(on, [0, 3, 39]);
+        labels.push_top(&vec![1.0; 40], 2);
+        assert!(labels.get(1, 0) && labels.get(1, 1) && !labels.get(1, 2));
+        assert_eq!(labels.tokens(), 2);
+        let f = labels.frequencies();
+        assert!(f[0] > f[3] && f[3] > f[5] && f[5] > 0.0);
+    }
+
+    #[test]
+    fn targets_score_what_they_say() {
+        let (gate, up, norms) = ([2.0, -0.5], [-1.0, 3.0], [1.0, 10.0]);
+        let mut out = [0.0; 2];
+        Target::Magnitude.scores(&gate, &up, &norms, &mut out);
+        assert_eq!(out, [2.0, 1.5]);
+        Target::Weighted.scores(&gate, &up, &norms, &mut out);
+        assert_eq!(out, [2.0, 15.0]);
+        Target::Gate.scores(&gate, &up, &norms, &mut out);
+        assert_eq!(out, [2.0, 0.5]);
+    }
+
+    #[test]
+    fn as_many_as_the_target_leaves() {
+        assert_eq!(needed(4864, 0.7), 1459);
+        assert_eq!(needed(10, 0.99), 1);
+        assert_eq!(needed(10, 0.0), 10);
+    }
+}

@@ -1,0 +1,173 @@
+//! What one layer's FFN saw of a text, and which neurons it needed.
+
+use super::{
+    init::Standard,
+    labels::{Labels, Target, needed},
+    samples::Samples,
+};
+use crate::{
+    backend::FfnTrace,
+    error::{Error, Result},
+};
+
+/// Inputs and labels of one layer: tokens to train on, and tokens that are held out.
+pub struct LayerData {
+    layer: usize,
+    target: Target,
+    /// Neurons labelled a token.
+    needed: usize,
+    /// Norms of the columns of down, `[inter]`.
+    norms: Vec<f32>,
+    pub(super) samples: Samples,
+    pub(super) labels: Labels,
+    /// Sums over training tokens of each input channel and of its square.
+    sums: Vec<(f64, f64)>,
+    pub(super) held: HeldOut,
+    scores: Vec<f32>,
+}
+
+/// Tokens that nothing is fitted on, with all that measuring takes.
+pub(super) struct HeldOut {
+    /// Inputs, `[tokens, hidden]`.
+    pub(super) x: Vec<f32>,
+    /// Exact coefficients, `[tokens, inter]`.
+    pub(super) coefficients: Vec<f32>,
+    pub(super) labels: Labels,
+}
+
+/// What tokens are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// To be trained on.
+    Training,
+    /// To be measured on.
+    HeldOut,
+}
+
+impl LayerData {
+    /// No tokens yet of the layer, whose down columns have these norms; inputs will be kept in `samples`.
+    pub fn new(
+        layer: usize,
+        target: Target,
+        sparsity: f64,
+        norms: Vec<f32>,
+        hidden: usize,
+        samples: Samples,
+    ) -> LayerData {
+        let inter = norms.len();
+        LayerData {
+            layer,
+            target,
+            needed: needed(inter, sparsity),
+            norms,
+            samples,
+            labels: Labels::new(inter),
+            sums: vec![(0.0, 0.0); hidden],
+            held: HeldOut {
+                x: Vec::new(),
+                coefficients: Vec::new(),
+                labels: Labels::new(inter),
+            },
+            scores: vec![0.0; inter],
+        }
+    }
+
+    /// Adds what the FFN saw of some tokens.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for inputs or coefficients that are no numbers; [`Error::Write`] where the disk is full.
+    pub fn push(&mut self, part: Part, t: &FfnTrace<'_>) -> Result<()> {
+        let hidden = self.sums.len();
+        let rows = t.gate.chunks_exact(t.inter).zip(t.up.chunks_exact(t.inter));
+        for ((gate, up), x) in rows.zip(t.input.chunks_exact(hidden)) {
+            let sum: f32 = gate.iter().zip(up).map(|(g, u)| g * u).sum();
+            if !(sum + x.iter().sum::<f32>()).is_finite() {
+                return Err(Error::NotFinite(format!(
+                    "an activation of layer {}",
+                    self.layer
+                )));
+            }
+            self.target.scores(gate, up, &self.norms, &mut self.scores);
+            match part {
+                Part::Training => {
+                    for ((s, q), x) in self.sums.iter_mut().zip(x) {
+                        *s += f64::from(*x);
+                        *q += f64::from(*x).powi(2);
+                    }
+                    self.labels.push_top(&self.scores, self.needed);
+                }
+                Part::HeldOut => {
+                    self.held.x.extend_from_slice(x);
+                    let coefficients = gate.iter().zip(up).map(|(g, u)| g * u);
+                    self.held.coefficients.extend(coefficients);
+                    self.held.labels.push_top(&self.scores, self.needed);
+                }
+            }
+        }
+        match part {
+            Part::Training => self.samples.push(t.input),
+            Part::HeldOut => Ok(()),
+        }
+    }
+
+    /// Inputs a token.
+    pub fn hidden(&self) -> usize {
+        self.sums.len()
+    }
+    /// Neurons.
+    pub fn inter(&self) -> usize {
+        self.norms.len()
+    }
+    /// Norms of the columns of down, `[inter]`.
+    pub fn norms(&self) -> &[f32] {
+        &self.norms
+    }
+    /// What labels say.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// The change that gives every channel mean 0 and, if `spread` is [`Spread::Unit`], variance 1 over the training tokens.
+    pub fn standard(&self, spread: Spread) -> Standard {
+        let n = self.samples.tokens().max(1) as f64;
+        let mean = |s: &(f64, f64)| s.0 / n;
+        let deviation = |s: &(f64, f64)| (s.1 / n - mean(s).powi(2)).max(0.0).sqrt();
+        let all = self.sums.iter().map(deviation).sum::<f64>() / self.sums.len() as f64;
+        let factor = |s: &(f64, f64)| match (spread, deviation(s)) {
+            // A channel that hardly varies would get weights beyond what F16 can hold, for noise.
+            (_, d) if d < 1e-3 * all => 0.0,
+            (Spread::Kept, _) => 1.0,
+            (Spread::Unit, d) => (1.0 / d) as f32,
+        };
+        Standard {
+            mean: self.sums.iter().map(|s| mean(s) as f32).collect(),
+            factor: self.sums.iter().map(factor).collect(),
+        }
+    }
+
+    /// The loss of one who knows how often each neuron is needed, and nothing else: mean over held-out tokens and neurons.
+    pub fn chance(&self) -> f64 {
+        let p = self.labels.frequencies();
+        let tokens = self.held.labels.tokens();
+        let held = self.held.labels.counts();
+        let sum: f64 = p
+            .iter()
+            .zip(held)
+            .map(|(p, n)| {
+                let p = f64::from(*p).clamp(1e-6, 1.0 - 1e-6);
+                let n = f64::from(*n);
+                -(n * p.ln() + (tokens as f64 - n) * (1.0 - p).ln())
+            })
+            .sum();
+        sum / (tokens * p.len()) as f64
+    }
+}
+
+/// What becomes of the spread of inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Every channel's variance becomes 1.
+    Unit,
+    /// Every channel keeps its own: for weights that cannot take a factor in.
+    Kept,
+}

@@ -1,0 +1,165 @@
+//! What can be asked of training.
+
+use super::labels::Target;
+use crate::{
+    calibrate::Fit,
+    error::{Error, Result},
+    model::Model,
+    sparsity::{Cut, Method, PredictorKind, Signal, check_sparsity},
+};
+
+/// A predictor to train for every layer of a model, and the plan it is for.
+#[derive(Clone, Debug)]
+pub struct TrainRequest {
+    /// The method whose signal is predicted.
+    pub method: &'static Method,
+    /// The shape of the predictor.
+    pub kind: PredictorKind,
+    /// Width of the inner vector, for kinds that have one.
+    pub rank: usize,
+    /// Which neurons are labelled as needed.
+    pub labels: Target,
+    /// The share of neurons to skip, in [0, 1).
+    pub sparsity: f64,
+    /// Passes over the text, at most; the one with the lowest held-out loss is kept. With 0 the initialisation is.
+    pub epochs: usize,
+    /// Learning rate at the end of the warm-up.
+    pub rate: f32,
+    /// Tokens a step.
+    pub batch: usize,
+    /// What initialisation and the order of tokens depend on.
+    pub seed: u64,
+    /// Bytes to use beside the model. Inputs that do not fit go to a file.
+    pub memory: u64,
+    /// How the plan's thresholds are fitted afterwards.
+    pub fit: Fit,
+}
+
+impl TrainRequest {
+    /// What trained best in our measurements, for a kind of predictor of a method.
+    pub fn new(method: &'static Method, kind: PredictorKind, sparsity: f64) -> TrainRequest {
+        TrainRequest {
+            method,
+            kind,
+            rank: 128,
+            labels: TrainRequest::targets(method)
+                .last()
+                .copied()
+                .unwrap_or(Target::Magnitude),
+            sparsity,
+            epochs: 6,
+            rate: 1e-3,
+            batch: 1024,
+            seed: 1,
+            memory: 4 << 30,
+            fit: Fit::default(),
+        }
+    }
+
+    /// The labels that make sense for a method, the best last.
+    pub fn targets(method: &Method) -> &'static [Target] {
+        match (method.signal, method.cuts) {
+            (Some(Signal::Product), [Cut::Neuron]) => &[Target::Weighted],
+            (Some(Signal::Product), _) => &[Target::Magnitude, Target::Weighted],
+            (Some(Signal::Gate), _) => &[Target::Gate],
+            _ => &[],
+        }
+    }
+
+    /// How the plan compares what the predictor says: labels that count norms want scores that do.
+    pub(super) fn cut(&self) -> Cut {
+        let asked = match self.labels {
+            Target::Weighted => Cut::Neuron,
+            Target::Magnitude | Target::Gate => Cut::Layer,
+        };
+        self.method.cut(Some(asked))
+    }
+
+    /// The name of the predictors in plans: `low-rank-128`.
+    pub fn predictor_name(&self) -> String {
+        match self.kind {
+            PredictorKind::LowRank | PredictorKind::Product => {
+                format!("{}-{}", self.kind.name(), self.rank)
+            }
+            _ => self.kind.name().into(),
+        }
+    }
+
+    /// Refuses what cannot be trained.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the value and what to give instead.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        let refuse = |cause: String, remedy: &str| {
+            Err(Error::Input {
+                cause,
+                remedy: remedy.into(),
+            })
+        };
+        check_sparsity(self.sparsity)?;
+        let (method, kind) = (self.method.name, self.kind.name());
+        let shaped = match self.kind {
+            PredictorKind::LowRank | PredictorKind::Ternary => true,
+            PredictorKind::Product => self.method.signal == Some(Signal::Product),
+            _ => {
+                return refuse(
+                    format!("a {kind} predictor needs no training"),
+                    "use `countdown calibrate --predictor`",
+                );
+            }
+        };
+        let targets = TrainRequest::targets(self.method);
+        if targets.is_empty() {
+            return refuse(
+                format!("method {method} has no use for a predictor"),
+                "train for d-countdown, s-countdown or dejavu",
+            );
+        }
+        if !shaped {
+            return refuse(
+                format!(
+                    "a {kind} predictor imitates coefficients, which {method} does not ask for"
+                ),
+                "use low-rank or ternary",
+            );
+        }
+        if !targets.contains(&self.labels) {
+            let names: Vec<_> = targets.iter().map(|t| t.name()).collect();
+            return refuse(
+                format!("method {method} has no labels \"{}\"", self.labels.name()),
+                &format!("use {}", names.join(" or ")),
+            );
+        }
+        let hidden = model.config.hidden;
+        if self.kind != PredictorKind::Ternary && !(1..=hidden).contains(&self.rank) {
+            return refuse(
+                format!(
+                    "rank {} is not between 1 and the model's hidden size of {hidden}",
+                    self.rank
+                ),
+                &format!(
+                    "use --rank {} or less; an eighth of the hidden size is usual",
+                    hidden
+                ),
+            );
+        }
+        if self.kind == PredictorKind::Ternary && !hidden.is_multiple_of(32) {
+            return refuse(
+                format!(
+                    "a ternary predictor needs a hidden size that is a multiple of 32; this model's is {hidden}"
+                ),
+                "train a low-rank predictor for this model",
+            );
+        }
+        if self.batch == 0 || !(self.rate > 0.0 && self.rate.is_finite()) {
+            return refuse(
+                format!(
+                    "batch {} and learning rate {} must be above 0",
+                    self.batch, self.rate
+                ),
+                "leave them out for the defaults",
+            );
+        }
+        Ok(())
+    }
+}
