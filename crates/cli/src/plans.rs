@@ -10,8 +10,7 @@ use crate::{
 use countdown::{
     DownLayout, Fit, Model, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
     formats::Checkpoint,
-    input_moments,
-    sparsity::{InputMoments, PredictorKind, PredictorSet, Signal},
+    sparsity::{PredictorKind, PredictorSet, Signal},
     tokenizer::Tokenizer,
 };
 use std::{
@@ -135,7 +134,7 @@ impl Planner<'_> {
             .filter(|(_, p)| p.is_none())
             .map(|(w, _)| w.clone())
             .collect();
-        let requests = self.requests(&missing, text)?;
+        let requests = self.requests(&missing)?;
         if requests.iter().any(PlanRequest::needs_text) {
             self.console.note(format_args!(
                 "calibrating {} on {}; cached in {}",
@@ -165,13 +164,8 @@ impl Planner<'_> {
         Ok(plans.into_iter().flatten().collect())
     }
 
-    /// Wishes with the predictors they name, each made once; copies suit the text.
-    pub(crate) fn requests(
-        &self,
-        wishes: &[Wish],
-        text: &CalibrationText,
-    ) -> Result<Vec<PlanRequest>> {
-        let mut moments: Option<Vec<InputMoments>> = None;
+    /// Wishes with the predictors they name, each made once.
+    pub(crate) fn requests(&self, wishes: &[Wish]) -> Result<Vec<PlanRequest>> {
         let mut made: Vec<(PredictorKind, Signal, Arc<PredictorSet>)> = Vec::new();
         let mut predictor = |wish: &Wish| -> Result<Option<Arc<PredictorSet>>> {
             let (Some(kind), Some(signal)) = (wish.predictor, wish.method.signal) else {
@@ -181,12 +175,8 @@ impl Planner<'_> {
             if let Some((.., set)) = found {
                 return Ok(Some(set.clone()));
             }
-            if moments.is_none() && kind.copy_dtype().is_some() {
-                moments = Some(self.moments(text)?);
-            }
             let _spinner = Progress::spinner(self.console, "copying gate and up");
-            let set = kind.untrained(self.model, signal, moments.as_deref(), self.threads)?;
-            let set = Arc::new(set);
+            let set = Arc::new(kind.untrained(self.model, signal, self.threads)?);
             made.push((kind, signal, set.clone()));
             Ok(Some(set))
         };
@@ -219,7 +209,15 @@ impl Planner<'_> {
         } else {
             Vec::new()
         };
-        let mut session = self.session()?;
+        // A session of its own: the user's may be too short to see how the model behaves in the middle of a text.
+        let mut session = Session::new(
+            self.model.clone(),
+            &SessionOptions {
+                context: Some(CALIBRATION_CONTEXT.min(self.model.config.context)),
+                threads: Some(self.threads),
+                ..SessionOptions::default()
+            },
+        )?;
         let bar = Progress::bar(self.console, "calibrating");
         let opening = load::opening(self.tokenizer);
         Ok(calibrate(
@@ -228,31 +226,6 @@ impl Planner<'_> {
             opening,
             requests,
             |done, all| bar.update(done, all),
-        )?)
-    }
-
-    /// A session of its own: the user's may be too short to see how the model behaves in the middle of a text.
-    fn session(&self) -> Result<Session> {
-        let options = SessionOptions {
-            context: Some(CALIBRATION_CONTEXT.min(self.model.config.context)),
-            threads: Some(self.threads),
-            ..SessionOptions::default()
-        };
-        Ok(Session::new(self.model.clone(), &options)?)
-    }
-
-    fn moments(&self, text: &CalibrationText) -> Result<Vec<InputMoments>> {
-        let tokens = load::text_tokens(self.tokenizer, &text.text)?;
-        let bar = Progress::bar(self.console, "weighing inputs");
-        let opening = load::opening(self.tokenizer);
-        let mut session = self.session()?;
-        Ok(input_moments(
-            &mut session,
-            &tokens,
-            opening,
-            |done, all| {
-                bar.update(done, all);
-            },
         )?)
     }
 

@@ -210,7 +210,7 @@ fn request(method: &str, cut: Cut, form: Form, sparsity: f64) -> PlanRequest {
 /// A request for predictions by a copy of the model's weights.
 fn by_copy(m: &Model, method: &str, kind: PredictorKind, form: Form, sparsity: f64) -> PlanRequest {
     let method = Method::by_name(method).unwrap();
-    let set = kind.untrained(m, method.signal.unwrap(), None, 2).unwrap();
+    let set = kind.untrained(m, method.signal.unwrap(), 2).unwrap();
     PlanRequest {
         method,
         cut: method.cut(None),

@@ -88,7 +88,7 @@ pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
         threads,
     };
     let requests: Vec<PlanRequest> = match &args.predictor_of {
-        None => planner.requests(&wishes, &text)?,
+        None => planner.requests(&wishes)?,
         Some(path) => predicted_by(&*planner.open(path)?, args.method, &wishes)?,
     };
     let plans = planner.fit(&requests, &text)?;

@@ -18,9 +18,7 @@ use crate::{
     error::{Error, Result},
     model::Model,
     session::Session,
-    sparsity::{
-        CalibrationText, Form, InputMoments, Keep, Provenance, Rule, SparsityPlan, ideal_drop,
-    },
+    sparsity::{CalibrationText, Form, Keep, Provenance, Rule, SparsityPlan, ideal_drop},
 };
 use countdown_kernels::cpu::Team;
 use scores::{Group, LayerStats, Machine};
@@ -50,8 +48,17 @@ pub fn calibrate(
 ) -> Result<Vec<SparsityPlan>> {
     requests.iter().try_for_each(PlanRequest::check)?;
     session.set_plan(None)?;
-    let windows = if requests.iter().any(PlanRequest::needs_text) {
-        check_length(tokens)?;
+    let needs_text = requests.iter().any(PlanRequest::needs_text);
+    if needs_text && tokens.len() < LEAST_TOKENS {
+        return Err(Error::Input {
+            cause: format!(
+                "the calibration text has {} tokens, at least {LEAST_TOKENS} are needed",
+                tokens.len()
+            ),
+            remedy: "give a longer text; some ten thousand tokens are plenty".into(),
+        });
+    }
+    let windows = if needs_text {
         windows(session, tokens, bos)
     } else {
         Vec::new()
@@ -68,19 +75,6 @@ pub fn calibrate(
     let plans = c.plans(requests, tokens)?;
     session.reset();
     Ok(plans)
-}
-
-fn check_length(tokens: &[u32]) -> Result<()> {
-    if tokens.len() >= LEAST_TOKENS {
-        return Ok(());
-    }
-    Err(Error::Input {
-        cause: format!(
-            "the calibration text has {} tokens, at least {LEAST_TOKENS} are needed",
-            tokens.len()
-        ),
-        remedy: "give a longer text; some ten thousand tokens are plenty".into(),
-    })
 }
 
 struct Calibration<'a> {
@@ -329,52 +323,6 @@ fn observe(
         work.advance(window.len());
     }
     Ok(())
-}
-
-/// The moments of what each layer's FFN sees, over the first windows of a text: what makes some columns of gate and up more
-/// important than others. The session is left empty and dense.
-///
-/// # Errors
-/// [`Error::Input`] for a text that is too short, and whatever running the model gives.
-pub fn input_moments(
-    session: &mut Session,
-    tokens: &[u32],
-    bos: Option<u32>,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<InputMoments>> {
-    check_length(tokens)?;
-    session.set_plan(None)?;
-    let mut windows = windows(session, tokens, bos);
-    windows.truncate(CHECKED_WINDOWS);
-    let c = &session.model().config;
-    let blank = InputMoments {
-        mean: vec![0.0; c.hidden],
-        square: vec![0.0; c.hidden],
-    };
-    let mut layers = vec![blank; c.layers.len()];
-    let mut work = Work {
-        done: 0,
-        all: count(&windows),
-        report: &mut progress,
-    };
-    let mut seen = 0;
-    observe(session, &windows, &mut work, |t| {
-        let InputMoments { mean, square } = &mut layers[t.layer];
-        for x in t.input.chunks_exact(mean.len()) {
-            mean.iter_mut().zip(x).for_each(|(s, x)| *s += x);
-            square.iter_mut().zip(x).for_each(|(s, x)| *s += x * x);
-        }
-        if t.layer == 0 {
-            seen += t.gate.len() / t.inter;
-        }
-    })?;
-    session.reset();
-    let scale = 1.0 / seen.max(1) as f32;
-    for layer in &mut layers {
-        let sums = layer.mean.iter_mut().chain(&mut layer.square);
-        sums.for_each(|s| *s *= scale);
-    }
-    Ok(layers)
 }
 
 /// The share of neurons that the plan in force skips in these windows, whose first tokens are a prompt.

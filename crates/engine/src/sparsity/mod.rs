@@ -14,7 +14,5 @@ mod s_countdown;
 
 pub use method::{CUTS, Cut, Form, METHODS, Method, Practical, names};
 pub use plan::{CalibrationText, Provenance, SparsityPlan, check_sparsity};
-pub use predictor::{
-    Estimator, InputMoments, Outer, PREDICTORS, Predictor, PredictorKind, PredictorSet,
-};
+pub use predictor::{Estimator, Outer, PREDICTORS, Predictor, PredictorKind, PredictorSet};
 pub use rule::{Keep, NeuronWeights, Rule, Score, Selection, Signal, ideal_drop};

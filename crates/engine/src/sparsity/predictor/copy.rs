@@ -4,25 +4,13 @@
 use super::{Outer, Predictor, Rest};
 use crate::{
     error::{Error, Result},
-    model::{Layer, Linear, Matrix, Model},
+    model::{Linear, Matrix, Model},
     sparsity::Signal,
 };
 use countdown_kernels::{DType, cpu::Team, quant};
 use std::sync::Arc;
 
-/// The moments of a layer's inputs, over tokens.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InputMoments {
-    /// Means, `[hidden]`.
-    pub mean: Vec<f32>,
-    /// Mean squares, `[hidden]`.
-    pub square: Vec<f32>,
-}
-
-/// A copy of what `signal` needs, for each layer: gate for `Gate`, both for `Product`.
-///
-/// `moments` has the moments of each layer's inputs (see [`crate::input_moments`]): scales then lose least where inputs are large,
-/// and a bias makes up for what the copy loses on average. Without them all columns count the same.
+/// A copy of what `signal` needs, for each layer: gate for `Gate`, up for `Up`, both for `Product`.
 ///
 /// # Errors
 /// [`Error::Input`] where rows are no whole number of blocks or the signal is no copy's; [`Error::Machine`] where threads are missing.
@@ -30,25 +18,25 @@ pub fn copies(
     model: &Model,
     dtype: DType,
     signal: Signal,
-    moments: Option<&[InputMoments]>,
     threads: usize,
 ) -> Result<Vec<Arc<Predictor>>> {
     let mut team = Team::new(threads).map_err(|e| Error::Machine {
         cause: format!("cannot start {threads} threads: {e}"),
         remedy: "use fewer threads (-t)".into(),
     })?;
-    let mut copy = |m: &Matrix, moments: Option<&InputMoments>| {
-        let weight = pack(m, dtype, moments, &mut team)?;
-        let bias = moments.map(|x| mean_loss(m, &weight, &x.mean, &mut team));
-        Ok(Linear { weight, bias })
+    let mut copy = |m: &Matrix| {
+        let packed = pack(m, dtype, &mut team)?;
+        Ok(Linear {
+            weight: packed,
+            bias: None,
+        })
     };
-    let layer = |(i, l): (usize, &Layer)| {
-        let moments = moments.map(|all| &all[i]);
+    let layer = |l: &crate::model::Layer| {
         let outer = match signal {
-            Signal::Gate => Outer::Gate(copy(&l.ffn.gate, moments)?),
+            Signal::Gate => Outer::Gate(copy(&l.ffn.gate)?),
             Signal::Product => Outer::Product {
-                gate: copy(&l.ffn.gate, moments)?,
-                up: copy(&l.ffn.up, moments)?,
+                gate: copy(&l.ffn.gate)?,
+                up: copy(&l.ffn.up)?,
             },
             Signal::Up => {
                 return Err(Error::Input {
@@ -63,7 +51,7 @@ pub fn copies(
             rest: None,
         }))
     };
-    model.layers.iter().enumerate().map(layer).collect()
+    model.layers.iter().map(layer).collect()
 }
 
 /// The high planes of Q8_0 weights as a copy that leaves only the low planes to be read.
@@ -93,7 +81,7 @@ pub fn planes(model: &Model, signal: Signal) -> Result<Vec<Arc<Predictor>>> {
         Ok((matrix(DType::Q8_H, high)?, matrix(DType::Q4_0, low)?))
     };
     let plain = |weight| Linear { weight, bias: None };
-    let layer = |l: &Layer| {
+    let layer = |l: &crate::model::Layer| {
         let (gate, up) = (split(&l.ffn.gate)?, split(&l.ffn.up)?);
         Ok(Arc::new(Predictor {
             inner: None,
@@ -111,12 +99,7 @@ pub fn planes(model: &Model, signal: Signal) -> Result<Vec<Arc<Predictor>>> {
 }
 
 /// `m` in another storage type, rows packed in parallel.
-fn pack(
-    m: &Matrix,
-    dtype: DType,
-    moments: Option<&InputMoments>,
-    team: &mut Team,
-) -> Result<Matrix> {
+fn pack(m: &Matrix, dtype: DType, team: &mut Team) -> Result<Matrix> {
     let (rows, cols) = (m.rows(), m.cols());
     let bytes = dtype.row_bytes(cols).ok_or_else(|| Error::Input {
         cause: format!(
@@ -132,29 +115,11 @@ fn pack(
         let mut row = vec![0.0; cols];
         for (r, out) in part.chunks_exact_mut(bytes).enumerate() {
             quant::unpack_row(m.dtype(), view.row(at / bytes + r), &mut row);
-            match moments {
-                Some(x) => quant::pack_row_weighted(dtype, &row, &x.square, out),
-                None => quant::pack_row(dtype, &row, out),
-            }
+            quant::pack_row(dtype, &row, out);
         }
     });
     Matrix::new(dtype, rows, cols, data.into()).map_err(|e| Error::Input {
         cause: format!("a copy cannot be made: {e}"),
         remedy: "use a trained predictor for this model".into(),
     })
-}
-
-/// (W - W~) E[x]: what a copy loses of each row's product on average, `[rows]`.
-fn mean_loss(m: &Matrix, copy: &Matrix, mean: &[f32], team: &mut Team) -> Vec<f32> {
-    let mut loss = vec![0.0; m.rows()];
-    team.split(&mut loss, 8, |at, part| {
-        let (mut exact, mut stored) = (vec![0.0; m.cols()], vec![0.0; m.cols()]);
-        for (r, loss) in part.iter_mut().enumerate() {
-            quant::unpack_row(m.dtype(), m.view().row(at + r), &mut exact);
-            quant::unpack_row(copy.dtype(), copy.view().row(at + r), &mut stored);
-            let pairs = exact.iter().zip(&stored).zip(mean);
-            *loss = pairs.map(|((w, c), x)| (w - c) * x).sum();
-        }
-    });
-    loss
 }

@@ -1,6 +1,6 @@
 //! The kinds of predictors by name.
 
-use super::{InputMoments, PredictorSet, copies, planes};
+use super::{PredictorSet, copies, planes};
 use crate::{
     error::{Error, Result},
     model::{Layer, Matrix, Model},
@@ -110,20 +110,13 @@ impl PredictorKind {
         model.layers.iter().map(layer).sum()
     }
 
-    /// The predictors themselves, where they follow from the model's weights; copies with scales and biases that suit inputs of
-    /// these moments (see [`copies`]).
+    /// The predictors themselves, where they follow from the model's weights.
     ///
     /// # Errors
     /// [`Error::Input`] for a kind that must be trained, and whatever [`copies`] or [`planes`] gives.
-    pub fn untrained(
-        self,
-        model: &Model,
-        signal: Signal,
-        moments: Option<&[InputMoments]>,
-        threads: usize,
-    ) -> Result<PredictorSet> {
+    pub fn untrained(self, model: &Model, signal: Signal, threads: usize) -> Result<PredictorSet> {
         let layers = match (self, self.copy_dtype()) {
-            (_, Some(dtype)) => copies(model, dtype, signal, moments, threads)?,
+            (_, Some(dtype)) => copies(model, dtype, signal, threads)?,
             (PredictorKind::Planes, _) => planes(model, signal)?,
             _ => {
                 return Err(Error::Input {

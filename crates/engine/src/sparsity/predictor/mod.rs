@@ -8,7 +8,7 @@ mod copy;
 mod estimate;
 mod kind;
 
-pub use copy::{InputMoments, copies, planes};
+pub use copy::{copies, planes};
 pub use estimate::Estimator;
 pub use kind::{PREDICTORS, PredictorKind};
 
