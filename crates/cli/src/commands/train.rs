@@ -150,7 +150,7 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
         return copy(args, &planner, &text);
     }
     request.check(&model)?;
-    let tokens = load::text_tokens(&tokenizer, &text.text)?;
+    let tokens = load::text_tokens(&tokenizer, text.text())?;
     let options = SessionOptions {
         context: Some(CONTEXT.min(model.config.context)),
         threads: Some(threads),

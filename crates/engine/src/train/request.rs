@@ -5,7 +5,7 @@ use crate::{
     calibrate::Fit,
     error::{Error, Result},
     model::Model,
-    sparsity::{Cut, Method, PredictorKind, Signal, check_sparsity},
+    sparsity::{Cut, Method, Practical, PredictorKind, Signal, check_sparsity},
 };
 
 /// A predictor to train for every layer of a model, and the plan it is for.
@@ -59,6 +59,7 @@ impl TrainRequest {
     /// The labels that make sense for a method, the best last.
     pub fn targets(method: &Method) -> &'static [Target] {
         match (method.signal, method.cuts) {
+            _ if method.practical == Practical::Computed => &[],
             (Some(Signal::Product), [Cut::Neuron]) => &[Target::Weighted],
             (Some(Signal::Product), _) => &[Target::Magnitude, Target::Weighted],
             (Some(Signal::Gate), _) => &[Target::Gate],

@@ -36,6 +36,9 @@ const MOST_HELD_OUT: usize = 8;
 /// Fewer tokens than this train nothing worth using.
 const LEAST_TOKENS: usize = 2048;
 
+/// Tokens that thresholds are fitted on, at most: one number a layer does not need more.
+const CALIBRATED: usize = 12 * 1024;
+
 /// How far training is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainProgress {
@@ -148,7 +151,8 @@ pub fn train(
         predictor: Some(Arc::new(set)),
         fit: request.fit,
     };
-    let plans = calibrate(session, tokens, bos, &[plan_request], |_, _| ())?;
+    let some = &tokens[..tokens.len().min(CALIBRATED)];
+    let plans = calibrate(session, some, bos, &[plan_request], |_, _| ())?;
     let plan = plans
         .into_iter()
         .next()
