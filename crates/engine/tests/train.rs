@@ -183,13 +183,13 @@ fn a_folder_of_another_run_is_refused_with_what_differs() {
     request.rate = 5e-4;
     let text = refusal(&request, &tokens[1..], folder.path());
     for part in [
-        "rate is 0.001",
+        "rate is 0.003",
         "tokens is 4000 there and 3999 here",
         "another folder",
     ] {
         assert!(text.contains(part), "{text}");
     }
-    request.rate = 1e-3;
+    request.rate = 3e-3;
     assert_eq!(run(&request, &tokens, folder.path()).0, plan);
 
     // Damaged state is named, not trusted.

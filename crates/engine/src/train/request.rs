@@ -48,7 +48,7 @@ impl TrainRequest {
                 .unwrap_or(Target::Magnitude),
             sparsity,
             epochs: 6,
-            rate: 1e-3,
+            rate: 3e-3,
             batch: 1024,
             seed: 1,
             memory: 4 << 30,
