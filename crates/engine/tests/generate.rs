@@ -1,7 +1,7 @@
 //! Generation with the tiny trained model: its known continuation, limits, shifts, and steps that allocate nothing.
 
 use countdown::{
-    DownLayout, Error, GenerateOptions, Generator, Model, Phase, PlanRequest, Session,
+    DownLayout, Error, Fit, GenerateOptions, Generator, Model, Phase, PlanRequest, Session,
     SessionOptions, calibrate,
     generate::{FinishReason, OnFull},
     sampler::SamplingOptions,
@@ -186,6 +186,8 @@ fn a_step_allocates_nothing() {
                 cut: Cut::Neuron,
                 form,
                 sparsity: 0.6,
+                predictor: None,
+                fit: Fit::default(),
             })
         })
         .filter(|r| r.check().is_ok())

@@ -151,7 +151,7 @@ mod tests {
         labels.push_top(&scores, 3);
         let on: Vec<usize> = (0..40).filter(|&i| labels.get(0, i)).collect();
         assert_eq!(on, [0, 3, 39]);
-        labels.push_top(&vec![1.0; 40], 2);
+        labels.push_top(&[1.0; 40], 2);
         assert!(labels.get(1, 0) && labels.get(1, 1) && !labels.get(1, 2));
         assert_eq!(labels.tokens(), 2);
         let f = labels.frequencies();
