@@ -15,12 +15,12 @@ impl Levels {
     }
 }
 
-/// Scales tried for each sign, in equal ratios: from that which puts the element of largest magnitude at [`LEAST`] times
-/// the outermost level, short of it, to that which puts it at [`MOST`] times, so that it
-/// is cut off for the sake of the others.
-const TRIED: i32 = 24;
+/// Scales tried for each sign: from that which puts the element of largest magnitude at [`LEAST`] times the outermost
+/// level, short of it, each [`RATIO`] times denser than the one before, to that which puts it at four times the outermost
+/// level, so that it is cut off for the sake of the others.
+const TRIED: usize = 24;
 const LEAST: f32 = 0.7;
-const MOST: f32 = 4.0;
+const RATIO: f32 = 1.08;
 /// Times the best scale found is fitted once more to the levels it gives.
 const POLISH: usize = 2;
 
@@ -34,7 +34,8 @@ pub(super) fn scale(levels: Levels, x: &[f32; 32], importance: &[f32; 32]) -> f3
         return 0.0;
     }
     // In units of the extreme element, so that no square leaves the range of f32.
-    let x = x.map(|v| v / extreme);
+    let inv = 1.0 / extreme;
+    let x = x.map(|v| v * inv);
     let most = importance.iter().fold(0.0, |m: f32, &w| m.max(w));
     let w = if most > 0.0 {
         importance.map(|w| w / most)
@@ -49,9 +50,10 @@ pub(super) fn scale(levels: Levels, x: &[f32; 32], importance: &[f32; 32]) -> f3
     };
     let mut best = Fit::default();
     for sign in signs {
-        for i in 0..TRIED {
-            let reach = LEAST * (MOST / LEAST).powf(i as f32 / (TRIED - 1) as f32);
-            best = best.better(fit(levels, sign * reach * levels.zero, &x, &w));
+        let mut reach = sign * LEAST * levels.zero;
+        for _ in 0..TRIED {
+            best = best.better(fit(levels, reach, &x, &w));
+            reach *= RATIO;
         }
     }
     for _ in 0..POLISH {
@@ -78,6 +80,7 @@ impl Fit {
 }
 
 /// The best scale for the levels that `x` has under scale `1 / inv`.
+#[inline]
 fn fit(levels: Levels, inv: f32, x: &[f32; 32], w: &[f32; 32]) -> Fit {
     // Adding 1.5 * 2^23 rounds to an integer. Unlike `round`, it is done in vectors.
     const ROUND: f32 = 12_582_912.0;

@@ -42,6 +42,11 @@ avx2! {
     }
 
     pub(super) fn q3_0(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
+        let both = |a, b| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+        // The low bits of a block, then its third bits twice.
+        let parts = _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 10, 11, 12, 13);
+        let (first, second) = (both(parts, parts), both(parts, _mm_add_epi8(parts, _mm_set1_epi8(2))));
+        let by = _mm256_set1_epi64x(2 << 32);
         drive::dot::<ROWS, 56, _, _>(
             m,
             rows,
@@ -49,20 +54,25 @@ avx2! {
             _mm256_setzero_ps(),
             |g| Quarters::new(x, g, 8),
             |w, x, acc| {
-                let q = _mm256_set_epi64x(word64(w, 44), word64(w, 30), word64(w, 16), word64(w, 2));
-                let high = _mm_setr_epi32(word32(w, 10), word32(w, 24), word32(w, 38), word32(w, 52));
-                let high = _mm256_cvtepu32_epi64(high);
-                // Twice in a row, the second time shifted, as the format's drawing says.
-                let high = _mm256_or_si256(high, _mm256_slli_epi64::<34>(high));
-                let third = [
-                    high,
-                    _mm256_srli_epi16::<1>(high),
-                    _mm256_srli_epi16::<4>(high),
-                    _mm256_srli_epi16::<5>(high),
+                // Blocks 0 and 2; blocks 1 and 3, of which the latter is read from two bytes before it.
+                let a = _mm256_shuffle_epi8(both(load::b16::<0, 56>(w), load::b16::<28, 56>(w)), first);
+                let b = _mm256_shuffle_epi8(both(load::b16::<14, 56>(w), load::b16::<40, 56>(w)), second);
+                let low = _mm256_unpacklo_epi64(a, b);
+                // The second time shifted, as the format's drawing says.
+                let high = _mm256_sllv_epi32(_mm256_unpackhi_epi64(a, b), by);
+                let (pair, third) = (_mm256_set1_epi8(0x33), _mm256_set1_epi8(0x44));
+                let with = |low, high| _mm256_or_si256(_mm256_and_si256(low, pair), _mm256_and_si256(high, third));
+                let v = [
+                    with(low, high),
+                    with(_mm256_srli_epi16::<2>(low), _mm256_srli_epi16::<1>(high)),
                 ];
-                let bit = _mm256_set1_epi8(4);
-                let low = pairs(q);
-                let q = std::array::from_fn(|p| _mm256_or_si256(low[p], _mm256_and_si256(third[p], bit)));
+                let nibble = |v| _mm256_and_si256(v, _mm256_set1_epi8(15));
+                let q = [
+                    nibble(v[0]),
+                    nibble(v[1]),
+                    nibble(_mm256_srli_epi16::<4>(v[0])),
+                    nibble(_mm256_srli_epi16::<4>(v[1])),
+                ];
                 x.add(x.dot(q), scales::<14, 56>(w), acc)
             },
             |acc| dot::sum(acc),
@@ -80,19 +90,14 @@ avx2! {
     /// The scales of four blocks of `BLOCK` bytes, which begin with them.
     #[inline]
     fn scales<const BLOCK: usize, const N: usize>(w: &[u8; N]) -> __m128 {
-        let d = [0, 1, 2, 3].map(|b| i16::from_le_bytes([w[BLOCK * b], w[BLOCK * b + 1]]));
-        _mm_cvtph_ps(_mm_setr_epi16(d[0], d[1], d[2], d[3], 0, 0, 0, 0))
+        let d = |b: usize| u64::from(u16::from_le_bytes([w[BLOCK * b], w[BLOCK * b + 1]])) << (16 * b);
+        _mm_cvtph_ps(_mm_cvtsi64_si128((d(0) | d(1) | d(2) | d(3)) as i64))
     }
 }
 
 #[inline(always)]
 fn word64<const N: usize>(w: &[u8; N], at: usize) -> i64 {
     i64::from_le_bytes(std::array::from_fn(|i| w[at + i]))
-}
-
-#[inline(always)]
-fn word32<const N: usize>(w: &[u8; N], at: usize) -> i32 {
-    i32::from_le_bytes(std::array::from_fn(|i| w[at + i]))
 }
 
 /// Activations of four blocks, ordered as the levels of weights are.
