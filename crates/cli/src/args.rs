@@ -7,6 +7,7 @@ use clap::{
 };
 use countdown::{
     Allocation, Fit, Inputs, SessionOptions, Threshold,
+    eval::Stepping,
     kernels::DType,
     session::physical_cores,
     sparsity::{
@@ -296,7 +297,7 @@ impl SweepArgs {
 }
 
 /// Each value asked for, or nothing in particular.
-fn asked<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+pub(crate) fn asked<T: Copy>(values: &[T]) -> Vec<Option<T>> {
     if values.is_empty() {
         vec![None]
     } else {
@@ -395,6 +396,22 @@ fn allocations() -> impl TypedValueParser<Value = Allocation> {
             "distortion",
             "more where the output moves less",
             Allocation::Distortion,
+        ),
+    ])
+}
+
+/// Parses how tokens are fed where a text is scored under a plan.
+pub(crate) fn steppings() -> impl TypedValueParser<Value = Stepping> {
+    named([
+        (
+            "one",
+            "one by one, through the kernels that generation uses",
+            Stepping::OneByOne,
+        ),
+        (
+            "batched",
+            "together with the same neurons skipped, several times quicker",
+            Stepping::Batched,
         ),
     ])
 }

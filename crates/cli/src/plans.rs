@@ -79,6 +79,11 @@ impl CalibrationText {
         })
     }
 
+    /// What people call it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The text itself.
     pub(crate) fn text(&self) -> &str {
         &self.text

@@ -21,6 +21,7 @@ fn help_has_examples_everywhere_and_alone_is_no_error() {
         "doctor",
         "eval",
         "bench",
+        "compare",
         "serve",
         "completions",
     ] {

@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod chat;
+mod compare;
 mod completions;
 mod doctor;
 mod eval;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
     Bench(bench::BenchArgs),
+    Compare(compare::CompareArgs),
     Synth(synth::SynthArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -42,6 +44,7 @@ pub(crate) fn run(console: &Console, command: Command, cli: &mut clap::Command) 
         Command::Inspect(args) => inspect::run(console, &args),
         Command::Eval(args) => eval::run(console, &args),
         Command::Bench(args) => bench::run(console, &args),
+        Command::Compare(args) => compare::run(console, &args),
         Command::Synth(args) => synth::run(console, &args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args, cli),

@@ -11,17 +11,17 @@ mod scores;
 mod sequential;
 
 pub use request::{Allocation, Fit, Inputs, PlanRequest, Threshold};
+pub(crate) use scores::Machine;
 pub use scores::down_norms;
 
 use crate::{
-    backend::{FfnTrace, Phase, cpu},
+    backend::{FfnTrace, Phase},
     error::{Error, Result},
     model::Model,
     session::Session,
     sparsity::{CalibrationText, Form, Keep, Provenance, Rule, SparsityPlan, ideal_drop},
 };
-use countdown_kernels::cpu::Team;
-use scores::{Group, LayerStats, Machine};
+use scores::{Group, LayerStats};
 use std::sync::Arc;
 
 /// Tokens a window; contexts of a few hundred tokens are where decoding happens.
@@ -65,7 +65,7 @@ pub fn calibrate(
     };
     let mut c = Calibration {
         norms: down_norms(session.model()),
-        machine: machine(session)?,
+        machine: Machine::like(session)?,
         groups: groups(session.model(), requests)?,
         work: Work::plan(session.model(), requests, &windows, &mut progress),
         windows,
@@ -85,16 +85,6 @@ struct Calibration<'a> {
     groups: Vec<Group>,
     windows: Vec<Vec<u32>>,
     work: Work<'a>,
-}
-
-/// Threads and kernels like the session's.
-fn machine(session: &Session) -> Result<Machine> {
-    let threads = session.threads();
-    let team = Team::new(threads).map_err(|e| Error::Machine {
-        cause: format!("cannot start {threads} threads: {e}"),
-        remedy: "use fewer threads (-t)".into(),
-    })?;
-    Ok(Machine::new(team, cpu::kernels()?))
 }
 
 /// One group for all requests whose scores are the same.
@@ -131,7 +121,8 @@ impl Calibration<'_> {
         } = self;
         let model = session.shared_model();
         let (first, second) = windows.split_at(windows.len() / 2);
-        observe(session, first, work, |t| {
+        let advance = &mut |tokens| work.advance(tokens);
+        observe(session, first, advance, |t| {
             groups.iter_mut().for_each(|g| g.add_moments(t));
         })?;
         for g in groups.iter_mut() {
@@ -139,7 +130,7 @@ impl Calibration<'_> {
                 g.fix_weights(layer, norms);
             }
         }
-        observe(session, second, work, |t| {
+        observe(session, second, advance, |t| {
             for g in groups.iter_mut() {
                 g.add_scores(&model, machine, &norms[t.layer], t);
             }
@@ -299,11 +290,11 @@ fn is_finite(t: &FfnTrace<'_>) -> bool {
     sum.is_finite()
 }
 
-/// Runs windows densely and shows `each` what counts.
-fn observe(
+/// Runs windows densely and shows `each` what counts, the tokens behind the warm-up; `advance` is told the tokens run.
+pub(crate) fn observe(
     session: &mut Session,
     windows: &[Vec<u32>],
-    work: &mut Work<'_>,
+    advance: &mut dyn FnMut(usize),
     mut each: impl FnMut(&FfnTrace<'_>),
 ) -> Result<()> {
     for window in windows {
@@ -320,7 +311,7 @@ fn observe(
         if let Some(layer) = bad {
             return Err(Error::NotFinite(format!("an activation of layer {layer}")));
         }
-        work.advance(window.len());
+        advance(window.len());
     }
     Ok(())
 }

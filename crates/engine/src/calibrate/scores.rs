@@ -2,58 +2,65 @@
 
 use super::{histogram::Histogram, request::Scoring};
 use crate::{
-    backend::FfnTrace,
+    backend::{FfnTrace, cpu},
+    error::{Error, Result},
     model::{Down, Model},
-    sparsity::{Cut, Estimator, NeuronWeights, Score, Signal, ideal_drop},
+    session::Session,
+    sparsity::{Cut, Estimator, NeuronWeights, Predictor, Score, Signal, ideal_drop},
 };
 use countdown_kernels::{
-    cpu::{Kernels, Team},
+    cpu::{Act, Kernels, Team},
     quant,
 };
 
-/// What computes estimates of many tokens.
-pub(super) struct Machine {
-    pub(super) team: Team,
-    pub(super) kernels: &'static Kernels,
-    pub(super) estimator: Estimator,
+/// What computes the signals of many tokens: threads and kernels like a session's.
+pub(crate) struct Machine {
+    pub(crate) team: Team,
+    pub(crate) kernels: &'static Kernels,
+    estimator: Estimator,
     /// Signals of the tokens at hand, `[tokens, inter]`.
     signals: Vec<f32>,
 }
 
 impl Machine {
-    pub(super) fn new(team: Team, kernels: &'static Kernels) -> Machine {
-        Machine {
+    pub(crate) fn like(session: &Session) -> Result<Machine> {
+        let threads = session.threads();
+        let team = Team::new(threads).map_err(|e| Error::Machine {
+            cause: format!("cannot start {threads} threads: {e}"),
+            remedy: "use fewer threads (-t)".into(),
+        })?;
+        Ok(Machine {
             team,
-            kernels,
+            kernels: cpu::kernels()?,
             estimator: Estimator::default(),
             signals: Vec::new(),
-        }
+        })
     }
 
-    /// The signals of a layer's tokens as a rule of this scoring sees them.
-    fn signals(&mut self, scoring: &Scoring, model: &Model, t: &FfnTrace<'_>) -> &[f32] {
-        let n = t.gate.len();
-        self.signals.resize(n, 0.0);
-        match (&scoring.predictor, scoring.signal) {
-            (Some(set), _) => {
-                let p = &set.layers[t.layer];
-                self.estimator.signals(
-                    &mut self.team,
-                    self.kernels,
-                    p,
-                    model.config.act,
-                    t.input,
-                    &mut self.signals,
-                );
-            }
-            (None, Signal::Gate) => self.signals.copy_from_slice(t.gate),
-            (None, Signal::Up) => self.signals.copy_from_slice(t.up),
+    /// What a rule sees of a layer's tokens, `[tokens, inter]`: the signals themselves, or what a predictor makes of the input.
+    pub(crate) fn signals(
+        &mut self,
+        (signal, predictor): (Signal, Option<&Predictor>),
+        act: Act,
+        t: &FfnTrace<'_>,
+    ) -> &[f32] {
+        let Machine {
+            team,
+            kernels,
+            estimator,
+            signals,
+        } = self;
+        signals.resize(t.gate.len(), 0.0);
+        match (predictor, signal) {
+            (Some(p), _) => estimator.signals(team, kernels, p, act, t.input, signals),
+            (None, Signal::Gate) => signals.copy_from_slice(t.gate),
+            (None, Signal::Up) => signals.copy_from_slice(t.up),
             (None, Signal::Product) => {
-                let pairs = self.signals.iter_mut().zip(t.gate.iter().zip(t.up));
+                let pairs = signals.iter_mut().zip(t.gate.iter().zip(t.up));
                 pairs.for_each(|(s, (g, u))| *s = g * u);
             }
         }
-        &self.signals
+        signals
     }
 }
 
@@ -154,7 +161,9 @@ impl Group {
         norms: &[f32],
         t: &FfnTrace<'_>,
     ) {
-        let signals = machine.signals(&self.scoring, model, t);
+        let predictor = self.scoring.predictor.as_ref();
+        let predictor = predictor.map(|set| &*set.layers[t.layer]);
+        let signals = machine.signals((self.scoring.signal, predictor), model.config.act, t);
         let stats = &mut self.layers[t.layer];
         let rows = signals
             .chunks_exact(t.inter)

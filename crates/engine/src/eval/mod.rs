@@ -1,5 +1,7 @@
-//! Quality: what a plan costs on a text, in choosing among answers, and in answers of its own.
+//! Quality: what a plan costs on a text, in choosing among answers, and in answers of its own; and where it chooses other neurons
+//! than the exact choice.
 
+mod agreement;
 mod choice;
 mod divergence;
 mod generation;
@@ -7,6 +9,7 @@ mod journal;
 mod perplexity;
 mod requests;
 
+pub use agreement::{Agreement, LayerAgreement, PairAgreement, Side, agreement};
 pub use choice::{ChoiceOptions, ChoiceRow, ChoiceTask, choice};
 pub use generation::{GenerationOptions, GenerationRow, GenerationTask, generation};
 pub use perplexity::{PerplexityOptions, PerplexityRow, Stepping, perplexity};
