@@ -286,16 +286,18 @@ pub(super) fn practical<'a>(lines: &'a [Line<'a>]) -> impl Iterator<Item = &'a L
 mod tests {
     use super::*;
     use crate::commands::compare::{bytes::Shares, results::Key};
-    use countdown::eval::PerplexityRow;
+    use countdown::eval::{PerplexityRow, Subject};
 
     fn row(target: f64, share: f64, ratio: f64) -> Row {
         let measured = PerplexityRow {
             task: "perplexity",
-            method: String::new(),
-            predictor: None,
-            cut: None,
-            form: None,
-            target,
+            subject: Subject {
+                method: String::new(),
+                predictor: None,
+                cut: None,
+                form: None,
+                target,
+            },
             realised: target,
             tokens: 1,
             perplexity: ratio,

@@ -333,6 +333,7 @@ fn differences(a: &Settings, b: &Settings) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use countdown::eval::Subject;
 
     fn settings() -> Settings {
         Settings {
@@ -378,11 +379,13 @@ mod tests {
         };
         let perplexity = PerplexityRow {
             task: "perplexity",
-            method: String::new(),
-            predictor: None,
-            cut: None,
-            form: None,
-            target: 0.7,
+            subject: Subject {
+                method: String::new(),
+                predictor: None,
+                cut: None,
+                form: None,
+                target: 0.7,
+            },
             realised: 0.1 + 0.2,
             tokens: 9,
             perplexity: 12.0,
