@@ -22,7 +22,7 @@ use clap::Args;
 use countdown::{
     DownLayout, Session, SessionOptions, eval::Stepping, formats::Checkpoint, kernels::DType,
 };
-use phases::Comparison;
+use phases::{Comparison, Task};
 use results::{About, Results, Settings, TextAbout};
 use std::path::{Path, PathBuf};
 
@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   countdown compare -m model.gguf --text wiki.txt -o report
+  countdown compare -m model.gguf --text wiki.txt --choice arc_easy.jsonl.gz --limit 200 -o report
   countdown compare -m model.gguf --text wiki.txt --plan trained-0.7.safetensors -o report
   countdown compare -m model.gguf --text wiki.txt --method cats,m-countdown --sparsity 0.5,0.7 --steps 0 -o report")]
 pub(crate) struct CompareArgs {
@@ -44,6 +45,12 @@ pub(crate) struct CompareArgs {
     /// Text to score, none that plans or predictors were fitted on
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
+    /// Questions with candidates to be answered, too; see `countdown eval --choice`
+    #[arg(long, value_name = "FILE")]
+    choice: Option<PathBuf>,
+    /// Questions at most
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least(1), requires = "choice")]
+    limit: usize,
     /// Folder of the report; made if it is not there
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
@@ -83,6 +90,7 @@ pub(crate) fn run(console: &Console, args: &CompareArgs) -> Result<()> {
             "give --text or --calibration another text",
         ));
     }
+    let task = args.choice.as_deref().map(Task::open).transpose()?;
     let checkpoint = Checkpoint::open(&args.model.model)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let tokens = load::text_tokens(&tokenizer, &text)?;
@@ -160,6 +168,7 @@ pub(crate) fn run(console: &Console, args: &CompareArgs) -> Result<()> {
         planner,
         calibration,
         tokens,
+        task,
         session,
         candidates,
         results,

@@ -82,7 +82,7 @@ fn html(r: &Results) -> String {
     section(
         "All rows",
         "KL is the mean divergence from dense in nats, top-1 the share of positions with dense's most likely token, MB/token the \
-         weight bytes (10^6) that a step reads.",
+         weight bytes (10^6) that a step reads, accuracy that of choosing among answers by log-probability.",
         Some(rows(r)),
     );
     section(
@@ -126,6 +126,11 @@ fn about(r: &Results) -> String {
             .to_lowercase(),
         ),
     ];
+    if let Some(task) = r.rows.iter().find_map(|row| row.accuracy.as_ref()) {
+        let s = &task.settings;
+        let what = format!("{}, {} documents, BLAKE3 {}", s.name, s.documents, s.hash);
+        facts.push(("questions", what));
+    }
     if let Some(last) = r.phases.last() {
         facts.push(("machine", format!("{}; {}", last.cpu, last.device)));
         facts.push(("countdown", format!("{} ({})", last.version, last.commit)));

@@ -5,7 +5,9 @@ use super::{
     bytes::Bytes,
     candidates::{Candidate, Source},
     page,
-    results::{Choices, Key, Pair, Phase, Results, Row, Speed, SpeedSettings},
+    results::{
+        Choices, Key, Pair, Phase, Results, Row, Speed, SpeedSettings, TaskAccuracy, TaskSettings,
+    },
 };
 use crate::{
     args::Wish,
@@ -18,7 +20,9 @@ use crate::{
 use countdown::{
     Model, Session, SessionOptions, SparsityPlan,
     bench::{Load, Variant, bench},
-    eval::{PairAgreement, PerplexityOptions, agreement, perplexity},
+    eval::{
+        ChoiceOptions, ChoiceTask, PairAgreement, PerplexityOptions, agreement, choice, perplexity,
+    },
     sparsity::{Cut, Form},
 };
 use std::{path::Path, sync::Arc, time::Instant};
@@ -40,10 +44,42 @@ pub(super) struct Comparison<'a> {
     pub(super) planner: Planner<'a>,
     pub(super) calibration: CalibrationText,
     pub(super) tokens: Vec<u32>,
+    pub(super) task: Option<Task>,
     /// Of the model with transposed down projections.
     pub(super) session: Session,
     pub(super) candidates: Vec<Candidate>,
     pub(super) results: Results,
+}
+
+/// Questions to be answered.
+pub(super) struct Task {
+    questions: ChoiceTask,
+    name: String,
+    hash: String,
+}
+
+impl Task {
+    pub(super) fn open(path: &Path) -> Result<Task> {
+        let questions = ChoiceTask::open(path)?;
+        let bytes = std::fs::read(path).map_err(|source| countdown::Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        Ok(Task {
+            questions,
+            name: name.to_string_lossy().into_owned(),
+            hash: blake3::hash(&bytes).to_hex().to_string(),
+        })
+    }
+
+    fn settings(&self, limit: usize) -> TaskSettings {
+        TaskSettings {
+            name: self.name.clone(),
+            hash: self.hash.clone(),
+            documents: self.questions.documents().min(limit),
+        }
+    }
 }
 
 /// A candidate with its plan.
@@ -72,6 +108,16 @@ impl Comparison<'_> {
             self.finish(format!("choices {at}"), started)?;
         }
         for &target in &targets {
+            let missing = of(&plans, |key| {
+                key.target == target && self.lacks_accuracy(key)
+            });
+            if !missing.is_empty() {
+                let started = Instant::now();
+                self.accuracy(&missing)?;
+                self.finish(format!("accuracy {target}"), started)?;
+            }
+        }
+        for &target in &targets {
             let missing = of(&plans, |key| key.target == target && self.lacks_speed(key));
             if !missing.is_empty() {
                 let started = Instant::now();
@@ -89,6 +135,7 @@ impl Comparison<'_> {
         let is_needed = |key: &Key| {
             self.results.row(key).is_none()
                 || self.lacks_speed(key)
+                || self.lacks_accuracy(key)
                 || lacks_choices && key.target == at
         };
         let mut wishes: Vec<Wish> = Vec::new();
@@ -214,6 +261,49 @@ impl Comparison<'_> {
             tokens: found.tokens,
             pairs: pairs.iter().zip(found.pairs).map(pair).collect(),
         });
+        Ok(())
+    }
+
+    fn lacks_accuracy(&self, key: &Key) -> bool {
+        let Some(task) = &self.task else { return false };
+        let row = self.results.row(key);
+        let accuracy = row.and_then(|r| r.accuracy.as_ref());
+        accuracy.is_none_or(|a| a.settings != task.settings(self.args.limit))
+    }
+
+    fn accuracy(&mut self, ready: &[Ready]) -> Result<()> {
+        let Some(task) = &self.task else {
+            return Ok(());
+        };
+        let bar = Progress::bar(self.console, "questions");
+        let settings = task.settings(self.args.limit);
+        let plans: Vec<_> = ready.iter().map(|(_, plan)| plan.clone()).collect();
+        let options = ChoiceOptions {
+            limit: Some(self.args.limit),
+            stepping: self.args.stepping,
+            results: None,
+        };
+        let answered = choice(
+            &mut self.session,
+            self.planner.tokenizer,
+            &task.questions,
+            &plans,
+            &options,
+            |done, all| bar.update(done, all),
+        )?;
+        let keys = std::iter::once(Key::dense()).chain(ready.iter().map(|(key, _)| key.clone()));
+        for (key, answered) in keys.zip(&answered) {
+            if let Some(row) = self.results.row_mut(&key) {
+                row.accuracy = Some(TaskAccuracy {
+                    settings: settings.clone(),
+                    raw: answered.raw.mean,
+                    stderr: answered.raw.stderr,
+                    per_char: answered.per_char.mean,
+                    agreement: answered.agreement,
+                    realised: answered.realised,
+                });
+            }
+        }
         Ok(())
     }
 

@@ -120,8 +120,34 @@ pub(super) struct Row {
     /// FFN bytes that a step reads over those of a dense one.
     pub(super) ffn_share: Shares,
     pub(super) speed: Option<Speed>,
+    #[serde(default)]
+    pub(super) accuracy: Option<TaskAccuracy>,
     /// Layer by layer against the exact choice, at one target.
     pub(super) layers: Option<Vec<LayerAgreement>>,
+}
+
+/// How often answers were chosen rightly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct TaskAccuracy {
+    pub(super) settings: TaskSettings,
+    /// By log-probability, and its standard error.
+    pub(super) raw: f64,
+    pub(super) stderr: f64,
+    /// By log-probability a character.
+    pub(super) per_char: f64,
+    /// Share of documents whose choice is that of dense.
+    pub(super) agreement: f64,
+    /// Sparsity in these steps.
+    pub(super) realised: f64,
+}
+
+/// What accuracy depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TaskSettings {
+    pub(super) name: String,
+    /// BLAKE3 of the file.
+    pub(super) hash: String,
+    pub(super) documents: usize,
 }
 
 /// How fast steps were.
@@ -208,6 +234,7 @@ impl Row {
                 bits8: 1.0,
             },
             speed: None,
+            accuracy: None,
             layers: None,
         }
     }

@@ -5,7 +5,7 @@ use crate::{load::form_name, table::Table};
 use countdown::sparsity::Cut;
 
 /// The columns.
-pub(super) const COLUMNS: [&str; 17] = [
+pub(super) const COLUMNS: [&str; 18] = [
     "method",
     "cut",
     "form",
@@ -20,6 +20,7 @@ pub(super) const COLUMNS: [&str; 17] = [
     "FFN",
     "FFN 16-bit",
     "FFN 8-bit",
+    "accuracy",
     "tok/s",
     "speed-up",
     "from",
@@ -48,6 +49,9 @@ pub(super) fn cells(r: &Row) -> [String; COLUMNS.len()] {
         percent(r.ffn_share.file),
         percent(r.ffn_share.bits16),
         percent(r.ffn_share.bits8),
+        r.accuracy
+            .as_ref()
+            .map_or("-".into(), |a| format!("{:.3} ± {:.3}", a.raw, a.stderr)),
         r.speed.map_or("-".into(), |s| format!("{:.2}", s.rate)),
         r.speed.map_or("-".into(), |s| format!("{:.2}", s.ratio)),
         from,
