@@ -204,6 +204,17 @@ impl PlanArgs {
                 "leave --sparsity, --ideal and --calibration out, or use another method",
             )),
             (Some(m), _) if m.is_dense() => Ok(PlanChoice::Dense),
+            (Some(method), Some(_))
+                if self.predictor.is_some() && method.practical == Practical::Computed =>
+            {
+                Err(Failure::input(
+                    format!(
+                        "method {} computes its signal, so it has no use for a predictor",
+                        method.name
+                    ),
+                    "leave --predictor out, or use --method d-countdown",
+                ))
+            }
             (Some(method), Some(sparsity)) => Ok(PlanChoice::Fit(Wish::new(
                 method,
                 self.cut,

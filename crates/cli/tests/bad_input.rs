@@ -79,9 +79,9 @@ fn flags_that_make_no_sense() {
             Case("run -m MODEL -p x --sparsity 0.5", 2, "--sparsity"),
             Case("run -m MODEL -p x --method cats", 2, "cats"),
             Case(
-                "run -m MODEL -p x --method dejavu --sparsity 0.5",
+                "run -m MODEL -p x --method nonsense --sparsity 0.5",
                 2,
-                "dejavu",
+                "nonsense",
             ),
             Case("run -m MODEL -p x --method cats --sparsity 1.5", 2, "1.5"),
             Case(
@@ -92,9 +92,24 @@ fn flags_that_make_no_sense() {
             Case("run -m MODEL -p x --method cats --sparsity NaN", 2, "NaN"),
             Case("run -m MODEL -p x --method cats --sparsity half", 2, "half"),
             Case(
-                "run -m MODEL -p x --method d-countdown --sparsity 0.5",
+                "run -m MODEL -p x --method d-countdown --predictor low-rank --sparsity 0.5",
                 2,
-                "d-countdown",
+                "must be trained",
+            ),
+            Case(
+                "run -m MODEL -p x --method cats --predictor copy3 --sparsity 0.5",
+                2,
+                "computes its signal",
+            ),
+            Case(
+                "run -m MODEL -p x --method d-countdown --predictor planes --sparsity 0.5",
+                2,
+                "Q8_0",
+            ),
+            Case(
+                "calibrate -m MODEL --method cats --threshold mean --allocation distortion --sparsity 0.5 -o @p",
+                2,
+                "mean thresholds",
             ),
             Case("run -m MODEL -p x --plan @text --sparsity 0.5", 2, "--plan"),
             Case(
@@ -356,7 +371,7 @@ fn plans_that_do_not_fit_or_are_damaged() {
         "other",
         fs::read(byte_llama().join("model.safetensors")).unwrap(),
     );
-    let versioned = String::from_utf8_lossy(&whole[8..8 + header]).contains(r#"\"version\":1"#);
+    let versioned = String::from_utf8_lossy(&whole[8..8 + header]).contains(r#"\"version\":2"#);
     assert!(versioned, "the header is not what this test changes");
     let changed = |name: &str, from: &[u8], to: &[u8]| {
         assert_eq!(from.len(), to.len());
@@ -365,7 +380,7 @@ fn plans_that_do_not_fit_or_are_damaged() {
         bytes[at..at + to.len()].copy_from_slice(to);
         s.file(name, bytes);
     };
-    changed("version", br#"\"version\":1"#, br#"\"version\":7"#);
+    changed("version", br#"\"version\":2"#, br#"\"version\":7"#);
     changed("target", br#"\"target\":0.7"#, br#"\"target\":9.7"#);
     let fingerprint = {
         let o = &s.run("inspect @m.gguf --json").json()[0];

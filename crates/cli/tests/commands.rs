@@ -130,7 +130,7 @@ fn a_plan_is_fitted_once_cached_and_fitted_again_when_damaged() {
     assert!(
         first
             .stderr
-            .contains("plan m-countdown 0.70 (neuron cut, practical)")
+            .contains("plan m-countdown 0.70 (signed cut, practical)")
     );
     assert!(first.stderr.contains("sparsity realised 0."));
     let folder = fs::read_dir(s.path("cache/plans"))
@@ -148,7 +148,7 @@ fn a_plan_is_fitted_once_cached_and_fitted_again_when_damaged() {
     };
     let name = plan.file_name().unwrap().to_str().unwrap();
     assert!(
-        name.starts_with("m-countdown-neuron-practical-0.7-"),
+        name.starts_with("m-countdown-signed-practical-0.7-"),
         "{name}"
     );
 
@@ -259,7 +259,9 @@ fn inspect_shows_a_model_and_what_could_be_saved() {
     };
     let matrix = (4 * 96 * 256 * 4) as f64;
     assert!((bytes - saving("m-countdown", 0.5) - matrix).abs() < 1.0);
-    assert!((bytes - saving("d-countdown", 0.5) - matrix / 2.0).abs() < 1.0);
+    // D saves half of all three, and reads copies of gate and up in 4.5 bits.
+    let saved = 1.5 * matrix - 2.0 * matrix * 4.5 / 32.0;
+    assert!((bytes - saving("d-countdown by copy4", 0.5) - saved).abs() < 1.0);
 }
 
 #[test]

@@ -25,7 +25,6 @@ use std::{
   countdown calibrate -m model.gguf --method m-countdown --sparsity 0.7 -o plan.safetensors
   countdown calibrate -m model.gguf --method cats --sparsity 0.5,0.7,0.9 -o 'cats-{sparsity}.safetensors'
   countdown calibrate -m model.gguf --method m-countdown --sparsity 0.7 --text corpus.txt -o plan.safetensors
-  countdown calibrate -m model.gguf --method d-countdown --predictor copy3 --sparsity 0.7 -o d.safetensors
   countdown calibrate -m model.gguf --method d-countdown --predictor-of trained.safetensors --sparsity 0.5 -o d5.safetensors
 
 Use a plan with: countdown run -m model.gguf --plan plan.safetensors -p TEXT")]
