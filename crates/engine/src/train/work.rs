@@ -114,7 +114,7 @@ impl Work {
     /// Empty memory and one thread.
     ///
     /// # Errors
-    /// As [`Products::new`].
+    /// [`Error::Machine`] if there are no kernels of the instruction set that was asked for.
     pub fn new() -> Result<Work> {
         Ok(Work {
             products: Products::new(1)?,
