@@ -4,11 +4,12 @@
 //! yields to plain loads, the measure of all others.
 
 use countdown_kernels::{
-    DType, MatRef,
+    Bytes, DType, MatRef,
     cpu::{
-        Input, Kernels, Team,
+        Act, Input, Kernels, Team,
+        ffn::{FfnWork, SparseFfn, sparse_ffn_rows},
         gemm::{GemmWork, matmul},
-        parallel::{axpy_list, gemv},
+        parallel::gemv,
     },
     quant,
 };
@@ -18,8 +19,9 @@ use criterion::{
 };
 use std::{hint::black_box, time::Duration};
 
-/// Rows and columns of the gate matrix of models of 0.5 and 1.5 thousand million weights.
-const SHAPES: [(usize, usize); 2] = [(4864, 896), (8960, 1536)];
+/// Rows and columns of the gate matrix of models of 0.5 and 1.5 thousand million weights, and of one of 135 million,
+/// whose rows are no whole number of the groups that kernels take.
+const SHAPES: [(usize, usize); 3] = [(4864, 896), (8960, 1536), (1536, 576)];
 /// Bytes a benchmark streams over before it comes back to the same weights.
 const STREAM: usize = 256 << 20;
 const THREADS: [usize; 2] = [1, 2];
@@ -29,7 +31,7 @@ struct Weights {
     dtype: DType,
     rows: usize,
     cols: usize,
-    data: Vec<u8>,
+    data: Bytes,
     bytes: usize,
     next: usize,
 }
@@ -45,7 +47,7 @@ impl Weights {
         for row in one.chunks_exact_mut(bytes / rows) {
             quant::pack_row(dtype, &line, row);
         }
-        let data = one.repeat(STREAM.div_ceil(bytes));
+        let data = one.repeat(STREAM.div_ceil(bytes)).into();
         Some(Weights {
             dtype,
             rows,
@@ -57,8 +59,22 @@ impl Weights {
     }
 
     fn next(&mut self) -> MatRef<'_> {
+        let at = self.advance();
+        self.at(at)
+    }
+
+    fn next_three(&mut self) -> [MatRef<'_>; 3] {
+        let at = [self.advance(), self.advance(), self.advance()];
+        at.map(|at| self.at(at))
+    }
+
+    fn advance(&mut self) -> usize {
         let at = self.next;
         self.next = (at + self.bytes) % self.data.len();
+        at
+    }
+
+    fn at(&self, at: usize) -> MatRef<'_> {
         let data = &self.data[at..at + self.bytes];
         MatRef::new(self.dtype, self.rows, self.cols, data)
             .expect("the length is that of the shape")
@@ -136,18 +152,58 @@ fn kept(rows: usize) -> Vec<u32> {
         .collect()
 }
 
-fn axpy(c: &mut Criterion) {
-    every_case(c, "axpy", |group, k, weights| {
+fn dot_kept(c: &mut Criterion) {
+    every_case(c, "dot_kept", |group, k, weights| {
+        let rows = kept(weights.rows);
+        group.throughput(Throughput::BytesDecimal(
+            (weights.bytes / weights.rows * rows.len()) as u64,
+        ));
+        let x = input(k, weights.cols);
+        let mut out = vec![0.0; rows.len()];
+        group.bench_function(BenchmarkId::new(k.isa().name(), 1), |b| {
+            b.iter(|| k.dot_list(weights.next(), &rows, &x, &mut out));
+        });
+    });
+}
+
+fn axpy_kept(c: &mut Criterion) {
+    every_case(c, "axpy_kept", |group, k, weights| {
         let rows = kept(weights.rows);
         group.throughput(Throughput::BytesDecimal(
             (weights.bytes / weights.rows * rows.len()) as u64,
         ));
         let coef = vec![0.25; rows.len()];
         let mut y = vec![0.0; weights.cols];
+        group.bench_function(BenchmarkId::new(k.isa().name(), 1), |b| {
+            b.iter(|| k.axpy_list(weights.next(), &rows, &coef, 0..y.len(), &mut y));
+        });
+    });
+}
+
+/// Gate, up and down of the neurons kept, from three matrices.
+fn ffn_kept(c: &mut Criterion) {
+    every_case(c, "ffn_kept", |group, k, weights| {
+        let rows = kept(weights.rows);
+        group.throughput(Throughput::BytesDecimal(
+            (3 * weights.bytes / weights.rows * rows.len()) as u64,
+        ));
+        let x = input(k, weights.cols);
+        let mut work = FfnWork::new(weights.rows, weights.cols);
+        let mut y = vec![0.0; weights.cols];
         for threads in THREADS {
             let mut team = Team::new(threads).expect("threads");
             group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
-                b.iter(|| axpy_list(&mut team, k, weights.next(), &rows, &coef, &mut y));
+                b.iter(|| {
+                    let [gate, up, down] = weights.next_three();
+                    let act = Act::Silu;
+                    let ffn = SparseFfn {
+                        gate,
+                        up,
+                        down,
+                        act,
+                    };
+                    sparse_ffn_rows(&mut team, k, &ffn, &rows, &x, &mut work, &mut y);
+                });
             });
         }
     });
@@ -183,5 +239,5 @@ fn prefill(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, read, dot, axpy, prefill);
+criterion_group!(benches, read, dot, dot_kept, axpy_kept, ffn_kept, prefill);
 criterion_main!(benches);

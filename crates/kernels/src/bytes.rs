@@ -5,7 +5,7 @@ use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 #[derive(Clone)]
 enum Owner {
     Map(Arc<memmap2::Mmap>),
-    Vec(Arc<[u8]>),
+    Vec(Arc<Vec<u8>>),
 }
 
 /// A reference-counted range of immutable bytes. Cloning and slicing copy no data.
@@ -55,14 +55,32 @@ impl PartialEq for Bytes {
     }
 }
 
+/// Large bytes move to huge pages where the system has them: rows taken here and there from a matrix otherwise need a page
+/// of 4 KiB each to be looked up.
 impl From<Vec<u8>> for Bytes {
     fn from(v: Vec<u8>) -> Bytes {
         let range = 0..v.len();
-        Bytes {
-            owner: Owner::Vec(v.into()),
-            range,
-        }
+        let owner = match in_huge_pages(&v) {
+            Some(map) => Owner::Map(Arc::new(map)),
+            None => Owner::Vec(Arc::new(v)),
+        };
+        Bytes { owner, range }
     }
+}
+
+/// Below this no huge page would be filled.
+const HUGE: usize = 2 << 20;
+
+/// A copy in huge pages; `None` for what is too short, and where the system has none.
+fn in_huge_pages(bytes: &[u8]) -> Option<memmap2::Mmap> {
+    if bytes.len() < HUGE || !cfg!(target_os = "linux") {
+        return None;
+    }
+    let mut map = memmap2::MmapMut::map_anon(bytes.len()).ok()?;
+    #[cfg(target_os = "linux")]
+    map.advise(memmap2::Advice::HugePage).ok()?;
+    map.copy_from_slice(bytes);
+    map.make_read_only().ok()
 }
 
 impl std::ops::Deref for Bytes {
@@ -91,11 +109,15 @@ mod tests {
     fn mapped_and_owned_bytes_slice_alike() {
         let mut f = tempfile::NamedTempFile::new().unwrap();
         f.write_all(b"0123456789").unwrap();
+        let mut long = b"0123456789".to_vec();
+        long.resize(HUGE + 5, 7);
         for b in [
             Bytes::map(f.path()).unwrap(),
             Bytes::from(b"0123456789".to_vec()),
+            Bytes::from(long.clone()),
         ] {
             assert_eq!(&b.slice(2..8).slice(1..3)[..], b"34");
         }
+        assert_eq!(Bytes::from(long.clone())[..], long);
     }
 }

@@ -4,9 +4,11 @@ use countdown_kernels::{
     DType, MatRef,
     cpu::{
         Act, Input, Kernels, Score, Team,
-        ffn::{Affine, Decider, Estimate, FfnWork, SparseFfn, sparse_ffn, sparse_ffn_rows},
+        ffn::{
+            Affine, Decider, Estimate, FfnWork, SparseFfn, sparse_ffn, sparse_ffn_rows, sum_all,
+        },
         gemm::{GemmWork, matmul, matmul_transposed},
-        parallel::{axpy, gemv},
+        parallel::gemv,
     },
     reference,
 };
@@ -61,12 +63,19 @@ fn calls_allocate_nothing_the_second_time() {
                 act: Act::Silu,
             };
             let mut input = Input::with_capacity(HIDDEN);
-            let (mut ffn_work, mut gemm_work) = (FfnWork::new(INTER), GemmWork::new());
+            let (mut ffn_work, mut gemm_work) = (FfnWork::new(INTER, HIDDEN), GemmWork::new());
             let (mut out, mut y) = (vec![0.0; TOKENS * INTER], vec![0.0; TOKENS * HIDDEN]);
             let mut run = || {
                 k.prepare(&x[..HIDDEN], &mut input);
                 gemv(&mut team, k, m, &input, &mut out[..INTER]);
-                axpy(&mut team, k, m, &out[..INTER], &mut y[..HIDDEN]);
+                sum_all(
+                    &mut team,
+                    k,
+                    m,
+                    &out[..INTER],
+                    &mut ffn_work,
+                    &mut y[..HIDDEN],
+                );
                 let affine = Affine {
                     weight: m,
                     bias: None,

@@ -12,9 +12,9 @@ use countdown_kernels::{
     cpu::{
         Input, Kernels, Team,
         attention::{Attention, AttentionWork, LayerCache, RopeTable, attend},
-        ffn::{Decider, FfnWork, SparseFfn, estimate, sparse_ffn, sparse_ffn_rows},
+        ffn::{Decider, FfnWork, SparseFfn, estimate, sparse_ffn, sparse_ffn_rows, sum_all},
         gemm::{GemmWork, matmul, matmul_transposed},
-        parallel::{axpy, gemv},
+        parallel::gemv,
     },
     quant,
 };
@@ -97,7 +97,7 @@ impl Cpu {
             input: Input::with_capacity(widest),
             attention: AttentionWork::new(threads, context, c.head_dim),
             gemm: GemmWork::new(),
-            sparse: FfnWork::new(inter),
+            sparse: FfnWork::new(inter, c.hidden),
             gate: vec![0.0; batch * widest],
             up: vec![0.0; batch * widest],
             row: Vec::with_capacity(widest),
@@ -144,7 +144,9 @@ impl Cpu {
                 gemv(team, kernels, m.view(), &self.input, out);
             }
             Down::Stored(m) => matmul(team, kernels, m.view(), s, tokens, out, &mut self.gemm),
-            Down::Transposed(m) if tokens == 1 => axpy(team, kernels, m.view(), s, out),
+            Down::Transposed(m) if tokens == 1 => {
+                sum_all(team, kernels, m.view(), s, &mut self.sparse, out);
+            }
             Down::Transposed(m) => {
                 matmul_transposed(team, kernels, m.view(), s, tokens, out, &mut self.gemm);
             }

@@ -1,10 +1,6 @@
 //! Gated FFNs over the neurons that a token needs: deciding, then reading only what is kept.
 
-use super::{
-    Act, Input, Kernels, Score, Team,
-    parallel::{ROWS, axpy_list},
-    team::Disjoint,
-};
+use super::{Act, Input, Kernels, Score, Team, parallel::ROWS, team::Disjoint};
 use crate::matrix::MatRef;
 use std::ops::Range;
 
@@ -143,45 +139,67 @@ pub fn estimate(
     });
 }
 
-/// Memory for sparse FFN calls, and what the last one kept.
+/// Pieces that neurons are cut in, whatever the number of threads: each has a sum of its own, and these are added in order,
+/// so that results do not depend on the team. Whole rows of `down` are read by one thread, which memory likes better than
+/// a share of each row.
+const PIECES: usize = 16;
+
+/// Outputs are added up in multiples of this: whole cache lines.
+const SUMMED: usize = 64;
+
+/// Neurons of a piece.
+fn piece_of(inter: usize) -> usize {
+    inter.div_ceil(PIECES).max(1).next_multiple_of(ROWS)
+}
+
+/// Memory for sparse FFN calls.
 pub struct FfnWork {
+    hidden: usize,
     signal: Vec<f32>,
+    /// At the beginning of each piece the coefficients of the neurons it keeps.
     other: Vec<f32>,
     /// Products with the high planes of gate and up.
     high: [Vec<f32>; 2],
+    /// At the beginning of each piece the neurons it keeps.
     rows: Vec<u32>,
-    counts: Vec<usize>,
-    kept: usize,
+    counts: [usize; PIECES],
+    /// `[pieces, hidden]`.
+    sums: Vec<f32>,
 }
 
 impl FfnWork {
-    /// Memory for FFNs of up to `inter` neurons; calls allocate nothing.
-    pub fn new(inter: usize) -> FfnWork {
+    /// Memory for FFNs of up to `inter` neurons and `hidden` outputs; calls allocate nothing.
+    pub fn new(inter: usize, hidden: usize) -> FfnWork {
         FfnWork {
+            hidden,
             signal: vec![0.0; inter],
             other: vec![0.0; inter],
             high: [vec![0.0; inter], vec![0.0; inter]],
             rows: vec![0; inter],
-            counts: vec![0; inter],
-            kept: 0,
+            counts: [0; PIECES],
+            sums: vec![0.0; PIECES * hidden],
         }
     }
 
-    /// The neurons the last call kept, ascending.
-    pub fn kept_rows(&self) -> &[u32] {
-        &self.rows[..self.kept]
-    }
-
-    /// The coefficients of [`FfnWork::kept_rows`]: `act(gate x) * (up x)`.
-    pub fn coefficients(&self) -> &[f32] {
-        &self.other[..self.kept]
+    /// The neurons that the last call, of `inter` neurons, kept, ascending, and their coefficients `act(gate x) * (up x)`.
+    #[cfg(test)]
+    pub(super) fn kept(&self, inter: usize) -> (Vec<u32>, Vec<f32>) {
+        let piece = piece_of(inter);
+        let kept = || {
+            let starts = (0..inter).step_by(piece).zip(self.counts);
+            starts.flat_map(|(at, count)| at..at + count)
+        };
+        (
+            kept().map(|i| self.rows[i]).collect(),
+            kept().map(|i| self.other[i]).collect(),
+        )
     }
 }
 
 /// A gated FFN over the neurons whose score exceeds `tau` (see [`Kernels::select_above`]). Of the neurons not kept, only what
 /// decides is read. Writes `y` and returns how many were kept.
 ///
-/// Two parallel regions: one decides and computes coefficients, one sums the rows of `down`.
+/// One parallel region decides, computes coefficients and sums rows of `down`, piece by piece; a short one adds the pieces' sums.
 ///
 /// # Panics
 /// If the matrices' shapes, `x`, `y` or the score's weights do not fit together, or `work` is for fewer neurons.
@@ -197,7 +215,7 @@ pub fn sparse_ffn(
     work: &mut FfnWork,
     y: &mut [f32],
 ) -> usize {
-    let inter = check(w, work);
+    let inter = check(w, work, y);
     score.check(inter);
     match &decide {
         Decider::Estimate(estimate, _) => estimate.check(inter),
@@ -210,7 +228,7 @@ pub fn sparse_ffn(
         }
         Decider::Gate | Decider::Up => {}
     }
-    let piece = team.piece_len(inter, ROWS);
+    let (piece, hidden) = (piece_of(inter), y.len());
     let pieces = inter.div_ceil(piece);
     let signal = Disjoint::new(&mut work.signal[..inter]);
     let other = Disjoint::new(&mut work.other[..inter]);
@@ -219,6 +237,7 @@ pub fn sparse_ffn(
     let up_high = Disjoint::new(&mut up_high[..inter]);
     let rows = Disjoint::new(&mut work.rows[..inter]);
     let counts = Disjoint::new(&mut work.counts[..pieces]);
+    let sums = Disjoint::new(&mut work.sums[..pieces * hidden]);
     team.for_each(pieces, |p| {
         let range = p * piece..((p + 1) * piece).min(inter);
         // SAFETY: here and below: the ranges of different pieces do not overlap, and each piece runs once.
@@ -279,16 +298,29 @@ pub fn sparse_ffn(
                 coef.iter_mut().zip(gate).for_each(|(c, g)| *c *= *g);
             }
         }
+        // SAFETY: as above.
+        let sum = unsafe { sums.slice(p * hidden..(p + 1) * hidden) };
+        sum_rows(k, w.down, rows, coef, sum);
     });
-    work.kept = 0;
-    for p in 0..pieces {
-        let (from, count) = (p * piece, work.counts[p]);
-        work.rows.copy_within(from..from + count, work.kept);
-        work.other.copy_within(from..from + count, work.kept);
-        work.kept += count;
-    }
-    axpy_list(team, k, w.down, work.kept_rows(), work.coefficients(), y);
-    work.kept
+    add_up(team, &work.sums[..pieces * hidden], y);
+    work.counts[..pieces].iter().sum()
+}
+
+/// The sum of a piece's rows of `down`.
+fn sum_rows(k: &Kernels, down: MatRef, rows: &[u32], coef: &[f32], sum: &mut [f32]) {
+    sum.fill(0.0);
+    k.axpy_list(down, rows, coef, 0..sum.len(), sum);
+}
+
+/// `y` = the pieces' `sums`, `[pieces, hidden]`, added in their order.
+fn add_up(team: &mut Team, sums: &[f32], y: &mut [f32]) {
+    let hidden = y.len();
+    team.split(y, SUMMED, |at, y| {
+        y.fill(0.0);
+        for sum in sums.chunks_exact(hidden) {
+            y.iter_mut().zip(&sum[at..]).for_each(|(y, s)| *y += s);
+        }
+    });
 }
 
 /// The coefficients of `rows`; `gate` is as long as `coef`.
@@ -313,26 +345,80 @@ pub fn sparse_ffn_rows(
     work: &mut FfnWork,
     y: &mut [f32],
 ) {
-    check(w, work);
-    work.kept = rows.len();
-    work.rows[..rows.len()].copy_from_slice(rows);
-    let gate = Disjoint::new(&mut work.signal[..rows.len()]);
-    team.split(&mut work.other[..rows.len()], ROWS, |at, coef| {
-        let rows = &rows[at..at + coef.len()];
-        // SAFETY: the pieces of a split do not overlap, and each runs once.
-        let gate = unsafe { gate.slice(at..at + coef.len()) };
+    let inter = check(w, work, y);
+    let (piece, hidden) = (piece_of(inter), y.len());
+    let pieces = inter.div_ceil(piece);
+    let gate = Disjoint::new(&mut work.signal[..inter]);
+    let coef = Disjoint::new(&mut work.other[..inter]);
+    let kept = Disjoint::new(&mut work.rows[..inter]);
+    let counts = Disjoint::new(&mut work.counts[..pieces]);
+    let sums = Disjoint::new(&mut work.sums[..pieces * hidden]);
+    team.for_each(pieces, |p| {
+        let range = p * piece..((p + 1) * piece).min(inter);
+        let before = |end: usize| rows.partition_point(|&r| (r as usize) < end);
+        // The last piece takes what lies beyond all, to be refused.
+        let end = if p + 1 == pieces {
+            rows.len()
+        } else {
+            before(range.end)
+        };
+        let rows = &rows[before(range.start)..end];
+        assert!(rows.len() <= range.len(), "sparse_ffn: rows");
+        let range = range.start..range.start + rows.len();
+        // SAFETY: here and below: a piece has no more rows than neurons, by the assertion; the neurons of different pieces do
+        // not overlap, and each piece runs once.
+        let (gate, coef) = unsafe { (gate.slice(range.clone()), coef.slice(range.clone())) };
+        // SAFETY: as above.
+        unsafe { kept.slice(range) }.copy_from_slice(rows);
+        // SAFETY: as above.
+        unsafe { counts.slice(p..p + 1)[0] = rows.len() };
         exact(k, w, rows, x, gate, coef);
+        // SAFETY: as above.
+        let sum = unsafe { sums.slice(p * hidden..(p + 1) * hidden) };
+        sum_rows(k, w.down, rows, coef, sum);
     });
-    axpy_list(team, k, w.down, rows, work.coefficients(), y);
+    add_up(team, &work.sums[..pieces * hidden], y);
 }
 
-/// Checks that the matrices fit each other and the work, and returns the number of neurons.
-fn check(w: &SparseFfn, work: &FfnWork) -> usize {
+/// `y = down^T coef` over all neurons, `down` being transposed, `[inter, hidden]`: the same bits as a sparse FFN that keeps
+/// all of them.
+///
+/// # Panics
+/// If the shapes do not fit together, or `work` is for fewer neurons or outputs.
+pub fn sum_all(
+    team: &mut Team,
+    k: &Kernels,
+    down: MatRef,
+    coef: &[f32],
+    work: &mut FfnWork,
+    y: &mut [f32],
+) {
+    let (inter, hidden) = (down.rows(), down.cols());
+    assert!(coef.len() == inter && y.len() == hidden, "sum_all: shapes");
+    let piece = piece_of(inter);
+    let pieces = inter.div_ceil(piece);
+    let sums = Disjoint::new(&mut work.sums[..pieces * hidden]);
+    team.for_each(pieces, |p| {
+        let range = p * piece..((p + 1) * piece).min(inter);
+        // SAFETY: the sums of different pieces do not overlap, and each piece runs once.
+        let sum = unsafe { sums.slice(p * hidden..(p + 1) * hidden) };
+        sum.fill(0.0);
+        k.axpy_rows(down.rows_range(range.clone()), &coef[range], 0..hidden, sum);
+    });
+    add_up(team, &work.sums[..pieces * hidden], y);
+}
+
+/// Checks that the matrices fit each other, the work and the output, and returns the number of neurons.
+fn check(w: &SparseFfn, work: &FfnWork, y: &[f32]) -> usize {
     let shape = |m: MatRef| (m.rows(), m.cols());
     assert!(
         shape(w.gate) == shape(w.up) && w.down.rows() == w.gate.rows(),
         "sparse_ffn: shapes"
     );
-    assert!(work.signal.len() >= w.gate.rows(), "sparse_ffn: work");
+    assert_eq!(w.down.cols(), y.len(), "sparse_ffn: output");
+    assert!(
+        work.signal.len() >= w.gate.rows() && work.hidden >= y.len(),
+        "sparse_ffn: work"
+    );
     w.gate.rows()
 }

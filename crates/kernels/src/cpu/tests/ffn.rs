@@ -3,7 +3,7 @@
 use super::{
     super::ffn::{
         Affine, Decider, Estimate, FfnWork, Planes, SparseFfn, estimate, sparse_ffn,
-        sparse_ffn_rows,
+        sparse_ffn_rows, sum_all,
     },
     *,
 };
@@ -19,6 +19,42 @@ fn products(k: &Kernels, w: &SparseFfn, x: &Input) -> [Vec<f32>; 3] {
     k.dot_rows(w.up, x, &mut up);
     let product = gate.iter().zip(&up).map(|(g, u)| g * u).collect();
     [gate, up, product]
+}
+
+/// The sums of `coef` times rows of `down`, and the error that adding in another order may have.
+fn sums(down: &Mat, rows: &[u32], coef: &[f32]) -> Vec<(f64, f64)> {
+    let unpacked: Vec<_> = rows
+        .iter()
+        .map(|&i| reference::row(down.get(), i as usize))
+        .collect();
+    let magnitudes: Vec<_> = rows.iter().map(|&i| down.magnitudes(i as usize)).collect();
+    let column = |c: usize| {
+        let terms = coef.iter().zip(unpacked.iter().zip(&magnitudes));
+        let (mut sum, mut magnitude) = (0.0, 0.0);
+        for (coef, (row, largest)) in terms {
+            sum += f64::from(*coef) * f64::from(row[c]);
+            magnitude += f64::from(coef.abs()) * largest[c];
+        }
+        (sum, bound(magnitude, rows.len() + 20))
+    };
+    (0..HIDDEN).map(column).collect()
+}
+
+#[test]
+#[should_panic(expected = "row 101 of 101")]
+fn a_row_beyond_the_neurons_is_refused() {
+    let mats = matrices(DType::F32);
+    let w = SparseFfn {
+        gate: mats[0].get(),
+        up: mats[1].get(),
+        down: mats[2].get(),
+        act: Act::Silu,
+    };
+    let (k, mut team) = (Kernels::best(), Team::new(1).unwrap());
+    let x = input(k, &noise(44, HIDDEN));
+    let mut work = FfnWork::new(INTER, HIDDEN);
+    let mut y = vec![0.0; HIDDEN];
+    sparse_ffn_rows(&mut team, k, &w, &[3, 101], &x, &mut work, &mut y);
 }
 
 /// Runs a decider whose signals are `signal` under several scores, thresholds and teams. `spared` says which of gate and up
@@ -49,8 +85,16 @@ fn check(
         for tau in [f32::NEG_INFINITY, 0.3, 1.0, 1e9] {
             let rows = reference::select_above(signal, score, tau);
             let coef: Vec<f32> = rows.iter().map(|&i| product[i as usize]).collect();
-            let mut want = vec![0.0; HIDDEN];
-            k.axpy_list(w.down, &rows, &coef, 0..HIDDEN, &mut want);
+            let want = sums(&mats[2], &rows, &coef);
+            // All teams give the same bits.
+            let mut first: Option<Vec<f32>> = None;
+            let mut agrees = |y: &[f32]| {
+                for (y, (want, bound)) in y.iter().zip(&want) {
+                    let error = (f64::from(*y) - want).abs();
+                    assert!(error <= *bound, "{}: {y} for {want}", k.isa());
+                }
+                assert_eq!(first.get_or_insert_with(|| y.to_vec()), y, "{}", k.isa());
+            };
             // What is skipped may hold anything.
             let poisoned = [0, 1, 2].map(|i| mats[i].poisoned(&rows));
             let none = SparseFfn {
@@ -66,24 +110,25 @@ fn check(
             };
             for threads in [1, 2, 5] {
                 let mut team = Team::new(threads).unwrap();
-                let mut work = FfnWork::new(INTER + 3);
+                let mut work = FfnWork::new(INTER + 3, HIDDEN + 1);
                 let mut y = vec![9.0; HIDDEN];
                 let n = sparse_ffn(
                     &mut team, k, &some, decide, score, tau, &x, &mut work, &mut y,
                 );
-                assert_eq!(
-                    (n, work.kept_rows(), work.coefficients()),
-                    (rows.len(), &rows[..], &coef[..])
-                );
-                assert_eq!(y, want, "{} {score:?} {tau} {threads}", k.isa());
+                assert_eq!(n, rows.len(), "{} {score:?} {tau} {threads}", k.isa());
+                assert_eq!(work.kept(INTER), (rows.clone(), coef.clone()));
+                agrees(&y);
 
                 let mut y = vec![9.0; HIDDEN];
                 sparse_ffn_rows(&mut team, k, &none, &rows, &x, &mut work, &mut y);
-                assert_eq!(
-                    (work.kept_rows(), work.coefficients()),
-                    (&rows[..], &coef[..])
-                );
-                assert_eq!(y, want, "{} {score:?} {threads}", k.isa());
+                assert_eq!(work.kept(INTER), (rows.clone(), coef.clone()));
+                agrees(&y);
+
+                if rows.len() == INTER {
+                    let mut y = vec![9.0; HIDDEN];
+                    sum_all(&mut team, k, w.down, &coef, &mut work, &mut y);
+                    agrees(&y);
+                }
             }
         }
     }
@@ -200,11 +245,12 @@ fn planes_decide_by_the_high_ones_and_read_the_low_ones_only_where_kept() {
             let mut results = Vec::new();
             for threads in [1, 3] {
                 let mut team = Team::new(threads).unwrap();
-                let (mut work, mut y) = (FfnWork::new(INTER), vec![9.0; HIDDEN]);
+                let (mut work, mut y) = (FfnWork::new(INTER, HIDDEN), vec![9.0; HIDDEN]);
                 let score = Score::Magnitude;
                 sparse_ffn(&mut team, k, &w, decide, score, tau, &x, &mut work, &mut y);
-                assert_eq!(work.kept_rows(), rows);
-                for (c, &i) in work.coefficients().iter().zip(&rows) {
+                let (kept, coefficients) = work.kept(INTER);
+                assert_eq!(kept, rows);
+                for (c, &i) in coefficients.iter().zip(&rows) {
                     // Two sums where there was one; the activations are the same 8-bit levels.
                     let d = (c - product[i as usize]).abs();
                     assert!(d <= 1e-5 * largest, "{}: {d}", k.isa());
