@@ -55,7 +55,13 @@ fn a_plan_a_report_and_a_chart_and_nothing_else() {
         );
     }
     let svg = fs::read_to_string(s.path("report.svg")).unwrap();
-    assert!(svg.starts_with("<svg") && svg.matches("<g ").count() == 4);
+    // One document that stands by itself: four charts of ten lines together, a mark a layer on each.
+    assert!(svg.starts_with("<svg ") && svg.contains("xmlns=") && !svg.contains("href"));
+    assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
+    assert_eq!(svg.matches("class=\"t\"").count(), 4);
+    assert_eq!(svg.matches("<polyline").count(), 10);
+    assert_eq!(svg.matches("<title>").count(), 10 * layers.len());
+    assert!(svg.contains("low-rank-16 at 0.7: held-out loss") && !svg.contains("NaN"));
 
     let answer = s.run("run -m MODEL --plan @plan -p abc -n 4 --temp 0");
     assert!(answer.stderr.contains("low-rank-16"), "{answer:#?}");
