@@ -84,8 +84,8 @@ struct TrainingArgs {
     /// Tokens a step
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Which neurons count as needed: the largest coefficients, those times what they add to the output, or gates
-    /// [default: the method's best]
+    /// Which neurons count as needed: the largest coefficients, those times what they add to the output, what the output
+    /// loses most by, or gates [default: the method's best]
     #[arg(long, value_name = "WHAT", value_parser = args::targets())]
     labels: Option<Target>,
     /// Memory to use beside the model, in GiB
