@@ -370,6 +370,11 @@ pub(crate) fn targets() -> impl TypedValueParser<Value = Target> {
             "the largest |s| times the norm of the neuron's column of down",
             Target::Weighted,
         ),
+        (
+            "output",
+            "those whose absence costs the output most, given what else is dropped",
+            Target::Output,
+        ),
         ("gate", "the largest |act(g)|", Target::Gate),
     ])
 }

@@ -12,7 +12,6 @@ mod load;
 mod machine;
 mod plans;
 mod progress;
-mod svg;
 mod table;
 
 use clap::{CommandFactory, Parser};

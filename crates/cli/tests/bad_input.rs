@@ -519,24 +519,6 @@ mod streams {
         assert_eq!(output.stdout.len(), 4);
     }
 
-    /// Files may grow to 1 KiB only: what a full disk does, without one.
-    fn on_a_full_disk(s: &Sandbox, arguments: &str) -> Run {
-        let script = format!("trap '' XFSZ; ulimit -f 1; exec \"$0\" {arguments}");
-        let output = Command::new("bash")
-            .args(["-c", &script])
-            .arg(assert_cmd::cargo::cargo_bin!("countdown"))
-            .arg(byte_llama())
-            .current_dir(s.path("."))
-            .env("COUNTDOWN_CACHE", s.path("cache"))
-            .output()
-            .unwrap();
-        Run {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
     #[test]
     fn a_full_disk_leaves_no_half_written_file() {
         let s = Sandbox::new();
@@ -545,11 +527,15 @@ mod streams {
         let before = s.names();
         for name in ["plan", "old"] {
             let line = format!(
-                "calibrate -m \"$1\" --method m-countdown --sparsity 0.7 --text text -o {name}"
+                "calibrate -m MODEL --method m-countdown --sparsity 0.7 --text @text -o @{name}"
             );
-            assert_fails(&on_a_full_disk(&s, &line), 1, name);
+            assert_fails(&s.run_on_a_full_disk(2, &line), 1, name);
         }
-        assert_fails(&on_a_full_disk(&s, "synth tiny -o x.gguf"), 1, "x.gguf");
+        assert_fails(
+            &s.run_on_a_full_disk(2, "synth tiny -o @x.gguf"),
+            1,
+            "x.gguf",
+        );
         assert_eq!(s.names(), before);
         assert_eq!(fs::read(s.path("old")).unwrap(), b"what was there before");
     }
@@ -558,9 +544,9 @@ mod streams {
     fn a_full_disk_under_the_cache_is_a_warning() {
         let s = Sandbox::new();
         s.text();
-        let run = on_a_full_disk(
-            &s,
-            "run -m \"$1\" -p It -n 3 --temp 0 --method cats --sparsity 0.5 --calibration text",
+        let run = s.run_on_a_full_disk(
+            2,
+            "run -m MODEL -p It -n 3 --temp 0 --method cats --sparsity 0.5 --calibration @text",
         );
         assert_eq!(run.code, 0, "{run:?}");
         assert!(run.stderr.contains("warning: cannot write"), "{run:?}");

@@ -55,7 +55,13 @@ fn a_plan_a_report_and_a_chart_and_nothing_else() {
         );
     }
     let svg = fs::read_to_string(s.path("report.svg")).unwrap();
-    assert!(svg.starts_with("<svg") && svg.matches("<g ").count() == 4);
+    // One document that stands by itself: four charts of ten lines together, a mark a layer on each.
+    assert!(svg.starts_with("<svg ") && svg.contains("xmlns=") && !svg.contains("href"));
+    assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
+    assert_eq!(svg.matches("class=\"t\"").count(), 4);
+    assert_eq!(svg.matches("<polyline").count(), 10);
+    assert_eq!(svg.matches("<title>").count(), 10 * layers.len());
+    assert!(svg.contains("low-rank-16 at 0.7: held-out loss") && !svg.contains("NaN"));
 
     let answer = s.run("run -m MODEL --plan @plan -p abc -n 4 --temp 0");
     assert!(answer.stderr.contains("low-rank-16"), "{answer:#?}");
@@ -184,5 +190,77 @@ fn what_makes_no_sense_is_refused_and_leaves_nothing() {
     for (line, code, naming) in cases {
         assert_fails(&s.run(&format!("train -m MODEL {line}")), code, naming);
         assert_eq!(s.names(), ["short", "text"], "{line}");
+    }
+}
+
+/// What a run on a full disk left: nothing but what a later one goes on from.
+#[cfg(unix)]
+#[track_caller]
+fn assert_stopped(s: &Sandbox, run: &Run, naming: &str) {
+    assert_fails(run, 1, &["cannot write", naming, "disk has room"]);
+    assert!(!s.path("p").exists(), "{run:#?}");
+    let state = fs::read_dir(s.path("p.training")).unwrap();
+    for file in state.map(|e| e.unwrap().file_name().into_string().unwrap()) {
+        assert!(
+            file == "run.json" || file.ends_with(".safetensors"),
+            "{file}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_in_the_middle_of_a_layer_loses_no_epoch() {
+    let s = Sandbox::new();
+    s.file("text", &countdown::CALIBRATION_TEXT[..2200]);
+    let line = |output: &str| {
+        format!(
+            "train -m MODEL --predictor low-rank --rank 8 --epochs 24 --batch 512 --sparsity 0.7 -t 2 --text @text -o @{output}"
+        )
+    };
+    s.run(&format!("{} --resume @whole.training", line("whole")))
+        .ok();
+    // The state grows by its losses, some seventy bytes an epoch: it is too large some time after the sixth.
+    let state = fs::metadata(s.path("whole.training/epoch.safetensors")).unwrap();
+    let full = s.run_on_a_full_disk(state.len() / 512 - 1, &line("p"));
+    assert_stopped(&s, &full, "p.training/epoch.safetensors");
+    assert!(s.path("p.training/epoch.safetensors").exists());
+
+    let resumed = s.run(&line("p"));
+    let first = resumed.stderr.split("layer 1 of 4, epoch ").nth(1);
+    let epoch = first.and_then(|rest| rest.split(',').next()).unwrap();
+    assert!(epoch.parse::<u32>().unwrap() > 6, "{resumed:#?}");
+    resumed.ok();
+    assert_eq!(
+        fs::read(s.path("p")).unwrap(),
+        fs::read(s.path("whole")).unwrap()
+    );
+    assert!(!s.path("p.training").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn whatever_a_full_disk_stops_is_done_by_the_next_run() {
+    let s = Sandbox::new();
+    s.file("text", &countdown::CALIBRATION_TEXT[..2200]);
+    let line = |output: &str, more: &str| {
+        format!(
+            "train -m MODEL --predictor low-rank --rank 8 --epochs 0 --sparsity 0.7 -t 2 --text @text -o @{output} {more}"
+        )
+    };
+    s.run(&line("whole", "")).ok();
+    let plan = fs::read(s.path("whole")).unwrap();
+    // The plan has all layers and is the largest file, but for inputs that do not fit memory.
+    for (more, blocks, naming) in [
+        ("", 1, "p.training/"),
+        ("--memory 0.0013", 100, "p.training/inputs"),
+        ("", plan.len() as u64 / 512 - 1, "/p: "),
+    ] {
+        let full = s.run_on_a_full_disk(blocks, &line("p", more));
+        assert_stopped(&s, &full, naming);
+        s.run(&line("p", more)).ok();
+        assert_eq!(fs::read(s.path("p")).unwrap(), plan, "{naming}");
+        assert_eq!(s.names(), ["p", "text", "whole"]);
+        fs::remove_file(s.path("p")).unwrap();
     }
 }

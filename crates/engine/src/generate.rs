@@ -69,7 +69,7 @@ pub struct Timings {
     pub prompt_time: Duration,
     /// Tokens drawn.
     pub tokens: usize,
-    /// One-token steps computed; the first token needs none.
+    /// One-token steps computed; after a prompt the first token needs none.
     pub steps: usize,
     /// Time the steps took, sampling included.
     pub step_time: Duration,
@@ -127,15 +127,52 @@ impl<'a> Generator<'a> {
         let prompt_time = started.elapsed();
         prompt.iter().for_each(|&t| sampler.accept(t));
         let next = sampler.sample(logits)?;
+        let timings = Timings {
+            prompt_tokens: prompt.len(),
+            prompt_computed: prompt.len() - kept.min(prompt.len() - 1),
+            prompt_time,
+            ..Timings::default()
+        };
+        Generator::begin(session, tokenizer, sampler, options, next, timings)
+    }
+
+    /// Feeds `last` behind what the session holds by a one-token step and draws the first token from that: under a plan,
+    /// the first token is predicted under it like those that follow.
+    ///
+    /// # Errors
+    /// Of [`Session::feed`] and of the sampling options.
+    pub(crate) fn after_step(
+        session: &'a mut Session,
+        tokenizer: &'a Tokenizer,
+        last: u32,
+        options: GenerateOptions,
+    ) -> Result<Generator<'a>> {
+        let mut sampler = Sampler::new(options.sampling.clone(), session.model().config.vocab)?;
+        let prompt = session.history().iter().chain([&last]);
+        prompt.for_each(|&t| sampler.accept(t));
+        let started = Instant::now();
+        let logits = session.feed(&[last], Phase::Decode)?;
+        let next = sampler.sample(logits)?;
+        let timings = Timings {
+            prompt_tokens: session.position(),
+            steps: 1,
+            step_time: started.elapsed(),
+            ..Timings::default()
+        };
+        Generator::begin(session, tokenizer, sampler, options, next, timings)
+    }
+
+    fn begin(
+        session: &'a mut Session,
+        tokenizer: &'a Tokenizer,
+        sampler: Sampler,
+        options: GenerateOptions,
+        next: u32,
+        timings: Timings,
+    ) -> Result<Generator<'a>> {
         Ok(Generator {
             text: tokenizer.stream(),
             stop: StopMatcher::new(options.stop.clone())?,
-            timings: Timings {
-                prompt_tokens: prompt.len(),
-                prompt_computed: prompt.len() - kept.min(prompt.len() - 1),
-                prompt_time,
-                ..Timings::default()
-            },
             session,
             tokenizer,
             sampler,
@@ -144,6 +181,7 @@ impl<'a> Generator<'a> {
             unfed: None,
             tokens: Vec::new(),
             finish: None,
+            timings,
         })
     }
 

@@ -79,20 +79,36 @@ impl Bench {
         (rows, records(&results))
     }
 
-    /// log P(continuation | context), each token predicted by a step of its own but for the prompt's.
-    fn naive(&mut self, plan: usize, context: &str, continuation: &str) -> f64 {
-        let bytes = |text: &str| -> Vec<u32> { text.bytes().map(u32::from).collect() };
+    /// Makes all tokens of a text but the last a prompt, and puts a plan in force. Returns the last token.
+    fn begin(&mut self, plan: usize, text: &str) -> u32 {
         let s = &mut self.session;
         s.set_plan(plan.checked_sub(1).map(|i| self.plans[i].clone()))
             .unwrap();
         s.reset();
-        let (mut fed, targets) = (bytes(context), bytes(continuation));
-        let mut next = fed.pop().unwrap();
+        let mut fed = bytes(text);
+        let last = fed.pop().unwrap();
         if !fed.is_empty() {
             s.feed(&fed, Phase::Prompt).unwrap();
         }
+        last
+    }
+
+    /// The most likely character after a text, predicted by a step.
+    fn most_likely(&mut self, plan: usize, text: &str) -> String {
+        let last = self.begin(plan, text);
+        let logits = self.session.feed(&[last], Phase::Decode).unwrap();
+        let most = (0..=255u8).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize]));
+        self.session.set_plan(None).unwrap();
+        self.session.reset();
+        char::from(most.unwrap()).into()
+    }
+
+    /// log P(continuation | context), each token predicted by a step of its own but for the prompt's.
+    fn naive(&mut self, plan: usize, context: &str, continuation: &str) -> f64 {
+        let mut next = self.begin(plan, context);
+        let s = &mut self.session;
         let mut sum = 0.0;
-        for target in targets {
+        for target in bytes(continuation) {
             let logits: Vec<f64> = {
                 let logits = s.feed(&[next], Phase::Decode).unwrap();
                 logits.iter().map(|&x| f64::from(x)).collect()
@@ -105,6 +121,10 @@ impl Bench {
         s.reset();
         sum
     }
+}
+
+fn bytes(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
 }
 
 fn records(results: &Path) -> Vec<Value> {
@@ -459,4 +479,32 @@ fn answers_are_extracted_compared_and_kept() {
         error.to_string().contains("no room for a prompt"),
         "{error}"
     );
+}
+
+#[test]
+fn the_first_token_of_an_answer_is_predicted_under_the_plan() {
+    let mut b = Bench::new();
+    // From a prompt of one token on.
+    let prompts: Vec<&str> = (1..40).map(|n| &SHARED[..n]).collect();
+    let line = |prompt: &&str| json!({"prompt": prompt, "answer": "x", "max_tokens": 1});
+    let lines: Vec<Value> = prompts.iter().map(line).collect();
+    let task = GenerationTask::open(&b.file("task", &lines)).unwrap();
+    let results = b.path("results");
+    let options = GenerationOptions {
+        limit: None,
+        results: Some(results.clone()),
+    };
+    let (s, t) = (&mut b.session, &b.tokenizer);
+    let rows = generation(s, t, &task, &b.plans, &options, |_, _| ()).unwrap();
+    assert!((rows[2].realised - 0.7).abs() < 0.02, "{rows:#?}");
+
+    let answers = |plan: usize| -> Vec<String> {
+        let kept = records(&results).into_iter().filter(|r| r["plan"] == plan);
+        kept.map(|r| r["text"].as_str().unwrap().into()).collect()
+    };
+    for plan in 0..=b.plans.len() {
+        let expected: Vec<String> = prompts.iter().map(|p| b.most_likely(plan, p)).collect();
+        assert_eq!(answers(plan), expected, "plan {plan}");
+    }
+    assert_ne!(answers(1), answers(0), "the plan changes nothing");
 }

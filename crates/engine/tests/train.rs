@@ -3,8 +3,8 @@
 use countdown::{
     DownLayout, Error, Model, Session, SessionOptions, SparsityPlan,
     kernels::DType,
-    sparsity::{Method, PredictorKind},
-    train::{LayerReport, TrainReport, TrainRequest, train},
+    sparsity::{Cut, Method, PredictorKind},
+    train::{LayerReport, Target, TrainReport, TrainRequest, train},
 };
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -159,6 +159,45 @@ fn inputs_in_a_file_change_nothing() {
     request.memory = 1_000_000;
     let other = tempfile::tempdir().unwrap();
     let text = refusal(&request, &tokens, other.path());
+    assert!(text.contains("--memory"), "{text}");
+}
+
+#[test]
+fn labels_by_output_lose_less_of_it_and_take_the_cut_that_counts_norms() {
+    let tokens = prose(4_000);
+    let of = |labels| {
+        let request = TrainRequest {
+            labels,
+            epochs: 1,
+            ..request("d-countdown", PredictorKind::LowRank)
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let trained = run(&request, &tokens, folder.path());
+        (trained, request, folder)
+    };
+    let ((weighted_plan, weighted), ..) = of(Target::Weighted);
+    let ((plan, output), mut request, folder) = of(Target::Output);
+    for (o, w) in output.layers.iter().zip(&weighted.layers) {
+        assert!(o.bound.error < w.bound.error, "{o:?}, weighted {w:?}");
+        assert!((o.bound.sparsity - w.bound.sparsity).abs() < 1e-9);
+        assert!(last(o) < o.chance, "{o:?}");
+    }
+    assert_eq!(plan.provenance.cut, Cut::Neuron);
+    assert_eq!(plan.provenance.cut, weighted_plan.provenance.cut);
+
+    request.labels = Target::Weighted;
+    let text = refusal(&request, &tokens, folder.path());
+    assert!(
+        text.contains("labels is \"output\" there and \"weighted\" here"),
+        "{text}"
+    );
+
+    // What scoring takes is counted: with streams and labels, 1.8 MB for neurons alone and 2.0 MB for the output.
+    (request.memory, request.epochs) = (1_900_000, 0);
+    let [alone, refused] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    run(&request, &tokens, alone.path());
+    request.labels = Target::Output;
+    let text = refusal(&request, &tokens, refused.path());
     assert!(text.contains("--memory"), "{text}");
 }
 

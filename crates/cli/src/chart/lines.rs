@@ -77,6 +77,12 @@ const SAMPLE: f64 = 30.0;
 impl Chart {
     /// The drawing.
     pub(crate) fn svg(&self) -> String {
+        let (height, content) = self.content();
+        drawing(self.size.0, height, &self.title, &content)
+    }
+
+    /// What is drawn, and how high it is with the legend.
+    pub(super) fn content(&self) -> (f64, String) {
         let (width, height) = self.size;
         let [left, right, above, below] = MARGINS;
         let (w, h) = (width - left - right, height - above - below);
@@ -126,7 +132,7 @@ impl Chart {
             let _ = write!(out, "<g transform=\"translate(0 {height})\">{names}</g>");
             full += rows as f64 * LEGEND_LINE + 4.0;
         }
-        drawing(width, full, &self.title, &out)
+        (full, out)
     }
 
     fn drawn(&self, s: &Series, place: impl Fn(&Point) -> (f64, f64)) -> String {

@@ -8,7 +8,7 @@ pub(crate) use axis::{Axis, Scale};
 pub(crate) use bars::{Bar, Bars};
 pub(crate) use lines::{Chart, Legend, Mark, Point, Series, Stroke, Style, legend};
 
-use std::fmt::Display;
+use std::fmt::{Display, Write};
 
 /// Colours that can be told apart, on light and on dark pages.
 const PALETTE: [(&str, &str); 12] = [
@@ -28,10 +28,34 @@ const PALETTE: [(&str, &str); 12] = [
 /// Width of a character of the labels, nearly.
 const CHARACTER: f64 = 6.3;
 
+/// Charts as one document, `columns` side by side, on paper of its own: a file that a browser opens by itself.
+pub(crate) fn document(title: &str, charts: &[Chart], columns: usize) -> String {
+    let mut out = String::from("<rect width=\"100%\" height=\"100%\" fill=\"var(--paper)\"/>");
+    let (mut width, mut height) = (0f64, 0f64);
+    for row in charts.chunks(columns.max(1)) {
+        let (mut x, mut tallest) = (0.0, 0f64);
+        for chart in row {
+            let (h, content) = chart.content();
+            let _ = write!(
+                out,
+                "<g transform=\"translate({x} {height})\">{content}</g>"
+            );
+            x += chart.size.0;
+            tallest = tallest.max(h);
+        }
+        width = width.max(x);
+        height += tallest;
+    }
+    drawing(width, height, title, &out)
+}
+
 /// A drawing of some size; it shrinks with the page.
 fn drawing(width: f64, height: f64, title: &str, content: &str) -> String {
     let [light, dark] = [0, 1].map(|theme| {
-        let ink = ["#222222;--soft:#dddddd", "#dddddd;--soft:#444444"][theme];
+        let ink = [
+            "#222222;--soft:#dddddd;--paper:#ffffff",
+            "#dddddd;--soft:#444444;--paper:#181818",
+        ][theme];
         let colours = PALETTE.iter().enumerate().map(|(i, pair)| {
             let colour = [pair.0, pair.1][theme];
             format!(";--c{i}:{colour}")
@@ -80,4 +104,31 @@ pub(crate) fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_has_every_chart_at_a_place_of_its_own() {
+        let chart = |title: &str| Chart {
+            title: title.into(),
+            x: Axis::new("layer", Scale::Linear),
+            y: Axis::new("", Scale::Linear),
+            series: Vec::new(),
+            size: (300.0, 200.0),
+            legend: Legend::Apart,
+        };
+        let charts = ["a", "b", "c"].map(chart);
+        let svg = document("three & more", &charts, 2);
+        assert!(svg.contains("viewBox=\"0 0 600 400\"") && svg.contains("three &amp; more"));
+        assert_eq!(svg.matches("xmlns").count(), 1);
+        assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
+        for (place, title) in [("0 0", "a"), ("300 0", "b"), ("0 200", "c")] {
+            let panel = format!("<g transform=\"translate({place})\">{}", heading(title));
+            assert!(svg.contains(&panel), "{panel}");
+        }
+        assert!(!document("none", &[], 2).contains("NaN"));
+    }
 }

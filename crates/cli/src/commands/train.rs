@@ -2,12 +2,12 @@
 
 use crate::{
     args::{self, ComputeArgs, FitArgs, ModelArgs, Wish},
+    chart::{self, Axis, Chart, Legend, Mark, Point, Scale, Series, Stroke, Style},
     console::{Console, print},
     failure::{Failure, Result},
     load,
     plans::{CalibrationText, Planner},
     progress::Progress,
-    svg::{self, Chart, Series},
     table::Table,
 };
 use clap::Args;
@@ -84,8 +84,8 @@ struct TrainingArgs {
     /// Tokens a step
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Which neurons count as needed: the largest coefficients, those times what they add to the output, or gates
-    /// [default: the method's best]
+    /// Which neurons count as needed: the largest coefficients, those times what they add to the output, what the output
+    /// loses most by, or gates [default: the method's best]
     #[arg(long, value_name = "WHAT", value_parser = args::targets())]
     labels: Option<Target>,
     /// Memory to use beside the model, in GiB
@@ -169,7 +169,7 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
         countdown::files::atomic_write(path, |out| writeln!(out, "{:#}", json(&plan, &result)))?;
     }
     if let Some(path) = &args.svg {
-        let svg = svg::document(&charts(&result), 2);
+        let svg = chart::document(&subject(&result), &charts(&result), 2);
         countdown::files::atomic_write(path, |out| out.write_all(svg.as_bytes()))?;
     }
     if args.resume.is_none()
@@ -284,53 +284,81 @@ fn json(plan: &SparsityPlan, report: &TrainReport) -> serde_json::Value {
     })
 }
 
-fn charts(report: &TrainReport) -> Vec<Chart> {
-    let series = |name: &str, of: &dyn Fn(&LayerReport) -> f64| Series {
-        name: name.into(),
-        points: report
-            .layers
-            .iter()
-            .map(|l| (l.layer as f64, of(l)))
-            .collect(),
-    };
-    let chart = |title: String, series: Vec<Series>| Chart {
-        title,
-        x_label: "layer".into(),
-        series,
-    };
+/// What was trained, in a few words.
+fn subject(report: &TrainReport) -> String {
     let run = &report.identity;
-    let losses = vec![
-        series("trained", &|l| l.losses[l.best_epoch].held_out),
-        series("start", &|l| l.losses[0].held_out),
-        series("frequencies alone", &|l| l.chance),
+    format!("{} {} at {}", run.method, run.predictor, run.sparsity)
+}
+
+/// What a line of a chart shows of a layer.
+type LayerFigure = fn(&LayerReport) -> f64;
+
+/// Layer by layer: the loss, the selection, and what it loses.
+fn charts(report: &TrainReport) -> Vec<Chart> {
+    const STYLES: [(Stroke, Mark); 3] = [
+        (Stroke::Solid, Mark::Disc),
+        (Stroke::Dashed, Mark::Disc),
+        (Stroke::Dashed, Mark::Square),
     ];
-    let selection = vec![
-        series("recall", &|l| l.quality.recall),
-        series("precision", &|l| l.quality.precision),
-        series("sparsity", &|l| l.quality.sparsity),
-    ];
-    let mass = vec![
-        series(&run.predictor, &|l| l.quality.mass),
-        series("labels themselves", &|l| l.bound.mass),
-    ];
-    let errors = vec![
-        series(&run.predictor, &|l| l.quality.error),
-        series("labels themselves", &|l| l.bound.error),
-    ];
+    let chart = |title: String, figures: &[(&str, LayerFigure)]| {
+        let lines = figures.iter().zip(STYLES).enumerate();
+        let series = lines.map(|(i, ((name, figure), (stroke, mark)))| {
+            let point = |l: &LayerReport| Point {
+                x: l.layer as f64,
+                y: figure(l),
+                note: format!("{name}, layer {}: {:.4}", l.layer, figure(l)),
+            };
+            Series {
+                name: (*name).into(),
+                style: Style {
+                    colour: i + 1,
+                    stroke,
+                    mark,
+                },
+                points: report.layers.iter().map(point).collect(),
+            }
+        });
+        Chart {
+            title,
+            x: Axis::new("layer", Scale::Linear),
+            y: Axis::new("", Scale::Linear),
+            series: series.collect(),
+            size: (440.0, 290.0),
+            legend: Legend::Below,
+        }
+    };
+    let predictor = &report.identity.predictor[..];
     vec![
         chart(
-            format!(
-                "{} {} at {}: held-out loss",
-                run.method, run.predictor, run.sparsity
-            ),
-            losses,
+            format!("{}: held-out loss", subject(report)),
+            &[
+                ("trained", |l| l.losses[l.best_epoch].held_out),
+                ("start", |l| l.losses[0].held_out),
+                ("frequencies alone", |l| l.chance),
+            ],
         ),
         chart(
             "selected of the labelled, and the reverse".into(),
-            selection,
+            &[
+                ("recall", |l| l.quality.recall),
+                ("precision", |l| l.quality.precision),
+                ("sparsity", |l| l.quality.sparsity),
+            ],
         ),
-        chart("share of the sum of |s| kept".into(), mass),
-        chart("output error, relative".into(), errors),
+        chart(
+            "share of the sum of |s| kept".into(),
+            &[
+                (predictor, |l| l.quality.mass),
+                ("labels themselves", |l| l.bound.mass),
+            ],
+        ),
+        chart(
+            "output error, relative".into(),
+            &[
+                (predictor, |l| l.quality.error),
+                ("labels themselves", |l| l.bound.error),
+            ],
+        ),
     ]
 }
 
@@ -365,11 +393,9 @@ fn table(plan: &SparsityPlan, report: &TrainReport, output: &Path) -> String {
     }
     let bytes: usize = report.layers.iter().map(|l| l.bytes).sum();
     format!(
-        "{}\n{} {} at {}: realised {:.3}, {:.1} MB of predictors, written to {}\n",
+        "{}\n{}: realised {:.3}, {:.1} MB of predictors, written to {}\n",
         table.columns(),
-        report.identity.method,
-        report.identity.predictor,
-        report.identity.sparsity,
+        subject(report),
         plan.provenance.realised.unwrap_or(f64::NAN),
         bytes as f64 / 1e6,
         output.display()

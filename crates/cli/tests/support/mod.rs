@@ -63,14 +63,32 @@ impl Sandbox {
             .current_dir(self.folder.path())
             .env("COUNTDOWN_CACHE", self.path("cache"))
             .env_remove("COUNTDOWN_ISA");
-        for word in line.split_whitespace() {
-            match word.strip_prefix('@') {
-                Some(name) => command.arg(self.path(name)),
-                None if word == "MODEL" => command.arg(byte_llama()),
-                None => command.arg(word),
-            };
-        }
+        command.args(self.arguments(line));
         command
+    }
+
+    fn arguments(&self, line: &str) -> Vec<PathBuf> {
+        let argument = |word: &str| match word.strip_prefix('@') {
+            Some(name) => self.path(name),
+            None if word == "MODEL" => byte_llama(),
+            None => word.into(),
+        };
+        line.split_whitespace().map(argument).collect()
+    }
+
+    /// Runs a command whose files may grow to so many blocks of 512 bytes: what a full disk does, without one.
+    #[cfg(unix)]
+    pub(crate) fn run_on_a_full_disk(&self, blocks: u64, line: &str) -> Run {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command
+            .current_dir(self.folder.path())
+            .env("COUNTDOWN_CACHE", self.path("cache"))
+            .env_remove("COUNTDOWN_ISA")
+            .args(["-c", &script])
+            .arg(assert_cmd::cargo::cargo_bin!("countdown"))
+            .args(self.arguments(line));
+        run(&mut command)
     }
 
     pub(crate) fn run(&self, line: &str) -> Run {

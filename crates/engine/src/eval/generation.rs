@@ -241,11 +241,12 @@ fn normalised(answer: &str) -> String {
 /// Lets the model answer every prompt, always with the most likely token, densely and under every plan; dense is the first
 /// row. `progress(done, all)` counts documents times rows. The session is left empty and dense.
 ///
-/// A prompt that leaves too little of the context for its answer loses tokens from the left, as in lm-evaluation-harness.
+/// A prompt is dense but for its last token: that one is a step, so that the answer's first token is predicted under the plan
+/// as all others are. A prompt that leaves too little of the context for its answer loses tokens from the left, as in lm-evaluation-harness.
 ///
 /// # Errors
-/// [`Error::Input`] with the line of a document whose answer alone may fill the context, and for a results file of another
-/// run; plans that do not fit, and whatever running the model or writing results gives.
+/// [`Error::Input`] with the line of a document whose answer alone may fill the context or whose prompt has no tokens, and
+/// for a results file of another run; plans that do not fit, and whatever running the model or writing results gives.
 pub fn generation(
     session: &mut Session,
     tokenizer: &Tokenizer,
@@ -274,7 +275,7 @@ pub fn generation(
         for (i, (plan, sums)) in subjects.iter().zip(&mut sums).enumerate() {
             if journal.get(document.id, i).is_none() {
                 let prompt = prompt(session, tokenizer, task, document)?;
-                journal.add(answer(session, tokenizer, document, &prompt, (i, *plan))?)?;
+                journal.add(answer(session, tokenizer, document, prompt, (i, *plan))?)?;
             }
             if let Some(a) = journal.get(document.id, i) {
                 sums.0 += usize::from(a.right);
@@ -304,13 +305,20 @@ pub fn generation(
         .collect())
 }
 
-/// The tokens of a prompt, as many as leave room for the answer.
+/// The tokens of a prompt.
+struct Prompt {
+    /// All but the last.
+    before: Vec<u32>,
+    last: u32,
+}
+
+/// A document's prompt, as much of it as leaves room for the answer.
 fn prompt(
     session: &Session,
     tokenizer: &Tokenizer,
     task: &GenerationTask,
     document: &Document,
-) -> Result<Vec<u32>> {
+) -> Result<Prompt> {
     let context = session.context();
     let room = context.saturating_sub(document.max_tokens);
     if room == 0 {
@@ -325,19 +333,31 @@ fn prompt(
     let mut tokens: Vec<u32> = opening.into_iter().collect();
     tokens.extend(tokenizer.encode(&document.prompt, Specials::Parse)?);
     tokens.drain(..tokens.len().saturating_sub(room));
-    Ok(tokens)
+    match tokens.pop() {
+        Some(last) => Ok(Prompt {
+            before: tokens,
+            last,
+        }),
+        None => {
+            let remedy = "give a text that the model has tokens for";
+            Err(wrong(
+                &task.path,
+                document.line,
+                "the prompt has no tokens",
+                remedy,
+            ))
+        }
+    }
 }
 
 fn answer(
     session: &mut Session,
     tokenizer: &Tokenizer,
     document: &Document,
-    prompt: &[u32],
+    prompt: Prompt,
     (i, plan): (usize, Option<&Arc<SparsityPlan>>),
 ) -> Result<Answered> {
-    // The generator computes the last token by itself in any case.
-    let given = prompt.len().saturating_sub(1);
-    fill(session, &prompt[..given])?;
+    fill(session, &prompt.before)?;
     session.set_plan(plan.cloned())?;
     let before = Neurons::so_far(session);
     let options = GenerateOptions {
@@ -346,13 +366,13 @@ fn answer(
         sampling: SamplingOptions::greedy(),
         ..GenerateOptions::default()
     };
-    let mut generator = Generator::new(session, tokenizer, prompt, options, |_, _| ())?;
+    let mut generator = Generator::after_step(session, tokenizer, prompt.last, options)?;
     let text: String = generator.by_ref().collect::<Result<_>>()?;
     let tokens = generator.tokens().len();
     drop(generator);
     let neurons = Neurons::so_far(session) - before;
     // Nothing that was computed under a plan is part of another document's prompt.
-    session.truncate(given);
+    session.truncate(prompt.before.len());
     session.set_plan(None)?;
     let answer = document.extract(&text);
     Ok(Answered {

@@ -10,12 +10,20 @@ pub enum Target {
     Magnitude,
     /// |s_i| times the norm of the neuron's column of down: what the neuron adds to the output.
     Weighted,
+    /// What the error of the output grows by without the neuron, given the others that are left out: the largest |s_i| times
+    /// norms are kept, and one step goes from there.
+    Output,
     /// |act(g_i)|, as in DejaVu.
     Gate,
 }
 
 /// Every target by its name.
-pub const TARGETS: [Target; 3] = [Target::Magnitude, Target::Weighted, Target::Gate];
+pub const TARGETS: [Target; 4] = [
+    Target::Magnitude,
+    Target::Weighted,
+    Target::Output,
+    Target::Gate,
+];
 
 impl Target {
     /// Its name on the command line.
@@ -23,24 +31,14 @@ impl Target {
         match self {
             Target::Magnitude => "magnitude",
             Target::Weighted => "weighted",
+            Target::Output => "output",
             Target::Gate => "gate",
         }
     }
 
-    /// Writes the scores of one token's neurons: `gate` is act(W_gate x), all `[inter]`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn scores(self, gate: &[f32], up: &[f32], norms: &[f32], out: &mut [f32]) {
-        assert!(gate.len() == out.len() && up.len() == out.len() && norms.len() == out.len());
-        let factors = gate.iter().zip(up).zip(norms);
-        for (out, ((g, u), n)) in out.iter_mut().zip(factors) {
-            *out = match self {
-                Target::Magnitude => (g * u).abs(),
-                Target::Weighted => (g * u).abs() * n,
-                Target::Gate => g.abs(),
-            };
-        }
+    /// Whether it counts the norms of down's columns, so that a plan's scores should as well.
+    pub(super) fn counts_norms(self) -> bool {
+        matches!(self, Target::Weighted | Target::Output)
     }
 }
 
@@ -76,23 +74,10 @@ impl Labels {
         );
         let start = self.words.len();
         self.words.resize(start + self.words_per_token(), 0);
-        if k == 0 {
-            return;
-        }
-        self.order.clear();
-        self.order.extend_from_slice(scores);
-        let nth = self.inter - k;
-        let (_, &mut cut, above) = self.order.select_nth_unstable_by(nth, f32::total_cmp);
-        // Above the cut all are labelled; at the cut as many as are left.
-        let mut at_cut = k - above.iter().filter(|s| **s > cut).count();
-        for (i, &s) in scores.iter().enumerate() {
-            let tie = s == cut && at_cut > 0;
-            at_cut -= usize::from(tie);
-            if s > cut || tie {
-                self.words[start + i / WORD] |= 1 << (i % WORD);
-                self.counts[i] += 1;
-            }
-        }
+        top(scores, k, &mut self.order, |i| {
+            self.words[start + i / WORD] |= 1 << (i % WORD);
+            self.counts[i] += 1;
+        });
     }
 
     /// Words a token.
@@ -127,6 +112,27 @@ impl Labels {
     }
 }
 
+/// Shows `each` the neurons with the `k` largest scores, in their order; of scores equal to the last one's, the first neurons'.
+/// `order` is memory to work in.
+pub(super) fn top(scores: &[f32], k: usize, order: &mut Vec<f32>, mut each: impl FnMut(usize)) {
+    if k == 0 {
+        return;
+    }
+    order.clear();
+    order.extend_from_slice(scores);
+    let nth = scores.len() - k;
+    let (_, &mut cut, above) = order.select_nth_unstable_by(nth, f32::total_cmp);
+    // Above the cut all are taken; at the cut as many as are left.
+    let mut at_cut = k - above.iter().filter(|s| **s > cut).count();
+    for (i, &s) in scores.iter().enumerate() {
+        let tie = s == cut && at_cut > 0;
+        at_cut -= usize::from(tie);
+        if s > cut || tie {
+            each(i);
+        }
+    }
+}
+
 /// Neuron `i`'s bit of a token's words.
 #[inline]
 pub(super) fn bit(words: &[u32], i: usize) -> bool {
@@ -156,18 +162,6 @@ mod tests {
         assert_eq!(labels.tokens(), 2);
         let f = labels.frequencies();
         assert!(f[0] > f[3] && f[3] > f[5] && f[5] > 0.0);
-    }
-
-    #[test]
-    fn targets_score_what_they_say() {
-        let (gate, up, norms) = ([2.0, -0.5], [-1.0, 3.0], [1.0, 10.0]);
-        let mut out = [0.0; 2];
-        Target::Magnitude.scores(&gate, &up, &norms, &mut out);
-        assert_eq!(out, [2.0, 1.5]);
-        Target::Weighted.scores(&gate, &up, &norms, &mut out);
-        assert_eq!(out, [2.0, 15.0]);
-        Target::Gate.scores(&gate, &up, &norms, &mut out);
-        assert_eq!(out, [2.0, 0.5]);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use super::{
     finish,
     fit::{EpochLoss, Schedule, State, Trainer},
     init::{self, GateAndUp, Sample, Standard},
-    labels::Target,
     layer_data::{LayerData, Spread},
     metrics::{Quality, QualitySums, quantile},
     request::TrainRequest,
@@ -68,9 +67,10 @@ impl Shape {
                 inter,
                 rank,
                 act,
-                weight: match request.labels {
-                    Target::Weighted => data.norms().to_vec(),
-                    Target::Magnitude | Target::Gate => vec![1.0; inter],
+                weight: if request.labels.counts_norms() {
+                    data.norms().to_vec()
+                } else {
+                    vec![1.0; inter]
                 },
                 floor: 0.0,
             }),
@@ -217,7 +217,7 @@ pub(super) fn measure(
     let mut products = Products::new(threads)?;
     let (mut team, kernels) = (team(threads)?, kernels()?);
     let mut estimator = Estimator::default();
-    let weighs = request.labels == Target::Weighted && !predictor.scores_by_value();
+    let weighs = request.labels.counts_norms() && !predictor.scores_by_value();
     let norms = data.norms().to_vec();
     let mut scores = |x: &[f32], out: &mut Vec<f32>| {
         out.resize(x.len() / hidden * inter, 0.0);

@@ -2,8 +2,9 @@
 
 use super::{
     init::Standard,
-    labels::{Labels, Target, needed},
+    labels::Labels,
     samples::Samples,
+    scorer::{BATCH, Scorer},
 };
 use crate::{
     backend::FfnTrace,
@@ -13,9 +14,6 @@ use crate::{
 /// Inputs and labels of one layer: tokens to train on, and tokens that are held out.
 pub struct LayerData {
     layer: usize,
-    target: Target,
-    /// Neurons labelled a token.
-    needed: usize,
     /// Norms of the columns of down, `[inter]`.
     norms: Vec<f32>,
     pub(super) samples: Samples,
@@ -23,7 +21,6 @@ pub struct LayerData {
     /// Sums over training tokens of each input channel and of its square.
     sums: Vec<(f64, f64)>,
     pub(super) held: HeldOut,
-    scores: Vec<f32>,
 }
 
 /// Tokens that nothing is fitted on, with all that measuring takes.
@@ -46,19 +43,10 @@ pub enum Part {
 
 impl LayerData {
     /// No tokens yet of the layer, whose down columns have these norms; inputs will be kept in `samples`.
-    pub fn new(
-        layer: usize,
-        target: Target,
-        sparsity: f64,
-        norms: Vec<f32>,
-        hidden: usize,
-        samples: Samples,
-    ) -> LayerData {
+    pub fn new(layer: usize, norms: Vec<f32>, hidden: usize, samples: Samples) -> LayerData {
         let inter = norms.len();
         LayerData {
             layer,
-            target,
-            needed: needed(inter, sparsity),
             norms,
             samples,
             labels: Labels::new(inter),
@@ -68,39 +56,42 @@ impl LayerData {
                 coefficients: Vec::new(),
                 labels: Labels::new(inter),
             },
-            scores: vec![0.0; inter],
         }
     }
 
-    /// Adds what the FFN saw of some tokens.
+    /// Adds what the FFN saw of some tokens, and the neurons that `scorer` finds they need.
     ///
     /// # Errors
     /// [`Error::NotFinite`] for inputs or coefficients that are no numbers; [`Error::Write`] where the disk is full.
-    pub fn push(&mut self, part: Part, t: &FfnTrace<'_>) -> Result<()> {
-        let hidden = self.sums.len();
-        let rows = t.gate.chunks_exact(t.inter).zip(t.up.chunks_exact(t.inter));
-        for ((gate, up), x) in rows.zip(t.input.chunks_exact(hidden)) {
-            let sum: f32 = gate.iter().zip(up).map(|(g, u)| g * u).sum();
-            if !(sum + x.iter().sum::<f32>()).is_finite() {
-                return Err(Error::NotFinite(format!(
-                    "an activation of layer {}",
-                    self.layer
-                )));
-            }
-            self.target.scores(gate, up, &self.norms, &mut self.scores);
-            match part {
-                Part::Training => {
-                    for ((s, q), x) in self.sums.iter_mut().zip(x) {
-                        *s += f64::from(*x);
-                        *q += f64::from(*x).powi(2);
-                    }
-                    self.labels.push_top(&self.scores, self.needed);
+    pub fn push(&mut self, part: Part, t: &FfnTrace<'_>, scorer: &mut Scorer<'_>) -> Result<()> {
+        let (hidden, needed) = (self.sums.len(), scorer.needed());
+        let batch = BATCH * t.inter;
+        let batches = t.gate.chunks(batch).zip(t.up.chunks(batch));
+        for ((gate, up), input) in batches.zip(t.input.chunks(BATCH * hidden)) {
+            let scores = scorer.scores(gate, up).chunks_exact(t.inter);
+            let rows = gate.chunks_exact(t.inter).zip(up.chunks_exact(t.inter));
+            for ((x, (gate, up)), scores) in input.chunks_exact(hidden).zip(rows).zip(scores) {
+                let coefficients = gate.iter().zip(up).map(|(g, u)| g * u);
+                let sum: f32 = coefficients.clone().sum();
+                if !(sum + x.iter().sum::<f32>()).is_finite() {
+                    return Err(Error::NotFinite(format!(
+                        "an activation of layer {}",
+                        self.layer
+                    )));
                 }
-                Part::HeldOut => {
-                    self.held.x.extend_from_slice(x);
-                    let coefficients = gate.iter().zip(up).map(|(g, u)| g * u);
-                    self.held.coefficients.extend(coefficients);
-                    self.held.labels.push_top(&self.scores, self.needed);
+                match part {
+                    Part::Training => {
+                        for ((s, q), x) in self.sums.iter_mut().zip(x) {
+                            *s += f64::from(*x);
+                            *q += f64::from(*x).powi(2);
+                        }
+                        self.labels.push_top(scores, needed);
+                    }
+                    Part::HeldOut => {
+                        self.held.x.extend_from_slice(x);
+                        self.held.coefficients.extend(coefficients);
+                        self.held.labels.push_top(scores, needed);
+                    }
                 }
             }
         }
@@ -121,10 +112,6 @@ impl LayerData {
     /// Norms of the columns of down, `[inter]`.
     pub fn norms(&self) -> &[f32] {
         &self.norms
-    }
-    /// What labels say.
-    pub fn target(&self) -> Target {
-        self.target
     }
 
     /// The change that gives every channel mean 0 and, if `spread` is [`Spread::Unit`], variance 1 over the training tokens.

@@ -60,8 +60,8 @@ impl TrainRequest {
     pub fn targets(method: &Method) -> &'static [Target] {
         match (method.signal, method.cuts) {
             _ if method.practical == Practical::Computed => &[],
-            (Some(Signal::Product), [Cut::Neuron]) => &[Target::Weighted],
-            (Some(Signal::Product), _) => &[Target::Magnitude, Target::Weighted],
+            (Some(Signal::Product), [Cut::Neuron]) => &[Target::Output, Target::Weighted],
+            (Some(Signal::Product), _) => &[Target::Magnitude, Target::Output, Target::Weighted],
             (Some(Signal::Gate), _) => &[Target::Gate],
             _ => &[],
         }
@@ -69,9 +69,10 @@ impl TrainRequest {
 
     /// How the plan compares what the predictor says: labels that count norms want scores that do.
     pub(super) fn cut(&self) -> Cut {
-        let asked = match self.labels {
-            Target::Weighted => Cut::Neuron,
-            Target::Magnitude | Target::Gate => Cut::Layer,
+        let asked = if self.labels.counts_norms() {
+            Cut::Neuron
+        } else {
+            Cut::Layer
         };
         self.method.cut(Some(asked))
     }

@@ -7,10 +7,12 @@ use super::{
     adamw::Moments,
     fit::{EpochLoss, Schedule, State},
     init::Standard,
+    labels::needed,
     layer::{self, Begin, LayerReport, Shape},
     layer_data::{LayerData, Part},
     request::TrainRequest,
     samples::Samples,
+    scorer::Scorer,
     state,
 };
 use crate::{
@@ -18,7 +20,7 @@ use crate::{
     error::{Error, Result},
     files,
     layerwise::Layerwise,
-    model::{Down, DownLayout, Model},
+    model::{Down, DownLayout, Matrix, Model},
     session::Session,
     sparsity::{CalibrationText, Form, Predictor, PredictorSet, SparsityPlan},
 };
@@ -302,9 +304,7 @@ impl Run<'_> {
         self.tell(layer, 0, None);
         let (request, threads) = (self.request, self.threads);
         let (config, ffn) = (&self.model.config, &self.model.layers[layer].ffn);
-        let Down::Transposed(down) = &ffn.down else {
-            unreachable!("the layout was checked");
-        };
+        let down = down(self.model, layer);
         let seed = request.seed.wrapping_add(layer as u64);
         let mut shape = Shape::new(request, config.act, &data);
         let standard = shape.standard(&data);
@@ -382,16 +382,18 @@ impl Run<'_> {
                 Part::Training
             }
         };
-        let norms = self.norms[layer].clone();
+        let norms = &self.norms[layer];
+        let needed = needed(norms.len(), self.request.sparsity);
+        let (target, down) = (self.request.labels, down(self.model, layer).view());
+        let mut scorer = Scorer::new(target, needed, norms, down, self.threads)?;
         let samples = self.samples(hidden, norms.len())?;
-        let (target, sparsity) = (self.request.labels, self.request.sparsity);
-        let mut data = LayerData::new(layer, target, sparsity, norms, hidden, samples);
+        let mut data = LayerData::new(layer, norms.clone(), hidden, samples);
         let mut failed = Ok(());
         pass.advance(0, None, |window, t| {
             if failed.is_ok()
                 && let Some(t) = calibrate::warm(&t)
             {
-                failed = data.push(part(window), &t);
+                failed = data.push(part(window), &t, &mut scorer);
             }
         })?;
         failed.map(|()| data)
@@ -402,18 +404,19 @@ impl Run<'_> {
         let bytes = |floats: usize| (floats * size_of::<f32>()) as u64;
         let streams = bytes(self.count * hidden);
         let labels = (self.count * inter / 8) as u64;
-        if streams + labels > self.request.memory {
+        let rest = labels + bytes(Scorer::floats(self.request.labels, hidden, inter));
+        if streams + rest > self.request.memory {
             return Err(Error::Input {
                 cause: format!(
                     "the residual streams and labels of {} tokens take {:.1} GiB, and {:.1} may be used",
                     self.count,
-                    gibibytes(streams + labels),
+                    gibibytes(streams + rest),
                     gibibytes(self.request.memory)
                 ),
                 remedy: "allow more (--memory) or give a shorter text".into(),
             });
         }
-        if 2 * streams + labels <= self.request.memory {
+        if 2 * streams + rest <= self.request.memory {
             return Ok(Samples::in_memory(hidden, self.count));
         }
         Samples::in_file(hidden, &self.folder.join("inputs"))
@@ -436,8 +439,7 @@ impl Run<'_> {
         let hidden = self.model.config.hidden;
         let norms = self.norms[layer].clone();
         let samples = Samples::in_memory(hidden, 0);
-        let (target, sparsity) = (self.request.labels, self.request.sparsity);
-        let data = LayerData::new(layer, target, sparsity, norms, hidden, samples);
+        let data = LayerData::new(layer, norms, hidden, samples);
         let shape = Shape::new(self.request, self.model.config.act, &data);
         let parameters = saved.take("parameters", shape.student().parameters());
         let (mean, factor) = (saved.take("mean", hidden), saved.take("factor", hidden));
@@ -487,6 +489,14 @@ impl Run<'_> {
                 ),
             }),
         }
+    }
+}
+
+/// The transposed down projection of a layer; [`train`] has checked the layout.
+fn down(model: &Model, layer: usize) -> &Matrix {
+    match &model.layers[layer].ffn.down {
+        Down::Transposed(down) => down,
+        _ => unreachable!("the layout was checked"),
     }
 }
 

@@ -62,6 +62,12 @@ impl Products {
         matmul_transposed(team, self.kernels, w, x, n, out, gemm);
     }
 
+    /// `out[t] = w x[t]` for packed weights `w` `[inter, hidden]`: the product of `x` with every row.
+    pub(super) fn times_packed_transposed(&mut self, x: &[f32], w: MatRef<'_>, out: &mut [f32]) {
+        let (team, gemm) = (&mut self.team, &mut self.gemm);
+        matmul(team, self.kernels, w, x, x.len() / w.cols(), out, gemm);
+    }
+
     /// `out[t] = m[t] w` for packed weights `w` `[inter, hidden]`: the FFN's last product.
     pub(crate) fn times_packed(&mut self, x: &[f32], w: MatRef<'_>, out: &mut [f32]) {
         let (team, gemm) = (&mut self.team, &mut self.gemm);

@@ -54,14 +54,6 @@ pub(crate) trait Format {
     fn pack(x: &[f32], block: &mut [u8]);
 }
 
-/// A format of 32 evenly spaced levels' worth of elements under one scale, which may be any number.
-trait Fitted: Format {
-    const LEVELS: fit::Levels;
-
-    /// Stores the scale `d` and, of every element, the level nearest to it.
-    fn put(d: f32, x: &[f32; 32], block: &mut [u8]);
-}
-
 /// Evaluates `$body` with `$F` standing for the format of `$dtype`.
 macro_rules! with_format {
     ($dtype:expr, $F:ident => $body:expr) => {
@@ -96,34 +88,6 @@ pub fn unpack_row(dtype: DType, row: &[u8], out: &mut [f32]) {
 pub fn pack_row(dtype: DType, row: &[f32], out: &mut [u8]) {
     check("pack_row", dtype, out.len(), row.len());
     with_format!(dtype, F => pack_blocks::<F>(row, out));
-}
-
-/// Packs as [`pack_row`] does, but chooses the scale of each block to minimise the sum of
-/// `importance[j] * (row[j] - q[j])^2`, `q` being what is stored.
-///
-/// `importance` is one number for each element, not negative: for weights, the mean square of the activation that each
-/// meets. Only proportions within a block count; a block without importance is packed as if all were equal.
-///
-/// # Panics
-/// If `out` or `importance` is not as long as `row.len()` elements of `dtype`, or `dtype` is not one of
-/// `Q4_0`, `Q3_0` and `Q2_0`.
-pub fn pack_row_weighted(dtype: DType, row: &[f32], importance: &[f32], out: &mut [u8]) {
-    check("pack_row_weighted", dtype, out.len(), row.len());
-    assert_eq!(row.len(), importance.len(), "pack_row_weighted: importance");
-    match dtype {
-        DType::Q4_0 => pack_fitted::<Q4_0>(row, importance, out),
-        DType::Q3_0 => pack_fitted::<Q3_0>(row, importance, out),
-        DType::Q2_0 => pack_fitted::<Q2_0>(row, importance, out),
-        other => panic!("pack_row_weighted: {other} blocks have no scale to fit"),
-    }
-}
-
-fn pack_fitted<F: Fitted>(row: &[f32], importance: &[f32], out: &mut [u8]) {
-    let (x, _) = row.as_chunks();
-    let (importance, _) = importance.as_chunks();
-    for ((x, w), block) in x.iter().zip(importance).zip(out.chunks_exact_mut(F::BYTES)) {
-        F::put(fit::scale(F::LEVELS, x, w), x, block);
-    }
 }
 
 fn check(what: &str, dtype: DType, bytes: usize, len: usize) {

@@ -9,10 +9,12 @@
 //! The same bits of the bytes of eight blocks, side by side in a vector, are 64 levels, and every four of its bytes are
 //! of one block.
 
-use super::{Fitted, Format, fit, half_at, put_half};
+use super::{Format, fit, half_at, put_half};
 use crate::dtype::DType;
 
 pub(crate) struct Q2_0;
+
+const LEVELS: fit::Levels = fit::Levels { max: 3, zero: 1.5 };
 
 impl Format for Q2_0 {
     const DTYPE: DType = DType::Q2_0;
@@ -26,16 +28,8 @@ impl Format for Q2_0 {
     }
 
     fn pack(x: &[f32], block: &mut [u8]) {
-        super::pack_fitted::<Q2_0>(x, &[1.0; 32], block);
-    }
-}
-
-impl Fitted for Q2_0 {
-    const LEVELS: fit::Levels = fit::Levels { max: 3, zero: 1.5 };
-
-    fn put(d: f32, x: &[f32; 32], block: &mut [u8]) {
-        let d = put_half(block, 0, d);
-        put_levels(&mut block[2..10], Self::LEVELS.nearest(d, x));
+        let d = put_half(block, 0, LEVELS.scale(x));
+        put_levels(&mut block[2..10], LEVELS.nearest(d, x));
     }
 }
 

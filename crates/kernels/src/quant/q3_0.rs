@@ -19,12 +19,14 @@
 //! weights a tenth of the squared error, since the sign of the scale chooses the side.
 
 use super::{
-    Fitted, Format, fit, half_at, put_half,
+    Format, fit, half_at, put_half,
     q2_0::{levels, put_levels},
 };
 use crate::dtype::DType;
 
 pub(crate) struct Q3_0;
+
+const LEVELS: fit::Levels = fit::Levels { max: 7, zero: 4.0 };
 
 impl Format for Q3_0 {
     const DTYPE: DType = DType::Q3_0;
@@ -41,16 +43,8 @@ impl Format for Q3_0 {
     }
 
     fn pack(x: &[f32], block: &mut [u8]) {
-        super::pack_fitted::<Q3_0>(x, &[1.0; 32], block);
-    }
-}
-
-impl Fitted for Q3_0 {
-    const LEVELS: fit::Levels = fit::Levels { max: 7, zero: 4.0 };
-
-    fn put(d: f32, x: &[f32; 32], block: &mut [u8]) {
-        let d = put_half(block, 0, d);
-        let q = Self::LEVELS.nearest(d, x);
+        let d = put_half(block, 0, LEVELS.scale(x));
+        let q = LEVELS.nearest(d, x);
         put_levels(&mut block[2..10], q);
         block[10..14].fill(0);
         for (j, q) in q.into_iter().enumerate() {

@@ -7,7 +7,7 @@
 //!                                                     w = d * (q - 8)
 //! ```
 
-use super::{Fitted, Format, extreme, fit, half_at, inverse, level, put_half};
+use super::{Format, extreme, half_at, inverse, level, put_half};
 use crate::dtype::DType;
 
 pub(crate) struct Q4_0;
@@ -30,16 +30,6 @@ impl Format for Q4_0 {
         let d = put_half(block, 0, extreme(x) / -8.0);
         let inv = inverse(d);
         put_levels(&mut block[2..18], |i| level(x[i] * inv + 8.0, 15));
-    }
-}
-
-impl Fitted for Q4_0 {
-    const LEVELS: fit::Levels = fit::Levels { max: 15, zero: 8.0 };
-
-    fn put(d: f32, x: &[f32; 32], block: &mut [u8]) {
-        let d = put_half(block, 0, d);
-        let q = Self::LEVELS.nearest(d, x);
-        put_levels(&mut block[2..18], |i| q[i]);
     }
 }
 

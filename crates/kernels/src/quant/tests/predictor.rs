@@ -118,8 +118,8 @@ fn only_q8_0_has_planes() {
     split_q8_0(MatRef::new(DType::Q4_0, 1, 32, &[0; 18]).unwrap());
 }
 
-/// Normal numbers and importances that vary a hundredfold, by blocks.
-fn samples(blocks: usize) -> (Vec<[f32; 32]>, Vec<[f32; 32]>) {
+/// Normal numbers, by blocks.
+fn samples(blocks: usize) -> Vec<[f32; 32]> {
     let mut state = 1u64;
     let mut uniform = move || {
         state = state
@@ -128,33 +128,26 @@ fn samples(blocks: usize) -> (Vec<[f32; 32]>, Vec<[f32; 32]>) {
         ((state >> 40) as f32 + 0.5) / (1u64 << 24) as f32
     };
     let mut normal = || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
-    let x = (0..blocks)
+    (0..blocks)
         .map(|_| std::array::from_fn(|_| normal()))
-        .collect();
-    let w = (0..blocks)
-        .map(|_| std::array::from_fn(|_| 10f32.powf(normal().clamp(-1.5, 1.5))))
-        .collect();
-    (x, w)
+        .collect()
 }
 
-fn error(x: &[f32; 32], w: &[f32; 32], stored: &[f32; 32]) -> f64 {
-    (0..32)
-        .map(|j| f64::from(w[j]) * f64::from(x[j] - stored[j]).powi(2))
-        .sum()
+fn error(x: &[f32; 32], stored: &[f32; 32]) -> f64 {
+    let pairs = x.iter().zip(stored);
+    pairs.map(|(x, s)| f64::from(x - s).powi(2)).sum()
 }
 
-fn stored(dtype: DType, pack: impl Fn(&mut [u8])) -> [f32; 32] {
-    let mut block = vec![0; dtype.block_bytes()];
-    pack(&mut block);
+/// The error of a packed block.
+fn packed_error(dtype: DType, x: &[f32; 32]) -> f64 {
     let mut out = [f32::NAN; 32];
-    unpack_row(dtype, &block, &mut out);
-    out
+    unpack_row(dtype, &reference::packed(dtype, x), &mut out);
+    error(x, &out)
 }
 
 /// The least error of any of many scales, each of either sign.
-fn least(dtype: DType, x: &[f32; 32], w: &[f32; 32]) -> f64 {
+fn least(dtype: DType, x: &[f32; 32]) -> f64 {
     let (max, zero) = match dtype {
-        DType::Q4_0 => (15.0, 8.0),
         DType::Q3_0 => (7.0, 4.0),
         _ => (3.0, 1.5),
     };
@@ -163,89 +156,33 @@ fn least(dtype: DType, x: &[f32; 32], w: &[f32; 32]) -> f64 {
         .flat_map(|i| [i, -i])
         .map(|i| {
             let d = most * 2.0 * i as f32 / 500.0 / zero;
-            let q = x.map(|v| d * ((v / d + zero).round().clamp(0.0, max) - zero));
-            error(x, w, &q)
+            error(
+                x,
+                &x.map(|v| d * ((v / d + zero).round().clamp(0.0, max) - zero)),
+            )
         })
         .fold(f64::INFINITY, f64::min)
 }
 
 #[test]
 fn fitted_scales_lose_as_little_as_any() {
-    let (x, w) = samples(150);
-    let even = [1.0; 32];
-    for dtype in [DType::Q4_0, DType::Q3_0, DType::Q2_0] {
-        for weighted in [false, true] {
-            let (mut got, mut best, mut unweighted) = (0.0, 0.0, 0.0);
-            for (x, w) in x.iter().zip(&w) {
-                let w = if weighted { w } else { &even };
-                let fitted = stored(dtype, |b| pack_row_weighted(dtype, x, w, b));
-                got += error(x, w, &fitted);
-                best += least(dtype, x, w);
-                unweighted += error(x, w, &stored(dtype, |b| pack_row(dtype, x, b)));
-            }
-            assert!(got <= 1.01 * best, "{dtype}: {got} for {best}");
-            if weighted || dtype == DType::Q4_0 {
-                assert!(
-                    got < 0.95 * unweighted,
-                    "{dtype}: {got}, plain {unweighted}"
-                );
-            } else {
-                assert_eq!(got, unweighted, "{dtype}");
-            }
+    for dtype in [DType::Q3_0, DType::Q2_0] {
+        let (mut got, mut best) = (0.0, 0.0);
+        for x in samples(150) {
+            got += packed_error(dtype, &x);
+            best += least(dtype, &x);
         }
+        assert!(got <= 1.01 * best, "{dtype}: {got} for {best}");
     }
 }
 
 #[test]
 fn on_normal_weights_fitted_scales_beat_the_best_quantiser_of_one_scale() {
-    let (x, w) = samples(400);
+    let x = samples(400);
     // Squared errors of the best uniform quantisers of a normal variable (Max, 1960).
-    for (dtype, one_scale) in [
-        (DType::Q4_0, 0.01154),
-        (DType::Q3_0, 0.03744),
-        (DType::Q2_0, 0.1188),
-    ] {
-        let even = [1.0; 32];
-        let total: f64 = x
-            .iter()
-            .map(|x| {
-                error(
-                    x,
-                    &even,
-                    &stored(dtype, |b| pack_row_weighted(dtype, x, &even, b)),
-                )
-            })
-            .sum();
-        let mean = total / (32 * w.len()) as f64;
+    for (dtype, one_scale) in [(DType::Q3_0, 0.03744), (DType::Q2_0, 0.1188)] {
+        let total: f64 = x.iter().map(|x| packed_error(dtype, x)).sum();
+        let mean = total / (32 * x.len()) as f64;
         assert!(mean < 0.95 * one_scale, "{dtype}: {mean}");
     }
-}
-
-#[test]
-fn importance_counts_in_proportion_and_none_at_all_as_equal() {
-    let (x, w) = samples(8);
-    let outlier = {
-        let mut x = x[0];
-        x[7] = 60.0;
-        x
-    };
-    let unimportant = std::array::from_fn(|j| if j == 7 { 0.0 } else { 1.0 });
-    for dtype in [DType::Q4_0, DType::Q3_0, DType::Q2_0] {
-        let pack =
-            |x: &[f32; 32], w: &[f32; 32]| stored(dtype, |b| pack_row_weighted(dtype, x, w, b));
-        for (x, w) in x.iter().zip(&w) {
-            assert_eq!(pack(x, w), pack(x, &w.map(|w| w * 1e-20)), "{dtype}");
-            assert_eq!(pack(x, &[0.0; 32]), pack(x, &[1.0; 32]), "{dtype}");
-        }
-        // What does not matter takes no levels from what does.
-        let (with, without) = (pack(&outlier, &unimportant), pack(&outlier, &[1.0; 32]));
-        let loss = |q| error(&outlier, &unimportant, q);
-        assert!(loss(&with) < 0.2 * loss(&without), "{dtype}");
-    }
-}
-
-#[test]
-#[should_panic(expected = "T2 blocks have no scale to fit")]
-fn formats_without_a_scale_to_fit_are_refused() {
-    pack_row_weighted(DType::T2, &[0.0; 32], &[1.0; 32], &mut [0; 8]);
 }
