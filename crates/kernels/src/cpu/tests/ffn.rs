@@ -44,12 +44,7 @@ fn sums(down: &Mat, rows: &[u32], coef: &[f32]) -> Vec<(f64, f64)> {
 #[should_panic(expected = "row 101 of 101")]
 fn a_row_beyond_the_neurons_is_refused() {
     let mats = matrices(DType::F32);
-    let w = SparseFfn {
-        gate: mats[0].get(),
-        up: mats[1].get(),
-        down: mats[2].get(),
-        act: Act::Silu,
-    };
+    let w = ffn(&mats, Act::Silu);
     let (k, mut team) = (Kernels::best(), Team::new(1).unwrap());
     let x = input(k, &noise(44, HIDDEN));
     let mut work = FfnWork::new(INTER, HIDDEN);
@@ -67,12 +62,7 @@ fn check(
     signal: &[f32],
     spared: [bool; 2],
 ) {
-    let w = SparseFfn {
-        gate: mats[0].get(),
-        up: mats[1].get(),
-        down: mats[2].get(),
-        act,
-    };
+    let w = ffn(mats, act);
     let x = input(k, &noise(44, HIDDEN));
     let [_, _, product] = products(k, &w, &x);
     let positive: Vec<f32> = noise(45, INTER).iter().map(|v| v.abs()).collect();
@@ -134,6 +124,17 @@ fn check(
     }
 }
 
+/// The FFN whose gate, up and down these are.
+fn ffn(mats: &[Mat; 3], act: Act) -> SparseFfn<'_> {
+    let [gate, up, down] = mats.each_ref().map(Mat::get);
+    SparseFfn {
+        gate,
+        up,
+        down,
+        act,
+    }
+}
+
 fn matrices(dtype: DType) -> [Mat; 3] {
     [1, 2, 3].map(|s| Mat::new(dtype, INTER, HIDDEN, 40 + s))
 }
@@ -143,12 +144,7 @@ fn a_sparse_ffn_is_the_formula_on_the_rows_it_keeps_for_every_team() {
     for k in Kernels::available() {
         for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q5_0] {
             let mats = matrices(dtype);
-            let w = SparseFfn {
-                gate: mats[0].get(),
-                up: mats[1].get(),
-                down: mats[2].get(),
-                act: Act::Silu,
-            };
+            let w = ffn(&mats, Act::Silu);
             let x = input(k, &noise(44, HIDDEN));
             let [gate, up, _] = products(k, &w, &x);
             check(k, &mats, w.act, Decider::Gate, &gate, [false, true]);
@@ -206,12 +202,7 @@ fn an_estimate_decides_by_its_own_matrices_and_reads_all_three_only_where_kept()
 fn planes_decide_by_the_high_ones_and_read_the_low_ones_only_where_kept() {
     for k in Kernels::available() {
         let mats = matrices(DType::Q8_0);
-        let w = SparseFfn {
-            gate: mats[0].get(),
-            up: mats[1].get(),
-            down: mats[2].get(),
-            act: Act::Silu,
-        };
+        let w = ffn(&mats, Act::Silu);
         let plane = |dtype, data| Mat {
             dtype,
             rows: INTER,
