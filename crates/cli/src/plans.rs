@@ -10,6 +10,7 @@ use crate::{
 use countdown::{
     DownLayout, Fit, Model, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
     formats::Checkpoint,
+    measure_realised,
     sparsity::{PredictorKind, PredictorSet, Signal},
     tokenizer::Tokenizer,
 };
@@ -152,7 +153,8 @@ impl Planner<'_> {
             ));
         }
         let mut can_save = true;
-        let fitted = self.fit(&requests, text)?.into_iter().zip(&requests);
+        let fitted = self.fit_and_measure(&requests, text)?;
+        let fitted = fitted.into_iter().zip(&requests);
         let empty = plans.iter_mut().zip(wishes).filter(|(p, _)| p.is_none());
         for ((plan, wish), (new, request)) in empty.zip(fitted) {
             if let Some(file) = file(wish).filter(|_| can_save && request.needs_text())
@@ -200,7 +202,27 @@ impl Planner<'_> {
         wishes.iter().map(request).collect()
     }
 
-    /// Fits plans, whatever the cache holds.
+    /// Fits plans, whatever the cache holds, and measures what they realise on the text.
+    pub(crate) fn fit_and_measure(
+        &self,
+        requests: &[PlanRequest],
+        text: &CalibrationText,
+    ) -> Result<Vec<SparsityPlan>> {
+        let mut plans = self.fit(requests, text)?;
+        if !plans.is_empty() {
+            let bar = Progress::bar(self.console, "measuring what is skipped");
+            measure_realised(
+                &mut self.calibration_session()?,
+                &self.calibration_tokens(requests, text)?,
+                load::opening(self.tokenizer),
+                &mut plans,
+                |done, all| bar.update(done, all),
+            )?;
+        }
+        Ok(plans)
+    }
+
+    /// Fits plans, whatever the cache holds. What they realise is not measured.
     pub(crate) fn fit(
         &self,
         requests: &[PlanRequest],
@@ -209,29 +231,37 @@ impl Planner<'_> {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let tokens = if requests.iter().any(PlanRequest::needs_text) {
-            load::text_tokens(self.tokenizer, &text.text)?
-        } else {
-            Vec::new()
-        };
-        // A session of its own: the user's may be too short to see how the model behaves in the middle of a text.
-        let mut session = Session::new(
-            self.model.clone(),
-            &SessionOptions {
-                context: Some(CALIBRATION_CONTEXT.min(self.model.config.context)),
-                threads: Some(self.threads),
-                ..SessionOptions::default()
-            },
-        )?;
         let bar = Progress::bar(self.console, "calibrating");
-        let opening = load::opening(self.tokenizer);
         Ok(calibrate(
-            &mut session,
-            &tokens,
-            opening,
+            &mut self.calibration_session()?,
+            &self.calibration_tokens(requests, text)?,
+            load::opening(self.tokenizer),
             requests,
             |done, all| bar.update(done, all),
         )?)
+    }
+
+    /// None where no request needs any.
+    fn calibration_tokens(
+        &self,
+        requests: &[PlanRequest],
+        text: &CalibrationText,
+    ) -> Result<Vec<u32>> {
+        if requests.iter().any(PlanRequest::needs_text) {
+            load::text_tokens(self.tokenizer, &text.text)
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    /// One of its own: the user's may be too short to see how the model behaves in the middle of a text.
+    fn calibration_session(&self) -> Result<Session> {
+        let options = SessionOptions {
+            context: Some(CALIBRATION_CONTEXT.min(self.model.config.context)),
+            threads: Some(self.threads),
+            ..SessionOptions::default()
+        };
+        Ok(Session::new(self.model.clone(), &options)?)
     }
 
     fn cached(&self, wish: &Wish, file: &Path) -> Option<Arc<SparsityPlan>> {

@@ -24,7 +24,9 @@ pub mod tokenizer;
 pub mod train;
 
 pub use backend::{FfnTrace, Observer, Phase};
-pub use calibrate::{Allocation, Fit, Inputs, PlanRequest, Threshold, calibrate, down_norms};
+pub use calibrate::{
+    Allocation, Fit, Inputs, PlanRequest, Threshold, calibrate, down_norms, measure_realised,
+};
 pub use countdown_kernels as kernels;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Generator};

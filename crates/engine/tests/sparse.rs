@@ -4,6 +4,7 @@ use countdown::{
     Allocation, DownLayout, Fit, Inputs, Model, Phase, PlanRequest, Session, SessionOptions,
     SparsityPlan, Threshold, calibrate,
     kernels::DType,
+    measure_realised,
     sparsity::{
         Cut, Form, Keep, METHODS, Method, Outer, Predictor, PredictorKind, Rule, Score, Signal,
     },
@@ -290,7 +291,12 @@ fn every_way_to_fit_meets_its_target() {
         assert!(last <= done && done <= all);
         last = done;
     });
-    for (plan, (threshold, ..)) in plans.unwrap().into_iter().zip(ways) {
+    let mut plans = plans.unwrap();
+    measure_realised(&mut s, fitted, None, &mut plans, |done, all| {
+        assert!(done <= all);
+    })
+    .unwrap();
+    for (plan, (threshold, ..)) in plans.into_iter().zip(ways) {
         if let Some(targets) = &plan.provenance.layer_targets {
             let mean = targets.iter().sum::<f64>() / targets.len() as f64;
             assert!((mean - 0.7).abs() < 0.01, "{targets:?}");

@@ -90,7 +90,7 @@ pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
         None => planner.requests(&wishes)?,
         Some(path) => predicted_by(&*planner.open(path)?, args.method, &wishes)?,
     };
-    let plans = planner.fit(&requests, &text)?;
+    let plans = planner.fit_and_measure(&requests, &text)?;
     for (plan, path) in plans.iter().zip(&outputs) {
         plan.save(path)?;
     }

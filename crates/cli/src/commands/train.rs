@@ -193,7 +193,7 @@ fn copy(args: &TrainArgs, planner: &Planner<'_>, text: &CalibrationText) -> Resu
     );
     let requests = planner.requests(&[wish])?;
     let mut line = String::new();
-    for plan in planner.fit(&requests, text)? {
+    for plan in planner.fit_and_measure(&requests, text)? {
         plan.save(&args.output)?;
         let p = &plan.provenance;
         let _ = writeln!(

@@ -33,9 +33,8 @@ const LEAST_TOKENS: usize = 512;
 /// Windows fed under each plan to learn what it realises.
 const CHECKED_WINDOWS: usize = 4;
 
-/// Fits all requested plans on `tokens`, which are cut into windows, each opened by `bos` if there is one; then feeds some
-/// of the windows under each practical plan to learn what it realises. `progress(done, all)` counts tokens. The session
-/// is left empty and dense.
+/// Fits all requested plans on `tokens`, which are cut into windows, each opened by `bos` if there is one. What the plans realise
+/// is not known yet: see [`measure_realised`]. `progress(done, all)` counts tokens. The session is left empty and dense.
 ///
 /// # Errors
 /// [`Error::Input`] for a request that cannot be or a text that is too short, and whatever running the model gives.
@@ -175,11 +174,6 @@ impl Calibration<'_> {
         if request.fit.inputs == Inputs::Sequential {
             plan.rules = sequential::rules(self, request, &targets)?;
         }
-        let checked = self.windows.len().div_ceil(2).min(CHECKED_WINDOWS);
-        self.session.set_plan(Some(Arc::new(plan.clone())))?;
-        let realised = realise(self.session, &self.windows[..checked], &mut self.work);
-        self.session.set_plan(None)?;
-        plan.provenance.realised = Some(realised?);
         Ok(plan)
     }
 }
@@ -243,11 +237,10 @@ impl<'a> Work<'a> {
         windows: &[Vec<u32>],
         report: &'a mut dyn FnMut(usize, usize),
     ) -> Work<'a> {
-        let checked = windows.len().div_ceil(2).min(CHECKED_WINDOWS);
         let of_plan = |r: &PlanRequest| match (r.form, r.fit.allocation, r.fit.inputs) {
             (Form::Ideal, ..) => 0,
             (Form::Practical, allocation, inputs) => {
-                let mut tokens = count(&windows[..checked]);
+                let mut tokens = 0;
                 if allocation == Allocation::Distortion {
                     tokens += allocate::tokens(model, windows);
                 }
@@ -316,15 +309,38 @@ pub(crate) fn observe(
     Ok(())
 }
 
-/// The share of neurons that the plan in force skips in these windows, whose first tokens are a prompt.
-fn realise(session: &mut Session, windows: &[Vec<u32>], work: &mut Work<'_>) -> Result<f64> {
-    session.reset();
-    for window in windows {
-        session.truncate(0);
-        let (prompt, rest) = window.split_at(WARM_UP.min(window.len() / 2));
-        session.trace(prompt, Phase::Prompt, &mut |_| ())?;
-        session.trace(rest, Phase::Decode, &mut |_| ())?;
-        work.advance(window.len());
+/// Feeds some of the windows that [`calibrate`] cuts `tokens` into under each practical plan, and notes what it realises: the share of
+/// neurons skipped by all tokens but a window's first ones, which are a prompt. `progress(done, all)` counts tokens. The session is left
+/// empty and dense.
+///
+/// # Errors
+/// Whatever running the model under a plan gives.
+pub fn measure_realised(
+    session: &mut Session,
+    tokens: &[u32],
+    bos: Option<u32>,
+    plans: &mut [SparsityPlan],
+    mut progress: impl FnMut(usize, usize),
+) -> Result<()> {
+    let windows = windows(session, tokens, bos);
+    let windows = &windows[..windows.len().div_ceil(2).min(CHECKED_WINDOWS)];
+    let measured = |p: &&mut SparsityPlan| p.provenance.form == Form::Practical;
+    let all = plans.iter_mut().filter(measured).count() * count(windows);
+    let mut done = 0;
+    for plan in plans.iter_mut().filter(measured) {
+        session.set_plan(Some(Arc::new(plan.clone())))?;
+        session.reset();
+        for window in windows {
+            session.truncate(0);
+            let (prompt, rest) = window.split_at(WARM_UP.min(window.len() / 2));
+            session.trace(prompt, Phase::Prompt, &mut |_| ())?;
+            session.trace(rest, Phase::Decode, &mut |_| ())?;
+            done += window.len();
+            progress(done, all);
+        }
+        plan.provenance.realised = Some(session.stats().realised_sparsity());
     }
-    Ok(session.stats().realised_sparsity())
+    session.set_plan(None)?;
+    session.reset();
+    Ok(())
 }

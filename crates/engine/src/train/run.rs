@@ -16,7 +16,7 @@ use super::{
     state,
 };
 use crate::{
-    calibrate::{self, PlanRequest, calibrate, down_norms},
+    calibrate::{self, PlanRequest, calibrate, down_norms, measure_realised},
     error::{Error, Result},
     files,
     layerwise::Layerwise,
@@ -154,7 +154,8 @@ pub fn train(
         fit: request.fit,
     };
     let some = &tokens[..tokens.len().min(CALIBRATED)];
-    let plans = calibrate(session, some, bos, &[plan_request], |_, _| ())?;
+    let mut plans = calibrate(session, some, bos, &[plan_request], |_, _| ())?;
+    measure_realised(session, some, bos, &mut plans, |_, _| ())?;
     let plan = plans
         .into_iter()
         .next()
