@@ -8,7 +8,7 @@ use crate::{
     progress::Progress,
 };
 use countdown::{
-    DownLayout, Fit, Model, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
+    DownLayout, Fit, Model, Packing, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
     formats::Checkpoint,
     measure_realised,
     sparsity::{PredictorKind, PredictorSet, Signal},
@@ -47,16 +47,41 @@ pub(crate) fn session(
     let options = args
         .context
         .session_options(&args.compute, model.config.context);
-    let mut session = Session::new(model.clone(), &options)?;
     let planner = Planner {
         console,
         model: &model,
         tokenizer,
         threads,
     };
-    session.set_plan(planner.plan(choice, args.plan.calibration.as_deref())?)?;
+    let plan = planner.plan(choice, args.plan.calibration.as_deref())?;
+    let packing = plan.as_deref().map_or(Packing::Apart, Packing::of);
+    let model = Arc::unwrap_or_clone(model).packed(packing);
+    let mut session = Session::new(Arc::new(model), &options)?;
+    session.set_plan(plan)?;
     load::announce(console, &session, options.cache_dtype);
     Ok(session)
+}
+
+/// The model in every packing that suits one of the plans, and which of these each plan is to run on.
+pub(crate) fn packed(
+    model: &Arc<Model>,
+    plans: &[Arc<SparsityPlan>],
+) -> (Vec<Arc<Model>>, Vec<usize>) {
+    let mut packings: Vec<Packing> = Vec::new();
+    let mut place = |plan: &Arc<SparsityPlan>| {
+        let packing = Packing::of(plan);
+        let place = packings.iter().position(|p| *p == packing);
+        place.unwrap_or_else(|| {
+            packings.push(packing);
+            packings.len() - 1
+        })
+    };
+    let places = plans.iter().map(&mut place).collect();
+    let model = |&packing: &Packing| match packing {
+        Packing::Apart => model.clone(),
+        other => Arc::new(Model::clone(model).packed(other)),
+    };
+    (packings.iter().map(model).collect(), places)
 }
 
 /// The text that plans are fitted on.

@@ -13,6 +13,7 @@ pub mod formats;
 pub mod generate;
 mod layerwise;
 pub mod model;
+mod packing;
 pub mod sampler;
 mod savings;
 pub mod session;
@@ -32,6 +33,7 @@ pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Generator};
 pub use layerwise::Layerwise;
 pub use model::{DownLayout, Model};
+pub use packing::Packing;
 pub use session::{Session, SessionOptions, Stats};
 pub use sparsity::SparsityPlan;
 

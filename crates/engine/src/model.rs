@@ -18,6 +18,8 @@ pub struct Matrix {
     dtype: DType,
     rows: usize,
     cols: usize,
+    /// Bytes from one row to the next.
+    stride: usize,
     data: Bytes,
 }
 
@@ -27,18 +29,34 @@ impl Matrix {
     /// # Errors
     /// [`ShapeError`] where the lengths do not fit.
     pub fn new(dtype: DType, rows: usize, cols: usize, data: Bytes) -> Result<Matrix, ShapeError> {
-        MatRef::new(dtype, rows, cols, &data)?;
+        let stride = MatRef::new(dtype, rows, cols, &data)?.row_bytes();
+        Matrix::strided(dtype, rows, cols, stride, data)
+    }
+
+    /// Rows that begin `stride` bytes after one another; what lies between them belongs to other matrices.
+    ///
+    /// # Errors
+    /// [`ShapeError`] where the lengths do not fit.
+    pub fn strided(
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        stride: usize,
+        data: Bytes,
+    ) -> Result<Matrix, ShapeError> {
+        MatRef::strided(dtype, rows, cols, stride, &data)?;
         Ok(Matrix {
             dtype,
             rows,
             cols,
+            stride,
             data,
         })
     }
 
     /// The matrix as kernels take it.
     pub fn view(&self) -> MatRef<'_> {
-        MatRef::new(self.dtype, self.rows, self.cols, &self.data)
+        MatRef::strided(self.dtype, self.rows, self.cols, self.stride, &self.data)
             .expect("lengths were checked when the matrix was made")
     }
     /// A copy with every element of some rows set to `value`. For experiments and tests: what does a row do?
@@ -49,7 +67,7 @@ impl Matrix {
         let bytes = self.view().row_bytes();
         let mut data = self.data.to_vec();
         for &r in rows {
-            let row = &mut data[r * bytes..(r + 1) * bytes];
+            let row = &mut data[r * self.stride..][..bytes];
             quant::pack_row(self.dtype, &vec![value; self.cols], row);
         }
         Matrix {
@@ -71,7 +89,7 @@ impl Matrix {
     }
     /// Bytes of all rows.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        self.rows * self.view().row_bytes()
     }
 }
 
@@ -142,8 +160,8 @@ pub struct Layer {
     pub post_ffn_norm: Option<Vec<f32>>,
 }
 
-/// All weights of a model.
-#[derive(Debug)]
+/// All weights of a model. A clone shares their memory.
+#[derive(Clone, Debug)]
 pub struct Model {
     /// Shape and constants.
     pub config: Config,

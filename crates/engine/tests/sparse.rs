@@ -1,8 +1,8 @@
 //! Sparse decoding against dense: the same sums with neurons left out, and nothing else.
 
 use countdown::{
-    Allocation, DownLayout, Fit, Inputs, Model, Phase, PlanRequest, Session, SessionOptions,
-    SparsityPlan, Threshold, calibrate,
+    Allocation, DownLayout, Fit, Inputs, Model, Packing, Phase, PlanRequest, Session,
+    SessionOptions, SparsityPlan, Threshold, calibrate,
     kernels::DType,
     measure_realised,
     sparsity::{
@@ -105,6 +105,55 @@ fn results_do_not_depend_on_the_number_of_threads() {
     }
 }
 
+#[test]
+fn results_do_not_depend_on_how_neurons_are_packed() {
+    for name in MODELS {
+        let m = model(name);
+        let tokens = tokens(20);
+        let mut plans = vec![None];
+        for signal in [Signal::Gate, Signal::Up] {
+            plans.push(Some(plan_of(&m, signal, |_| Keep::Above(0.1))));
+        }
+        if m.config.hidden.is_multiple_of(32) {
+            let copy3 = PredictorKind::by_name("copy3").unwrap();
+            let request = by_copy(&m, "d-countdown", copy3, Form::Practical, 0.5);
+            let fitted = calibrate(
+                &mut session(&m, 2),
+                &self::tokens(600),
+                None,
+                &[request],
+                |_, _| (),
+            );
+            plans.push(Some(Arc::new(fitted.unwrap().remove(0))));
+        }
+        let run = |m: &Arc<Model>, plan: &Option<Arc<SparsityPlan>>| {
+            let mut s = session(m, 2);
+            s.set_plan(plan.clone()).unwrap();
+            let mut logits = steps(&mut s, &tokens);
+            s.reset();
+            s.score(&tokens, Phase::Prompt, |_, row| logits.push(row.to_vec()))
+                .unwrap();
+            logits
+        };
+        let apart: Vec<_> = plans.iter().map(|plan| run(&m, plan)).collect();
+        for packing in [Packing::UpDown, Packing::GateDown, Packing::GateUpDown] {
+            let packed = Arc::new(Model::clone(&m).packed(packing));
+            assert_eq!(packed.bytes_per_token(), m.bytes_per_token());
+            for (plan, apart) in plans.iter().zip(&apart) {
+                assert_eq!(&run(&packed, plan), apart, "{name} {packing:?}");
+            }
+        }
+        let suited = |plan: &Option<Arc<SparsityPlan>>| plan.as_ref().map(|p| Packing::of(p));
+        let all = [Packing::UpDown, Packing::GateDown, Packing::GateUpDown];
+        assert!(
+            plans[1..]
+                .iter()
+                .map(suited)
+                .eq(all[..plans.len() - 1].iter().map(|p| Some(*p)))
+        );
+    }
+}
+
 /// Largest difference between two runs, relative to the largest logit.
 fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     let (mut worst, mut largest) = (0f32, 0f32);
@@ -192,9 +241,12 @@ fn neurons_that_are_skipped_are_never_read() {
     if let countdown::model::Down::Transposed(down) = &mut ffn.down {
         *down = down.with_rows_replaced(&victims, f32::NAN);
     }
-    let mut s = session(&Arc::new(poisoned), 2);
-    s.set_plan(Some(plan)).unwrap();
-    assert_eq!(steps(&mut s, &tokens), clean);
+    let packing = Packing::of(&plan);
+    for poisoned in [poisoned.clone(), poisoned.packed(packing)] {
+        let mut s = session(&Arc::new(poisoned), 2);
+        s.set_plan(Some(plan.clone())).unwrap();
+        assert_eq!(steps(&mut s, &tokens), clean);
+    }
 }
 
 fn request(method: &str, cut: Cut, form: Form, sparsity: f64) -> PlanRequest {

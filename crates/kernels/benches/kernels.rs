@@ -68,6 +68,21 @@ impl Weights {
         at.map(|at| self.at(at))
     }
 
+    fn next_three_beside(&mut self) -> [MatRef<'_>; 3] {
+        let mut at = self.advance();
+        if at + 3 * self.bytes > self.data.len() {
+            self.next = 0;
+            at = self.advance();
+        }
+        self.next = (at + 3 * self.bytes) % self.data.len();
+        let row = self.bytes / self.rows;
+        [0, 1, 2].map(|i| {
+            let data = &self.data[at + i * row..][..3 * (self.bytes - row) + row];
+            MatRef::strided(self.dtype, self.rows, self.cols, 3 * row, data)
+                .expect("the length is that of the shape")
+        })
+    }
+
     fn advance(&mut self) -> usize {
         let at = self.next;
         self.next = (at + self.bytes) % self.data.len();
@@ -183,30 +198,46 @@ fn axpy_kept(c: &mut Criterion) {
 /// Gate, up and down of the neurons kept, from three matrices.
 fn ffn_kept(c: &mut Criterion) {
     every_case(c, "ffn_kept", |group, k, weights| {
-        let rows = kept(weights.rows);
-        group.throughput(Throughput::BytesDecimal(
-            (3 * weights.bytes / weights.rows * rows.len()) as u64,
-        ));
-        let x = input(k, weights.cols);
-        let mut work = FfnWork::new(weights.rows, weights.cols);
-        let mut y = vec![0.0; weights.cols];
-        for threads in THREADS {
-            let mut team = Team::new(threads).expect("threads");
-            group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
-                b.iter(|| {
-                    let [gate, up, down] = weights.next_three();
-                    let act = Act::Silu;
-                    let ffn = SparseFfn {
-                        gate,
-                        up,
-                        down,
-                        act,
-                    };
-                    sparse_ffn_rows(&mut team, k, &ffn, &rows, &x, &mut work, &mut y);
-                });
-            });
-        }
+        kept_neurons(group, k, weights, Weights::next_three);
     });
+}
+
+/// The same with a neuron's three rows side by side.
+fn ffn_kept_beside(c: &mut Criterion) {
+    every_case(c, "ffn_kept_beside", |group, k, weights| {
+        kept_neurons(group, k, weights, Weights::next_three_beside);
+    });
+}
+
+fn kept_neurons(
+    group: &mut BenchmarkGroup<WallTime>,
+    k: &'static Kernels,
+    weights: &mut Weights,
+    next: impl for<'a> Fn(&'a mut Weights) -> [MatRef<'a>; 3],
+) {
+    let rows = kept(weights.rows);
+    group.throughput(Throughput::BytesDecimal(
+        (3 * weights.bytes / weights.rows * rows.len()) as u64,
+    ));
+    let x = input(k, weights.cols);
+    let mut work = FfnWork::new(weights.rows, weights.cols);
+    let mut y = vec![0.0; weights.cols];
+    for threads in THREADS {
+        let mut team = Team::new(threads).expect("threads");
+        group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
+            b.iter(|| {
+                let [gate, up, down] = next(weights);
+                let act = Act::Silu;
+                let ffn = SparseFfn {
+                    gate,
+                    up,
+                    down,
+                    act,
+                };
+                sparse_ffn_rows(&mut team, k, &ffn, &rows, &x, &mut work, &mut y);
+            });
+        });
+    }
 }
 
 /// Prefill of 128 tokens; elements are multiply-adds.
@@ -239,5 +270,14 @@ fn prefill(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, read, dot, dot_kept, axpy_kept, ffn_kept, prefill);
+criterion_group!(
+    benches,
+    read,
+    dot,
+    dot_kept,
+    axpy_kept,
+    ffn_kept,
+    ffn_kept_beside,
+    prefill
+);
 criterion_main!(benches);

@@ -16,4 +16,4 @@ pub mod reference;
 
 pub use bytes::Bytes;
 pub use dtype::DType;
-pub use matrix::{MatRef, ShapeError};
+pub use matrix::{MatRef, ShapeError, interleave};

@@ -5,7 +5,7 @@ use crate::{
     console::{Console, json, print},
     failure::{Failure, Result},
     load, machine,
-    plans::{CalibrationText, Planner},
+    plans::{CalibrationText, Planner, packed},
     progress::Progress,
     table::{self, Table, csv_line},
 };
@@ -120,10 +120,10 @@ struct Row {
 
 /// What is measured against what.
 struct Contest {
-    /// The model as stored, where dense takes part.
-    dense: Option<Arc<Model>>,
-    /// The model with transposed down projections and its plans, where there are any.
-    sparse: Option<(Arc<Model>, Vec<Arc<SparsityPlan>>)>,
+    /// A session each: the model as stored, where dense takes part, and the model in every packing that suits a plan.
+    models: Vec<Arc<Model>>,
+    /// Dense first, where it takes part.
+    variants: Vec<Variant>,
 }
 
 pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
@@ -142,41 +142,46 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
     };
     let most = thread_counts.iter().copied().max().unwrap_or(1);
     let open = |layout| load::model(console, &checkpoint, layout, most);
-    let contest = Contest {
-        dense: has_dense.then(|| open(DownLayout::Stored)).transpose()?,
-        sparse: if has_plans {
-            let model = open(DownLayout::Transposed)?;
-            let planner = Planner {
-                console,
-                model: &model,
-                tokenizer: &tokenizer,
-                threads: most,
-            };
-            let mut plans = Vec::new();
-            for path in &args.sweep.plan {
-                plans.push(planner.open(path)?);
-            }
-            if !wishes.is_empty() {
-                let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
-                plans.extend(planner.cached_or_fitted(&wishes, &text)?);
-            }
-            Some((model, plans))
-        } else {
-            None
-        },
+    let mut contest = Contest {
+        models: Vec::new(),
+        variants: Vec::new(),
     };
+    if has_dense {
+        contest.models.push(open(DownLayout::Stored)?);
+        contest.variants.push(Variant {
+            session: 0,
+            plan: None,
+        });
+    }
+    let mut plans = Vec::new();
+    if has_plans {
+        let model = open(DownLayout::Transposed)?;
+        let planner = Planner {
+            console,
+            model: &model,
+            tokenizer: &tokenizer,
+            threads: most,
+        };
+        for path in &args.sweep.plan {
+            plans.push(planner.open(path)?);
+        }
+        if !wishes.is_empty() {
+            let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
+            plans.extend(planner.cached_or_fitted(&wishes, &text)?);
+        }
+        contest.add(&model, &plans);
+    }
     let mut rows = Vec::new();
     for (i, &threads) in thread_counts.iter().enumerate() {
-        let (mut sessions, variants) = contest.sessions(args, &loads, threads)?;
+        let mut sessions = contest.sessions(args, &loads, threads)?;
         if i == 0
             && let Some(session) = sessions.first()
         {
-            let plans = contest.sparse.as_ref().map_or(&[][..], |(_, plans)| plans);
-            load::announce_with(console, session, CACHE, &load::count(plans));
+            load::announce_with(console, session, CACHE, &load::count(&plans));
         }
         for &load in &loads {
             let variants = match load {
-                Load::Steps { .. } => variants.clone(),
+                Load::Steps { .. } => contest.variants.clone(),
                 Load::Prompt(_) => contest.prompt_variants(),
             };
             let started = machine::utc_now();
@@ -259,53 +264,39 @@ fn name(load: Load) -> String {
 }
 
 impl Contest {
-    /// A session for each model, dense first, and all variants.
-    fn sessions(
-        &self,
-        args: &BenchArgs,
-        loads: &[Load],
-        threads: usize,
-    ) -> Result<(Vec<Session>, Vec<Variant>)> {
+    /// Adds plans, each to run on the model in the packing that suits it.
+    fn add(&mut self, model: &Arc<Model>, plans: &[Arc<SparsityPlan>]) {
+        let (models, places) = packed(model, plans);
+        let before = self.models.len();
+        let variant = |(plan, place): (&Arc<SparsityPlan>, usize)| Variant {
+            session: before + place,
+            plan: Some(plan.clone()),
+        };
+        self.variants.extend(plans.iter().zip(places).map(variant));
+        self.models.extend(models);
+    }
+
+    /// A session for each model.
+    fn sessions(&self, args: &BenchArgs, loads: &[Load], threads: usize) -> Result<Vec<Session>> {
         let options = SessionOptions {
             context: loads.iter().map(|&l| positions(l)).max(),
             threads: Some(threads),
             batch: args.batch_size,
             cache_dtype: CACHE,
         };
-        let (mut sessions, mut variants) = (Vec::new(), Vec::new());
-        if let Some(model) = &self.dense {
-            variants.push(Variant {
-                session: 0,
-                plan: None,
-            });
-            sessions.push(Session::new(model.clone(), &options)?);
-        }
-        if let Some((model, plans)) = &self.sparse {
-            let session = sessions.len();
-            variants.extend(plans.iter().map(|p| Variant {
-                session,
-                plan: Some(p.clone()),
-            }));
-            sessions.push(Session::new(model.clone(), &options)?);
-        }
-        Ok((sessions, variants))
+        let session = |m: &Arc<Model>| Ok(Session::new(m.clone(), &options)?);
+        self.models.iter().map(session).collect()
     }
 
-    /// Prompts are dense whatever the plan, but for the layout of the weights: one variant a model.
+    /// Prompts are dense whatever the plan, but for how down lies in memory; the packing of its rows does not matter to them.
     fn prompt_variants(&self) -> Vec<Variant> {
-        let models = usize::from(self.dense.is_some()) + usize::from(self.sparse.is_some());
-        (0..models)
+        let layouts = 1 + usize::from(self.variants[0].plan.is_none());
+        (0..self.models.len().min(layouts))
             .map(|session| Variant {
                 session,
                 plan: None,
             })
             .collect()
-    }
-
-    /// The models in the order of their sessions.
-    fn model_of(&self, session: usize) -> Option<&Arc<Model>> {
-        let sparse = self.sparse.as_ref().map(|(m, _)| m);
-        self.dense.iter().chain(sparse).nth(session)
     }
 
     fn rows(
@@ -318,18 +309,19 @@ impl Contest {
         results: &[BenchResult],
     ) -> Vec<Row> {
         // Dense is the first variant where it takes part.
-        let dense = self.dense.as_ref().and(results.first());
+        let has_dense = self.variants.first().is_some_and(|v| v.plan.is_none());
+        let dense = results.first().filter(|_| has_dense);
         let (n_prompt, n_gen, n_depth) = match load {
             Load::Prompt(n) => (n, 0, 0),
             Load::Steps { tokens, depth } => (0, tokens, depth),
         };
         let row = |(variant, result): (&Variant, &BenchResult)| {
-            let model = self.model_of(variant.session)?;
+            let model = &self.models[variant.session];
             let from = variant.plan.as_ref().map(|p| &p.provenance);
             let (avg_ts, stddev_ts) = result.mean_and_deviation();
             let (avg_ns, stddev_ns) = mean_and_deviation(&result.samples_ns);
             let bytes = result.bytes_per_token;
-            Some(Row {
+            Row {
                 build_commit: env!("COUNTDOWN_COMMIT"),
                 cpu_info: machine::cpu(),
                 backends: "CPU".into(),
@@ -367,9 +359,9 @@ impl Contest {
                 bytes_ceiling: dense
                     .filter(|_| bytes > 0.0)
                     .map(|d| d.bytes_per_token / bytes),
-            })
+            }
         };
-        variants.iter().zip(results).filter_map(row).collect()
+        variants.iter().zip(results).map(row).collect()
     }
 }
 

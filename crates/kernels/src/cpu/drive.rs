@@ -49,7 +49,8 @@ pub(super) fn dot_with_rest<const R: usize, const N: usize, X, A: Copy>(
     sum: impl Fn(A) -> f32,
 ) {
     let row = |j| m.row(row_of(rows, j));
-    let (part, last) = (out.len() / R, out.len().saturating_sub(1));
+    let part = out.len() / R;
+    let last = rows.map_or(0, |rows| rows.len().saturating_sub(1));
     // Together: how far the R rows are apart, and how far it is from one R to the next.
     let (apart, onwards) = match rows {
         None => (part, 1),
@@ -135,7 +136,7 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S: Copy, Y>(
     let row = |j: usize| &m.row(row_of(rows, j))[part.clone()];
     let rest = coef.len() / ROWS * ROWS;
     let (together, alone) = coef.split_at(rest);
-    let last = coef.len().saturating_sub(1);
+    let last = rows.map_or(coef.len(), <[u32]>::len).saturating_sub(1);
     for (j, c) in together.as_chunks::<ROWS>().0.iter().enumerate() {
         let w: [&[u8]; ROWS] = std::array::from_fn(|r| row(j * ROWS + r));
         let next = std::array::from_fn(|r| row((j * ROWS + ROWS + r).min(last)));

@@ -5,7 +5,8 @@ use crate::matrix::MatRef;
 use std::ops::Range;
 
 /// The matrices of a gated FFN, `y = down^T (act(gate x) * (up x))`. All three are `[inter, hidden]`: a neuron is
-/// one row of each.
+/// one row of each. Rows that are read only for the neurons kept are read fastest where a neuron's lie beside each other, gate before
+/// up before down ([`MatRef::strided`]): memory is quick in runs of two thousand bytes and more.
 #[derive(Clone, Copy)]
 pub struct SparseFfn<'a> {
     /// Gate, `[inter, hidden]`.
@@ -152,6 +153,10 @@ fn piece_of(inter: usize) -> usize {
     inter.div_ceil(PIECES).max(1).next_multiple_of(ROWS)
 }
 
+/// Neurons whose gate, up and down are read before the next ones': few enough that rows which lie beside each other in memory
+/// (see [`SparseFfn`]) are read as one run, and so many that starting a product does not count.
+const TOGETHER: usize = 8;
+
 /// Memory for sparse FFN calls.
 pub struct FfnWork {
     hidden: usize,
@@ -167,6 +172,19 @@ pub struct FfnWork {
     sums: Vec<f32>,
 }
 
+/// The part of the memory that a piece has to itself.
+struct Piece<'a> {
+    /// Its neurons.
+    range: Range<usize>,
+    signal: &'a mut [f32],
+    other: &'a mut [f32],
+    high: [&'a mut [f32]; 2],
+    rows: &'a mut [u32],
+    count: &'a mut usize,
+    /// Zeros at first.
+    sum: &'a mut [f32],
+}
+
 impl FfnWork {
     /// Memory for FFNs of up to `inter` neurons and `hidden` outputs; calls allocate nothing.
     pub fn new(inter: usize, hidden: usize) -> FfnWork {
@@ -179,6 +197,49 @@ impl FfnWork {
             counts: [0; PIECES],
             sums: vec![0.0; PIECES * hidden],
         }
+    }
+
+    /// Runs `f` for each piece of `inter` neurons on whichever thread is free, and adds the pieces' sums in their order to `y`.
+    fn each_piece(
+        &mut self,
+        team: &mut Team,
+        inter: usize,
+        y: &mut [f32],
+        f: impl Fn(Piece<'_>) + Sync,
+    ) {
+        let (piece, hidden) = (piece_of(inter), y.len());
+        let pieces = inter.div_ceil(piece);
+        let [gate_high, up_high] = &mut self.high;
+        let (gate_high, up_high) = (Disjoint::new(gate_high), Disjoint::new(up_high));
+        let signal = Disjoint::new(&mut self.signal);
+        let other = Disjoint::new(&mut self.other);
+        let rows = Disjoint::new(&mut self.rows);
+        let counts = Disjoint::new(&mut self.counts);
+        let sums = Disjoint::new(&mut self.sums);
+        team.for_each(pieces, |p| {
+            let range = p * piece..((p + 1) * piece).min(inter);
+            // SAFETY: the ranges of different pieces do not overlap, and each piece runs once.
+            let piece = unsafe {
+                Piece {
+                    signal: signal.slice(range.clone()),
+                    other: other.slice(range.clone()),
+                    high: [gate_high.slice(range.clone()), up_high.slice(range.clone())],
+                    rows: rows.slice(range.clone()),
+                    count: &mut counts.slice(p..p + 1)[0],
+                    sum: sums.slice(p * hidden..(p + 1) * hidden),
+                    range,
+                }
+            };
+            piece.sum.fill(0.0);
+            f(piece);
+        });
+        let sums = &self.sums[..pieces * hidden];
+        team.split(y, SUMMED, |at, y| {
+            y.fill(0.0);
+            for sum in sums.chunks_exact(hidden) {
+                y.iter_mut().zip(&sum[at..]).for_each(|(y, s)| *y += s);
+            }
+        });
     }
 
     /// The neurons that the last call, of `inter` neurons, kept, ascending, and their coefficients `act(gate x) * (up x)`.
@@ -228,28 +289,16 @@ pub fn sparse_ffn(
         }
         Decider::Gate | Decider::Up => {}
     }
-    let (piece, hidden) = (piece_of(inter), y.len());
-    let pieces = inter.div_ceil(piece);
-    let signal = Disjoint::new(&mut work.signal[..inter]);
-    let other = Disjoint::new(&mut work.other[..inter]);
-    let [gate_high, up_high] = &mut work.high;
-    let gate_high = Disjoint::new(&mut gate_high[..inter]);
-    let up_high = Disjoint::new(&mut up_high[..inter]);
-    let rows = Disjoint::new(&mut work.rows[..inter]);
-    let counts = Disjoint::new(&mut work.counts[..pieces]);
-    let sums = Disjoint::new(&mut work.sums[..pieces * hidden]);
-    team.for_each(pieces, |p| {
-        let range = p * piece..((p + 1) * piece).min(inter);
-        // SAFETY: here and below: the ranges of different pieces do not overlap, and each piece runs once.
-        let signal = unsafe { signal.slice(range.clone()) };
-        // SAFETY: as above.
-        let rows = unsafe { rows.slice(range.clone()) };
-        // SAFETY: as above.
-        let other = unsafe { other.slice(range.clone()) };
-        // SAFETY: as above.
-        let count = unsafe { &mut counts.slice(p..p + 1)[0] };
-        // SAFETY: as above.
-        let mut high = unsafe { [gate_high.slice(range.clone()), up_high.slice(range.clone())] };
+    work.each_piece(team, inter, y, |piece| {
+        let Piece {
+            range,
+            signal,
+            other,
+            mut high,
+            rows,
+            count,
+            sum,
+        } = piece;
         match &decide {
             Decider::Gate => {
                 k.dot_rows(w.gate.rows_range(range.clone()), x, signal);
@@ -271,59 +320,55 @@ pub fn sparse_ffn(
         *count = k.select_above(signal, score, tau, range.start as u32, rows);
         let rows = &rows[..*count];
         let coef = &mut other[..*count];
-        let known = |i: u32| signal[i as usize - range.start];
-        match decide {
+        let of = |all: &[f32], i: u32| all[i as usize - range.start];
+        sum_kept(k, w.down, rows, coef, sum, |at, rows, coef| match decide {
             Decider::Gate => {
                 k.dot_list(w.up, rows, x, coef);
-                coef.iter_mut().zip(rows).for_each(|(c, &i)| *c *= known(i));
+                let known = rows.iter().map(|&i| of(signal, i));
+                coef.iter_mut().zip(known).for_each(|(c, s)| *c *= s);
             }
             Decider::Up => {
                 k.dot_list(w.gate, rows, x, coef);
                 k.act(w.act, coef);
-                coef.iter_mut().zip(rows).for_each(|(c, &i)| *c *= known(i));
+                let known = rows.iter().map(|&i| of(signal, i));
+                coef.iter_mut().zip(known).for_each(|(c, s)| *c *= s);
             }
-            Decider::Estimate(..) => {
-                // The estimates have done their work.
-                let gate = &mut signal[..*count];
-                exact(k, w, rows, x, gate, coef);
-            }
+            // The estimates have done their work.
+            Decider::Estimate(..) => exact(k, w, rows, x, &mut signal[at..][..coef.len()], coef),
             Decider::Planes(p) => {
-                let gate = &mut signal[..*count];
-                for ((m, high), out) in p.low.iter().zip(high).zip([&mut *gate, &mut *coef]) {
+                let gate = &mut signal[at..][..coef.len()];
+                for ((m, high), out) in p.low.iter().zip(&high).zip([&mut *gate, &mut *coef]) {
                     k.dot_list(*m, rows, x, out);
-                    let known = |i: u32| high[i as usize - range.start];
-                    out.iter_mut().zip(rows).for_each(|(o, &i)| *o += known(i));
+                    let known = rows.iter().map(|&i| of(high, i));
+                    out.iter_mut().zip(known).for_each(|(o, h)| *o += h);
                 }
                 k.act(w.act, gate);
                 coef.iter_mut().zip(gate).for_each(|(c, g)| *c *= *g);
             }
-        }
-        // SAFETY: as above.
-        let sum = unsafe { sums.slice(p * hidden..(p + 1) * hidden) };
-        sum_rows(k, w.down, rows, coef, sum);
+        });
     });
-    add_up(team, &work.sums[..pieces * hidden], y);
+    let pieces = inter.div_ceil(piece_of(inter));
     work.counts[..pieces].iter().sum()
 }
 
-/// The sum of a piece's rows of `down`.
-fn sum_rows(k: &Kernels, down: MatRef, rows: &[u32], coef: &[f32], sum: &mut [f32]) {
-    sum.fill(0.0);
-    k.axpy_list(down, rows, coef, 0..sum.len(), sum);
+/// Adds the rows of `down` to `sum`, some neurons at a time, scaled by coefficients that `coefficients(at, rows, coef)` computes: those
+/// of the neurons from place `at` on, as many as `coef` has elements. The rows behind them are to come next.
+fn sum_kept(
+    k: &Kernels,
+    down: MatRef,
+    rows: &[u32],
+    coef: &mut [f32],
+    sum: &mut [f32],
+    mut coefficients: impl FnMut(usize, &[u32], &mut [f32]),
+) {
+    for (n, coef) in coef.chunks_mut(TOGETHER).enumerate() {
+        let at = n * TOGETHER;
+        coefficients(at, &rows[at..], coef);
+        k.axpy_list(down, &rows[at..], coef, 0..sum.len(), sum);
+    }
 }
 
-/// `y` = the pieces' `sums`, `[pieces, hidden]`, added in their order.
-fn add_up(team: &mut Team, sums: &[f32], y: &mut [f32]) {
-    let hidden = y.len();
-    team.split(y, SUMMED, |at, y| {
-        y.fill(0.0);
-        for sum in sums.chunks_exact(hidden) {
-            y.iter_mut().zip(&sum[at..]).for_each(|(y, s)| *y += s);
-        }
-    });
-}
-
-/// The coefficients of `rows`; `gate` is as long as `coef`.
+/// The coefficients of the first of `rows`; `gate` is as long as `coef`.
 fn exact(k: &Kernels, w: &SparseFfn, rows: &[u32], x: &Input, gate: &mut [f32], coef: &mut [f32]) {
     k.dot_list(w.gate, rows, x, gate);
     k.dot_list(w.up, rows, x, coef);
@@ -346,38 +391,23 @@ pub fn sparse_ffn_rows(
     y: &mut [f32],
 ) {
     let inter = check(w, work, y);
-    let (piece, hidden) = (piece_of(inter), y.len());
-    let pieces = inter.div_ceil(piece);
-    let gate = Disjoint::new(&mut work.signal[..inter]);
-    let coef = Disjoint::new(&mut work.other[..inter]);
-    let kept = Disjoint::new(&mut work.rows[..inter]);
-    let counts = Disjoint::new(&mut work.counts[..pieces]);
-    let sums = Disjoint::new(&mut work.sums[..pieces * hidden]);
-    team.for_each(pieces, |p| {
-        let range = p * piece..((p + 1) * piece).min(inter);
+    work.each_piece(team, inter, y, |piece| {
         let before = |end: usize| rows.partition_point(|&r| (r as usize) < end);
         // The last piece takes what lies beyond all, to be refused.
-        let end = if p + 1 == pieces {
+        let end = if piece.range.end == inter {
             rows.len()
         } else {
-            before(range.end)
+            before(piece.range.end)
         };
-        let rows = &rows[before(range.start)..end];
-        assert!(rows.len() <= range.len(), "sparse_ffn: rows");
-        let range = range.start..range.start + rows.len();
-        // SAFETY: here and below: a piece has no more rows than neurons, by the assertion; the neurons of different pieces do
-        // not overlap, and each piece runs once.
-        let (gate, coef) = unsafe { (gate.slice(range.clone()), coef.slice(range.clone())) };
-        // SAFETY: as above.
-        unsafe { kept.slice(range) }.copy_from_slice(rows);
-        // SAFETY: as above.
-        unsafe { counts.slice(p..p + 1)[0] = rows.len() };
-        exact(k, w, rows, x, gate, coef);
-        // SAFETY: as above.
-        let sum = unsafe { sums.slice(p * hidden..(p + 1) * hidden) };
-        sum_rows(k, w.down, rows, coef, sum);
+        let rows = &rows[before(piece.range.start)..end];
+        assert!(rows.len() <= piece.range.len(), "sparse_ffn: rows");
+        piece.rows[..rows.len()].copy_from_slice(rows);
+        *piece.count = rows.len();
+        let coef = &mut piece.other[..rows.len()];
+        sum_kept(k, w.down, rows, coef, piece.sum, |at, rows, coef| {
+            exact(k, w, rows, x, &mut piece.signal[at..][..coef.len()], coef);
+        });
     });
-    add_up(team, &work.sums[..pieces * hidden], y);
 }
 
 /// `y = down^T coef` over all neurons, `down` being transposed, `[inter, hidden]`: the same bits as a sparse FFN that keeps
@@ -395,17 +425,14 @@ pub fn sum_all(
 ) {
     let (inter, hidden) = (down.rows(), down.cols());
     assert!(coef.len() == inter && y.len() == hidden, "sum_all: shapes");
-    let piece = piece_of(inter);
-    let pieces = inter.div_ceil(piece);
-    let sums = Disjoint::new(&mut work.sums[..pieces * hidden]);
-    team.for_each(pieces, |p| {
-        let range = p * piece..((p + 1) * piece).min(inter);
-        // SAFETY: the sums of different pieces do not overlap, and each piece runs once.
-        let sum = unsafe { sums.slice(p * hidden..(p + 1) * hidden) };
-        sum.fill(0.0);
-        k.axpy_rows(down.rows_range(range.clone()), &coef[range], 0..hidden, sum);
+    assert!(
+        work.signal.len() >= inter && work.hidden >= hidden,
+        "sum_all: work"
+    );
+    work.each_piece(team, inter, y, |piece| {
+        let rows = down.rows_range(piece.range.clone());
+        k.axpy_rows(rows, &coef[piece.range], 0..hidden, piece.sum);
     });
-    add_up(team, &work.sums[..pieces * hidden], y);
 }
 
 /// Checks that the matrices fit each other, the work and the output, and returns the number of neurons.

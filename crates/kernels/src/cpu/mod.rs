@@ -118,7 +118,8 @@ impl<'a> Score<'a> {
     }
 }
 
-// The rows of a list, or all rows for `None`; as many as the output or the coefficients have elements.
+// The rows of a list, or all rows for `None`; as many as the output or the coefficients have elements. A list may go on: with rows
+// that come next.
 type Rows<'a> = Option<&'a [u32]>;
 type Dot = unsafe fn(MatRef, Rows, &Input, &mut [f32]);
 type Axpy = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
@@ -270,13 +271,13 @@ impl Kernels {
         self.dot(m, None, x, out);
     }
 
-    /// `out[j] = m[rows[j]] x`. Other rows are not read.
+    /// `out[j] = m[rows[j]] x`, for as many rows of the list as `out` has elements. Of those that follow, the first are asked for to be
+    /// in a cache when their turn comes. Other rows are not read.
     ///
     /// # Panics
-    /// If `x.len() != m.cols()`, `out.len() != rows.len()` or a row is not below `m.rows()`.
+    /// If `x.len() != m.cols()`, `out` is longer than `rows` or a row used is not below `m.rows()`.
     pub fn dot_list(&self, m: MatRef, rows: &[u32], x: &Input, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.len(), "dot_list: output");
-        check_rows(m, rows);
+        let rows = used(m, rows, out.len());
         self.dot(m, Some(rows), x, out);
     }
 
@@ -297,11 +298,11 @@ impl Kernels {
         self.axpy(m, None, coef, cols, y);
     }
 
-    /// `y[c - cols.start] += sum over j of coef[j] * m[rows[j]][c]`, added in the order of the list, for `c` in `cols`.
-    /// Other rows are not read.
+    /// `y[c - cols.start] += sum over j of coef[j] * m[rows[j]][c]`, added in the order of the list, for `c` in `cols` and as many
+    /// rows of the list as there are coefficients. Those that follow are treated as by [`Kernels::dot_list`].
     ///
     /// # Panics
-    /// If `coef.len() != rows.len()`, a row is not below `m.rows()`, `cols` reaches beyond the row or does not begin
+    /// If `coef` is longer than `rows`, a row used is not below `m.rows()`, `cols` reaches beyond the row or does not begin
     /// and end at blocks, or `y.len() != cols.len()`.
     pub fn axpy_list(
         &self,
@@ -311,8 +312,7 @@ impl Kernels {
         cols: Range<usize>,
         y: &mut [f32],
     ) {
-        assert_eq!(coef.len(), rows.len(), "axpy_list: coefficients");
-        check_rows(m, rows);
+        let rows = used(m, rows, coef.len());
         self.axpy(m, Some(rows), coef, cols, y);
     }
 
@@ -430,8 +430,15 @@ impl Kernels {
     }
 }
 
-fn check_rows(m: MatRef, rows: &[u32]) {
+/// Rows behind the last one computed that a kernel may ask for.
+const AHEAD: usize = 4;
+
+/// The rows that are computed and those that are asked for meanwhile, checked.
+fn used<'a>(m: MatRef, rows: &'a [u32], computed: usize) -> &'a [u32] {
+    assert!(computed <= rows.len(), "list: {computed} of {}", rows.len());
+    let rows = &rows[..rows.len().min(computed + AHEAD)];
     // The largest index over all, without a branch a row.
     let end = rows.iter().fold(0, |end, &r| end.max(r as usize + 1));
     assert!(end <= m.rows(), "row {} of {}", end - 1, m.rows());
+    rows
 }

@@ -45,10 +45,11 @@ impl Format for Q8H {
 /// If `m` is not Q8_0.
 pub fn split_q8_0(m: MatRef) -> (Vec<u8>, Vec<u8>) {
     assert_eq!(m.dtype(), DType::Q8_0, "split_q8_0: type");
-    let blocks = m.data().len() / DType::Q8_0.block_bytes();
+    let bytes = DType::Q8_0.block_bytes();
+    let blocks = m.rows() * m.row_bytes() / bytes;
     let plane = || Vec::with_capacity(blocks * DType::Q8_H.block_bytes());
     let (mut high, mut low) = (plane(), plane());
-    for block in m.data().chunks_exact(DType::Q8_0.block_bytes()) {
+    for block in (0..m.rows()).flat_map(|i| m.row(i).chunks_exact(bytes)) {
         let (d, q) = block.split_at(2);
         let (first, second) = q.split_at(16);
         high.extend_from_slice(d);

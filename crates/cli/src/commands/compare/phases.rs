@@ -14,7 +14,7 @@ use crate::{
     console::Console,
     failure::Result,
     load, machine,
-    plans::{CalibrationText, Planner},
+    plans::{CalibrationText, Planner, packed},
     progress::Progress,
 };
 use countdown::{
@@ -332,17 +332,19 @@ impl Comparison<'_> {
             batch: self.args.compute.batch_size,
             cache_dtype: CACHE,
         };
+        let plans: Vec<_> = ready.iter().map(|(_, plan)| plan.clone()).collect();
+        let (models, places) = packed(self.planner.model, &plans);
         let mut sessions = Vec::new();
-        for model in [&self.stored, self.planner.model] {
+        for model in std::iter::once(&self.stored).chain(&models) {
             sessions.push(Session::new(model.clone(), &options)?);
         }
         let dense = Variant {
             session: 0,
             plan: None,
         };
-        let sparse = ready.iter().map(|(_, plan)| Variant {
-            session: 1,
-            plan: Some(plan.clone()),
+        let sparse = plans.into_iter().zip(places).map(|(plan, place)| Variant {
+            session: 1 + place,
+            plan: Some(plan),
         });
         let variants: Vec<Variant> = std::iter::once(dense).chain(sparse).collect();
         let load = Load::Steps {

@@ -7,6 +7,7 @@ use super::{
     },
     *,
 };
+use crate::matrix::interleave;
 
 const INTER: usize = 101;
 const HIDDEN: usize = 64;
@@ -98,6 +99,9 @@ fn check(
                 up: if spared[1] { none.up } else { w.up },
                 ..none
             };
+            // Rows side by side are the same rows.
+            let (beside, stride) = side_by_side(&poisoned);
+            let beside = ffn_side_by_side(&poisoned, &beside, stride, act);
             for threads in [1, 2, 5] {
                 let mut team = Team::new(threads).unwrap();
                 let mut work = FfnWork::new(INTER + 3, HIDDEN + 1);
@@ -109,10 +113,12 @@ fn check(
                 assert_eq!(work.kept(INTER), (rows.clone(), coef.clone()));
                 agrees(&y);
 
-                let mut y = vec![9.0; HIDDEN];
-                sparse_ffn_rows(&mut team, k, &none, &rows, &x, &mut work, &mut y);
-                assert_eq!(work.kept(INTER), (rows.clone(), coef.clone()));
-                agrees(&y);
+                for w in [&none, &beside] {
+                    let mut y = vec![9.0; HIDDEN];
+                    sparse_ffn_rows(&mut team, k, w, &rows, &x, &mut work, &mut y);
+                    assert_eq!(work.kept(INTER), (rows.clone(), coef.clone()));
+                    agrees(&y);
+                }
 
                 if rows.len() == INTER {
                     let mut y = vec![9.0; HIDDEN];
@@ -121,6 +127,29 @@ fn check(
                 }
             }
         }
+    }
+}
+
+/// A neuron's rows behind each other, and their bytes.
+fn side_by_side(mats: &[Mat; 3]) -> (Vec<u8>, usize) {
+    let all = mats.each_ref().map(Mat::get);
+    (interleave(&all), all.iter().map(MatRef::row_bytes).sum())
+}
+
+/// The FFN of matrices whose rows are `data`.
+fn ffn_side_by_side<'a>(mats: &[Mat; 3], data: &'a [u8], stride: usize, act: Act) -> SparseFfn<'a> {
+    let mut at = 0;
+    let [gate, up, down] = mats.each_ref().map(|m| {
+        let bytes = m.get().row_bytes();
+        let data = &data[at..][..(m.rows - 1) * stride + bytes];
+        at += bytes;
+        MatRef::strided(m.dtype, m.rows, m.cols, stride, data).unwrap()
+    });
+    SparseFfn {
+        gate,
+        up,
+        down,
+        act,
     }
 }
 
