@@ -27,7 +27,8 @@ pub use input::Input;
 pub use team::Team;
 
 use crate::matrix::MatRef;
-use gemm::{DEPTH, LANES};
+use gemm::{DEPTH, LANES, Pair};
+use half::bf16;
 use std::{fmt, ops::Range};
 
 /// An instruction set that has kernels.
@@ -39,7 +40,8 @@ pub enum Isa {
     Neon,
     /// AVX2, FMA and F16C: 256-bit vectors.
     Avx2,
-    /// AVX-512 F, BW, VL, DQ and VNNI, with F16C and FMA: 512-bit vectors and byte dot products.
+    /// AVX-512 F, BW, VL, DQ and VNNI, with F16C and FMA: 512-bit vectors and byte dot products; and pairs of `bf16` where
+    /// the CPU has AVX-512 BF16 as well.
     Avx512,
 }
 
@@ -124,6 +126,8 @@ type Dot = unsafe fn(MatRef, Rows, &Input, &mut [f32]);
 type Axpy = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
 type Unpack = unsafe fn(&[u8], &mut [f32]);
 type Panel = unsafe fn(&[[f32; DEPTH]], &[[f32; LANES]], &mut [[f32; LANES]]);
+type UnpackBf16 = unsafe fn(&[u8], &mut [bf16]);
+type PanelBf16 = unsafe fn(&[[Pair; DEPTH]], &[[Pair; LANES]], &mut [[f32; LANES]]);
 type Select = unsafe fn(&[f32], Score, f32, u32, &mut [u32]) -> usize;
 
 const DTYPES: usize = crate::dtype::DType::ALL.len();
@@ -139,6 +143,8 @@ pub struct Kernels {
     axpy: [Axpy; DTYPES],
     unpack: [Unpack; DTYPES],
     panel: Panel,
+    /// Where the CPU multiplies `bf16`.
+    bf16: Option<Bf16>,
     fill: unsafe fn(&mut Input, &[f32]),
     act: unsafe fn(Act, &mut [f32]),
     glu: unsafe fn(Act, &mut [f32], &[f32]),
@@ -147,6 +153,13 @@ pub struct Kernels {
     log_sum_exp: unsafe fn(&[f32]) -> f64,
     kl_divergence: unsafe fn(&[f32], &[f32], [f64; 2]) -> f64,
     select_above: Select,
+}
+
+/// The kernels of products with many tokens in `bf16`, rounded to nearest, ties to even, with sums in `f32`. NaN stays NaN.
+struct Bf16 {
+    unpack: [UnpackBf16; DTYPES],
+    round: unsafe fn(&[f32], &mut [bf16]),
+    panel: PanelBf16,
 }
 
 /// `[f::<F32>, f::<F16>, ...]`: a generic function for every format, in the order of `DType::ALL`.
@@ -227,7 +240,11 @@ impl Kernels {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
             {
-                all.push(&avx512::KERNELS);
+                all.push(if is_x86_feature_detected!("avx512bf16") {
+                    &avx512::WITH_BF16
+                } else {
+                    &avx512::KERNELS
+                });
             }
         }
         all
@@ -411,15 +428,9 @@ impl Kernels {
 
     /// Unpacks columns `cols` of row `i`, which begin and end at blocks.
     fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [f32]) {
-        let t = m.dtype();
-        let at = |c: usize| c / t.block_len() * t.block_bytes();
-        let blocks = &m.row(i)[at(cols.start)..at(cols.end)];
-        assert!(
-            out.len() == cols.len() && out.len().is_multiple_of(t.block_len()),
-            "unpack: lengths"
-        );
-        // SAFETY: as in `dot`.
-        unsafe { (self.unpack[t as usize])(blocks, out) }
+        let blocks = blocks(m, i, cols, out.len());
+        // SAFETY: as in `dot`; lengths were checked.
+        unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
     }
 
     /// `acc[r][t] += sum over k of w[r][k] * x[k][t]`, for the `k` that `x` has.
@@ -428,6 +439,41 @@ impl Kernels {
         // SAFETY: as in `dot`; lengths were checked.
         unsafe { (self.panel)(w, x, acc) }
     }
+}
+
+// In these, calls are safe as in `Kernels::dot`: the table is to be had only within one of a CPU that has the instructions.
+impl Bf16 {
+    /// As [`Kernels::unpack`].
+    fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [bf16]) {
+        let blocks = blocks(m, i, cols, out.len());
+        // SAFETY: as said above; lengths were checked.
+        unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
+    }
+
+    /// `out = x`, rounded.
+    fn round(&self, x: &[f32], out: &mut [bf16]) {
+        assert_eq!(x.len(), out.len(), "round: lengths");
+        // SAFETY: as said above; lengths were checked.
+        unsafe { (self.round)(x, out) }
+    }
+
+    /// As [`Kernels::panel`], each `k` being two elements whose products are added.
+    fn panel(&self, w: &[[Pair; DEPTH]], x: &[[Pair; LANES]], acc: &mut [[f32; LANES]]) {
+        assert!(w.len() == acc.len() && x.len() <= DEPTH, "panel: lengths");
+        // SAFETY: as said above; lengths were checked.
+        unsafe { (self.panel)(w, x, acc) }
+    }
+}
+
+/// The blocks of columns `cols` of row `i`, which `len` elements have room for.
+fn blocks(m: MatRef<'_>, i: usize, cols: Range<usize>, len: usize) -> &[u8] {
+    let t = m.dtype();
+    let at = |c: usize| c / t.block_len() * t.block_bytes();
+    assert!(
+        len == cols.len() && len.is_multiple_of(t.block_len()),
+        "unpack: lengths"
+    );
+    &m.row(i)[at(cols.start)..at(cols.end)]
 }
 
 fn check_rows(m: MatRef, rows: &[u32]) {

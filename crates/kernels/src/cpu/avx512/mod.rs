@@ -1,6 +1,7 @@
-//! AVX-512 F, BW, VL, DQ and VNNI: 512-bit vectors, byte dot products with 32-bit sums.
+//! AVX-512 F, BW, VL, DQ and VNNI: 512-bit vectors, byte dot products with 32-bit sums; and BF16 where there is that, too.
 
 mod axpy;
+mod bf16;
 mod decode;
 mod dot;
 mod load;
@@ -24,7 +25,7 @@ macro_rules! avx512 {
 }
 use avx512;
 
-pub(super) static KERNELS: Kernels = Kernels {
+const PLAIN: Kernels = Kernels {
     isa: Isa::Avx512,
     dot: [
         dot::f32,
@@ -46,6 +47,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,
+    bf16: None,
     fill,
     act,
     glu,
@@ -54,6 +56,14 @@ pub(super) static KERNELS: Kernels = Kernels {
     log_sum_exp,
     kl_divergence,
     select_above,
+};
+
+pub(super) static KERNELS: Kernels = PLAIN;
+
+/// For CPUs that have AVX-512 BF16, too.
+pub(super) static WITH_BF16: Kernels = Kernels {
+    bf16: Some(bf16::TABLE),
+    ..PLAIN
 };
 
 elementwise!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
