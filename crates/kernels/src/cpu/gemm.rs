@@ -5,11 +5,10 @@
 //! as many rows of `LANES` vector lanes. In [`matmul`] the lanes are tokens, reordered once a call, and the rows are weights;
 //! in [`matmul_transposed`] the lanes are columns of weights and the rows are tokens.
 //!
-//! A unit is what one step of a panel multiplies in every lane. For weights in `F32`, and on every CPU without
-//! `AVX512_BF16`, it is one `f32`. Where there is that set, it is for all other weights a pair of `bf16` that follow each other along the
-//! summed dimension: weights, once unpacked, and activations are rounded to `bf16` (to nearest, ties to even), which BF16 weights
-//! are already, and their products are added in `f32`, at twice the speed. The rounding changes a product by up to one part
-//! in 128 (in 256 for BF16 weights); over the terms of a sum this largely evens out.
+//! A unit is what one step of a panel multiplies in every lane: one `f32` or, where the CPU has AVX-512 BF16 and weights are not
+//! `F32`, a pair of `bf16` that follow each other along the summed dimension, at twice the speed. Then unpacked weights and activations
+//! are rounded to `bf16`, to nearest with ties to even (BF16 weights are moved as they are), and their products are added in `f32`.
+//! That changes a product by up to one part in 128 (in 256 for BF16 weights); over the terms of a sum it largely evens out.
 
 use super::{Bf16, Input, Kernels, Team, parallel::gemv, team::Disjoint};
 use crate::{dtype::DType, matrix::MatRef};
@@ -159,8 +158,8 @@ impl Panels for Bf16 {
 
 /// `out[t] = w x[t]` for every token: `w` `[rows, cols]`, `x` `[tokens, cols]`, `out` `[tokens, rows]`.
 ///
-/// Up to four tokens take the path of a single token. More are multiplied in `f32` or, where the CPU can and the weights are not
-/// `F32`, with weights and activations rounded to `bf16` and sums in `f32` (see the [module](self)).
+/// Up to four tokens take the path of a single token. More are multiplied in `f32` throughout or, where the CPU has AVX-512 BF16 and
+/// weights are not `F32`, with weights and activations rounded to `bf16` and sums in `f32` (see the [module](self)).
 ///
 /// # Panics
 /// If `x` or `out` has another length.
@@ -294,7 +293,7 @@ fn multiply_tile<K: Panels>(
 /// `out[t] = sum over i of s[t][i] * m[i]`: `m` `[inter, hidden]` (a transposed down matrix), `s` `[tokens, inter]`,
 /// `out` `[tokens, hidden]`.
 ///
-/// Rounded as [`matmul`] of more than four tokens, however many they are.
+/// Rounded as in [`matmul`] of more than four tokens, however few there are.
 ///
 /// # Panics
 /// If `s` or `out` has another length.

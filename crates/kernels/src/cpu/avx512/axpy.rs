@@ -4,7 +4,7 @@
 //! permutation by the levels yields sixteen weights. Wider levels are widened, converted and multiplied.
 
 use super::{
-    super::{DTYPES, Rows, drive, generic},
+    super::{DTYPES, Rows, UnpackBf16, drive, generic},
     avx512, bf16,
     bf16::avx512_bf16,
     decode, load,
@@ -17,7 +17,6 @@ use std::{arch::x86_64::*, ops::Range};
 
 type Sum = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
 type Unpack = unsafe fn(&[u8], &mut [f32]);
-type UnpackBf16 = unsafe fn(&[u8], &mut [half::bf16]);
 
 /// One function that sums and two that unpack, all from the steps of a block.
 macro_rules! steps {

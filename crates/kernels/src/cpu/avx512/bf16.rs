@@ -2,7 +2,7 @@
 //!
 //! The instructions take numbers below the normal ones (1e-38) for zeros.
 
-use super::{axpy, load};
+use super::{axpy, load, panel_kernel};
 use crate::{
     cpu::{
         Bf16, UnpackBf16,
@@ -41,6 +41,14 @@ fn copy(row: &[u8], out: &mut [bf16]) {
     }
 }
 
+panel_kernel!(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
+    Pair,
+    pairs,
+    broadcast,
+    _mm512_dpbf16_ps
+);
+
 avx512_bf16! {
     /// Stores pairs of vectors, rounded.
     #[inline]
@@ -68,49 +76,11 @@ avx512_bf16! {
         }
     }
 
-    fn panel(w: &[[Pair; DEPTH]], x: &[[Pair; LANES]], acc: &mut [[f32; LANES]]) {
-        let (w, w_rest) = w.as_chunks::<12>();
-        let (most, rest) = acc.as_chunks_mut::<12>();
-        for (w, acc) in w.iter().zip(most) {
-            panel_rows(w, x, acc);
-        }
-        let (w, w_rest) = w_rest.as_chunks::<4>();
-        let (some, rest) = rest.as_chunks_mut::<4>();
-        for (w, acc) in w.iter().zip(some) {
-            panel_rows(w, x, acc);
-        }
-        for (w, acc) in w_rest.iter().zip(rest) {
-            panel_rows(std::array::from_ref(w), x, std::array::from_mut(acc));
-        }
-    }
-
-    /// `R` rows of a panel with their sums in registers.
-    fn panel_rows<const R: usize>(w: &[[Pair; DEPTH]; R], x: &[[Pair; LANES]], acc: &mut [[f32; LANES]; R]) {
-        // Nothing in the loop can panic, or the sums would have to be in memory.
-        let x = &x[..x.len().min(DEPTH)];
-        let mut sums = [[_mm512_setzero_ps(); 2]; R];
-        for (k, x) in x.iter().enumerate() {
-            let (x, _) = x.as_chunks::<16>();
-            let x = [vector(&x[0]), vector(&x[1])];
-            for r in 0..R {
-                let w = broadcast(w[r][k]);
-                for i in 0..2 {
-                    sums[r][i] = _mm512_dpbf16_ps(sums[r][i], w, x[i]);
-                }
-            }
-        }
-        for (acc, sums) in acc.iter_mut().zip(sums) {
-            for (i, sum) in sums.into_iter().enumerate() {
-                let at = 16 * i;
-                let total = _mm512_add_ps(load::f32x16(acc, at), sum);
-                load::put_f32x16(acc, at, total);
-            }
-        }
-    }
-
+    /// `x[at..at + 16]`.
     #[inline]
-    fn vector(x: &[Pair; 16]) -> __m512bh {
-        // SAFETY: the array is 64 bytes; no alignment is needed.
+    fn pairs(x: &[Pair], at: usize) -> __m512bh {
+        let x = &x[at..at + 16];
+        // SAFETY: the slice is 64 bytes; no alignment is needed.
         unsafe { x.as_ptr().cast::<__m512bh>().read_unaligned() }
     }
 
