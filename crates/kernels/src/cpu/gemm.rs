@@ -11,7 +11,7 @@
 //! That changes a product by up to one part in 128 (in 256 for BF16 weights); over the terms of a sum it largely evens out.
 
 use super::{Bf16, Input, Kernels, Team, parallel::gemv, team::Disjoint};
-use crate::{dtype::DType, matrix::MatRef};
+use crate::matrix::MatRef;
 use half::bf16;
 use std::ops::Range;
 
@@ -186,9 +186,9 @@ pub fn matmul(
         }
         return;
     }
-    match &k.bf16 {
-        Some(k) if w.dtype() != DType::F32 => product(team, k, w, x, out, &mut work.pairs),
-        _ => product(team, k, w, x, out, &mut work.singles),
+    match k.bf16(w.dtype()) {
+        Some(k) => product(team, k, w, x, out, &mut work.pairs),
+        None => product(team, k, w, x, out, &mut work.singles),
     }
 }
 
@@ -308,11 +308,9 @@ pub fn matmul_transposed(
 ) {
     assert_eq!(s.len(), tokens * m.rows(), "matmul_transposed: input");
     assert_eq!(out.len(), tokens * m.cols(), "matmul_transposed: output");
-    match &k.bf16 {
-        Some(k) if m.dtype() != DType::F32 => {
-            product_transposed(team, k, m, s, tokens, out, &mut work.pairs);
-        }
-        _ => product_transposed(team, k, m, s, tokens, out, &mut work.singles),
+    match k.bf16(m.dtype()) {
+        Some(k) => product_transposed(team, k, m, s, tokens, out, &mut work.pairs),
+        None => product_transposed(team, k, m, s, tokens, out, &mut work.singles),
     }
 }
 

@@ -26,7 +26,7 @@ pub use generic::exp;
 pub use input::Input;
 pub use team::Team;
 
-use crate::matrix::MatRef;
+use crate::{dtype::DType, matrix::MatRef};
 use gemm::{DEPTH, LANES, Pair};
 use half::bf16;
 use std::{fmt, ops::Range};
@@ -130,7 +130,7 @@ type UnpackBf16 = unsafe fn(&[u8], &mut [bf16]);
 type PanelBf16 = unsafe fn(&[[Pair; DEPTH]], &[[Pair; LANES]], &mut [[f32; LANES]]);
 type Select = unsafe fn(&[f32], Score, f32, u32, &mut [u32]) -> usize;
 
-const DTYPES: usize = crate::dtype::DType::ALL.len();
+const DTYPES: usize = DType::ALL.len();
 
 /// The kernels of one instruction set, for one thread. Lengths are asserted once a call.
 ///
@@ -276,6 +276,16 @@ impl Kernels {
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Whether products with many tokens round weights of that type, and the activations they meet, to `bf16` (see [`gemm`]).
+    pub fn rounds_to_bf16(&self, weights: DType) -> bool {
+        self.bf16(weights).is_some()
+    }
+
+    /// The kernels that multiply weights of that type, rounded, with many tokens; `None` where they are not rounded.
+    fn bf16(&self, weights: DType) -> Option<&Bf16> {
+        self.bf16.as_ref().filter(|_| weights != DType::F32)
     }
 
     /// `out[i] = m[i] x` for every row.
@@ -441,7 +451,7 @@ impl Kernels {
     }
 }
 
-// In these, calls are safe as in `Kernels::dot`: the table is to be had only within one of a CPU that has the instructions.
+// Calls are safe as in `Kernels::dot`: this table is to be had only in one of a CPU that has its instructions.
 impl Bf16 {
     /// As [`Kernels::unpack`].
     fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [bf16]) {

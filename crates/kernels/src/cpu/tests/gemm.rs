@@ -17,11 +17,6 @@ fn tables() -> Vec<&'static Kernels> {
     all
 }
 
-/// Whether products with many tokens round weights of that type and their activations.
-fn rounds(k: &Kernels, dtype: DType) -> bool {
-    k.bf16.is_some() && dtype != DType::F32
-}
-
 fn name(k: &Kernels) -> String {
     let with = if k.bf16.is_some() { " with bf16" } else { "" };
     format!("{}{with}", k.isa())
@@ -31,7 +26,7 @@ fn name(k: &Kernels) -> String {
 fn rounding(k: &Kernels, dtype: DType) -> f64 {
     let half_a_step = 2f64.powi(-8);
     match dtype {
-        _ if !rounds(k, dtype) => 0.0,
+        _ if !k.rounds_to_bf16(dtype) => 0.0,
         DType::BF16 => half_a_step,
         _ => (1.0 + half_a_step).powi(2) - 1.0,
     }
@@ -76,7 +71,10 @@ fn products(k: &Kernels, m: &Mat, tokens: usize, threads: usize, work: &mut Gemm
 fn bf16_is_multiplied_where_the_cpu_can() {
     #[cfg(target_arch = "x86_64")]
     if let Ok(k) = Kernels::select(Some("avx512")) {
-        assert_eq!(k.bf16.is_some(), is_x86_feature_detected!("avx512bf16"));
+        let can = is_x86_feature_detected!("avx512bf16");
+        for dtype in DType::ALL {
+            assert_eq!(k.rounds_to_bf16(dtype), can && dtype != DType::F32);
+        }
     }
     for isa in [Isa::Scalar, Isa::Neon, Isa::Avx2] {
         if let Ok(k) = Kernels::select(Some(isa.name())) {
@@ -160,7 +158,7 @@ fn factors_are_rounded_to_nearest_and_nothing_else_is_lost() {
             let cols = if dtype.is_quantized() { 96 } else { 83 };
             let m = Mat::new(dtype, rows, cols, 50);
             let p = products(k, &m, tokens, 2, &mut work);
-            let (w, x, s) = if rounds(k, dtype) {
+            let (w, x, s) = if k.rounds_to_bf16(dtype) {
                 (rounded_weights(&m), rounded(&p.x), rounded(&p.s))
             } else {
                 (
