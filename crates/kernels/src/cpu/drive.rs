@@ -252,3 +252,10 @@ fn prefetch<const N: usize>(row: &[u8], g: usize) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
     }
 }
+
+/// Asks for all cache lines of `part`.
+pub(super) fn fetch(part: &[u8]) {
+    for line in 0..part.len().div_ceil(64) {
+        prefetch::<64>(part, line);
+    }
+}

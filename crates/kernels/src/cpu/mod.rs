@@ -475,6 +475,11 @@ impl Bf16 {
     }
 }
 
+/// Rows are unpacked one after the other, in parts that are too short for the hardware to fetch ahead; so many rows ahead
+/// they are asked for by hand.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 4;
+
 /// The blocks of columns `cols` of row `i`, which `len` elements have room for.
 fn blocks(m: MatRef<'_>, i: usize, cols: Range<usize>, len: usize) -> &[u8] {
     let t = m.dtype();
@@ -483,7 +488,10 @@ fn blocks(m: MatRef<'_>, i: usize, cols: Range<usize>, len: usize) -> &[u8] {
         len == cols.len() && len.is_multiple_of(t.block_len()),
         "unpack: lengths"
     );
-    &m.row(i)[at(cols.start)..at(cols.end)]
+    let part = at(cols.start)..at(cols.end);
+    #[cfg(target_arch = "x86_64")]
+    drive::fetch(&m.row((i + AHEAD).min(m.rows() - 1))[part.clone()]);
+    &m.row(i)[part]
 }
 
 fn check_rows(m: MatRef, rows: &[u32]) {
