@@ -205,19 +205,26 @@ fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S: Copy,
     }
 }
 
-/// Unpacks whole blocks with the steps of [`axpy`]: each is added, scaled by 1, to `zero`.
+/// Unpacks whole blocks with the steps of [`axpy`]: each is added, scaled by 1, to `zero`; `put` may store a narrower type.
 #[inline(always)]
-pub(super) fn unpack<const N: usize, const E: usize, const P: usize, S: Copy, Y: Copy>(
+pub(super) fn unpack<
+    const N: usize,
+    const E: usize,
+    const P: usize,
+    S: Copy,
+    Y: Copy,
+    T: Copy + Default,
+>(
     row: &[u8],
-    out: &mut [f32],
+    out: &mut [T],
     blank: S,
     prepare: impl Fn(&[u8; N], f32, &mut S),
     zero: Y,
     add: impl Fn(&[u8; N], &S, usize, Y) -> Y,
-    put: impl Fn(Y, &mut [f32; P]),
+    put: impl Fn(Y, &mut [T; P]),
 ) {
     let mut state = blank;
-    let mut block = |w: &[u8; N], out: &mut [f32; E]| {
+    let mut block = |w: &[u8; N], out: &mut [T; E]| {
         prepare(w, 1.0, &mut state);
         for (p, out) in out.as_chunks_mut::<P>().0.iter_mut().enumerate() {
             put(add(w, &state, p, zero), out);
@@ -229,7 +236,7 @@ pub(super) fn unpack<const N: usize, const E: usize, const P: usize, S: Copy, Y:
         block(w, out);
     }
     if !out_rest.is_empty() {
-        let (mut padded, mut all) = ([0; N], [0.0; E]);
+        let (mut padded, mut all) = ([0; N], [T::default(); E]);
         padded[..w_rest.len()].copy_from_slice(w_rest);
         block(&padded, &mut all);
         out_rest.copy_from_slice(&all[..out_rest.len()]);
@@ -244,5 +251,12 @@ fn prefetch<const N: usize>(row: &[u8], g: usize) {
         let p = row.as_ptr().wrapping_add(g * N + line);
         // SAFETY: a prefetch of any address is allowed and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
+    }
+}
+
+/// Asks for all cache lines of `part`.
+pub(super) fn fetch(part: &[u8]) {
+    for line in 0..part.len().div_ceil(64) {
+        prefetch::<64>(part, line);
     }
 }

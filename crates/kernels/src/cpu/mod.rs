@@ -26,8 +26,9 @@ pub use generic::exp;
 pub use input::Input;
 pub use team::Team;
 
-use crate::matrix::MatRef;
-use gemm::{DEPTH, LANES};
+use crate::{dtype::DType, matrix::MatRef};
+use gemm::{DEPTH, LANES, Pair};
+use half::bf16;
 use std::{fmt, ops::Range};
 
 /// An instruction set that has kernels.
@@ -39,7 +40,8 @@ pub enum Isa {
     Neon,
     /// AVX2, FMA and F16C: 256-bit vectors.
     Avx2,
-    /// AVX-512 F, BW, VL, DQ and VNNI, with F16C and FMA: 512-bit vectors and byte dot products.
+    /// AVX-512 F, BW, VL, DQ and VNNI, with F16C and FMA: 512-bit vectors and byte dot products; and pairs of `bf16` where
+    /// the CPU has AVX-512 BF16 as well.
     Avx512,
 }
 
@@ -125,9 +127,11 @@ type Dot = unsafe fn(MatRef, Rows, &Input, &mut [f32]);
 type Axpy = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
 type Unpack = unsafe fn(&[u8], &mut [f32]);
 type Panel = unsafe fn(&[[f32; DEPTH]], &[[f32; LANES]], &mut [[f32; LANES]]);
+type UnpackBf16 = unsafe fn(&[u8], &mut [bf16]);
+type PanelBf16 = unsafe fn(&[[Pair; DEPTH]], &[[Pair; LANES]], &mut [[f32; LANES]]);
 type Select = unsafe fn(&[f32], Score, f32, u32, &mut [u32]) -> usize;
 
-const DTYPES: usize = crate::dtype::DType::ALL.len();
+const DTYPES: usize = DType::ALL.len();
 
 /// The kernels of one instruction set, for one thread. Lengths are asserted once a call.
 ///
@@ -140,6 +144,8 @@ pub struct Kernels {
     axpy: [Axpy; DTYPES],
     unpack: [Unpack; DTYPES],
     panel: Panel,
+    /// Where the CPU multiplies `bf16`.
+    bf16: Option<Bf16>,
     fill: unsafe fn(&mut Input, &[f32]),
     act: unsafe fn(Act, &mut [f32]),
     glu: unsafe fn(Act, &mut [f32], &[f32]),
@@ -148,6 +154,13 @@ pub struct Kernels {
     log_sum_exp: unsafe fn(&[f32]) -> f64,
     kl_divergence: unsafe fn(&[f32], &[f32], [f64; 2]) -> f64,
     select_above: Select,
+}
+
+/// The kernels of products with many tokens in `bf16`, rounded to nearest, ties to even, with sums in `f32`. NaN stays NaN.
+struct Bf16 {
+    unpack: [UnpackBf16; DTYPES],
+    round: unsafe fn(&[f32], &mut [bf16]),
+    panel: PanelBf16,
 }
 
 /// `[f::<F32>, f::<F16>, ...]`: a generic function for every format, in the order of `DType::ALL`.
@@ -228,7 +241,11 @@ impl Kernels {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
             {
-                all.push(&avx512::KERNELS);
+                all.push(if is_x86_feature_detected!("avx512bf16") {
+                    &avx512::WITH_BF16
+                } else {
+                    &avx512::KERNELS
+                });
             }
         }
         all
@@ -260,6 +277,17 @@ impl Kernels {
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Whether products with many tokens round weights of that type, and the activations they meet, to `bf16` (see [`gemm`]).
+    pub fn rounds_to_bf16(&self, weights: DType) -> bool {
+        self.bf16(weights).is_some()
+    }
+
+    /// The kernels that multiply weights of that type, rounded, with many tokens; `None` where they are not rounded.
+    fn bf16(&self, weights: DType) -> Option<&Bf16> {
+        let is_exact = matches!(weights, DType::F32 | DType::F16);
+        self.bf16.as_ref().filter(|_| !is_exact)
     }
 
     /// `out[i] = m[i] x` for every row.
@@ -411,15 +439,9 @@ impl Kernels {
 
     /// Unpacks columns `cols` of row `i`, which begin and end at blocks.
     fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [f32]) {
-        let t = m.dtype();
-        let at = |c: usize| c / t.block_len() * t.block_bytes();
-        let blocks = &m.row(i)[at(cols.start)..at(cols.end)];
-        assert!(
-            out.len() == cols.len() && out.len().is_multiple_of(t.block_len()),
-            "unpack: lengths"
-        );
-        // SAFETY: as in `dot`.
-        unsafe { (self.unpack[t as usize])(blocks, out) }
+        let blocks = blocks(m, i, cols, out.len());
+        // SAFETY: as in `dot`; lengths were checked.
+        unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
     }
 
     /// `acc[r][t] += sum over k of w[r][k] * x[k][t]`, for the `k` that `x` has.
@@ -430,7 +452,46 @@ impl Kernels {
     }
 }
 
-/// Rows behind the last one computed that a kernel may ask for.
+// Calls are safe as in `Kernels::dot`: this table is to be had only in one of a CPU that has its instructions.
+impl Bf16 {
+    /// As [`Kernels::unpack`].
+    fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [bf16]) {
+        let blocks = blocks(m, i, cols, out.len());
+        // SAFETY: as said above; lengths were checked.
+        unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
+    }
+
+    /// `out = x`, rounded.
+    fn round(&self, x: &[f32], out: &mut [bf16]) {
+        assert_eq!(x.len(), out.len(), "round: lengths");
+        // SAFETY: as said above; lengths were checked.
+        unsafe { (self.round)(x, out) }
+    }
+
+    /// As [`Kernels::panel`], each `k` being two elements whose products are added.
+    fn panel(&self, w: &[[Pair; DEPTH]], x: &[[Pair; LANES]], acc: &mut [[f32; LANES]]) {
+        assert!(w.len() == acc.len() && x.len() <= DEPTH, "panel: lengths");
+        // SAFETY: as said above; lengths were checked.
+        unsafe { (self.panel)(w, x, acc) }
+    }
+}
+
+/// The blocks of columns `cols` of row `i`, which `len` elements have room for.
+fn blocks(m: MatRef<'_>, i: usize, cols: Range<usize>, len: usize) -> &[u8] {
+    let t = m.dtype();
+    let at = |c: usize| c / t.block_len() * t.block_bytes();
+    assert!(
+        len == cols.len() && len.is_multiple_of(t.block_len()),
+        "unpack: lengths"
+    );
+    let part = at(cols.start)..at(cols.end);
+    #[cfg(target_arch = "x86_64")]
+    drive::fetch(&m.row((i + AHEAD).min(m.rows() - 1))[part.clone()]);
+    &m.row(i)[part]
+}
+
+/// How many rows ahead of the one computed may be asked for by hand, where rows, or the parts of them that are used, are too short for
+/// the hardware to fetch ahead.
 const AHEAD: usize = 4;
 
 /// The rows that are computed and those that are asked for meanwhile, checked.

@@ -14,6 +14,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy: per_format!(axpy),
     unpack: per_format!(unpack),
     panel,
+    bf16: None,
     fill,
     act,
     glu,

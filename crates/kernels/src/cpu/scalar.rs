@@ -8,6 +8,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy: per_format!(generic::axpy),
     unpack: per_format!(generic::unpack),
     panel: generic::panel,
+    bf16: None,
     fill: Input::fill,
     act: generic::act,
     glu: generic::glu,

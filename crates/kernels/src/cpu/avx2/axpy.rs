@@ -37,7 +37,7 @@ macro_rules! steps {
             use super::*;
             avx2! {$(
                 pub(super) fn $name(row: &[u8], out: &mut [f32]) {
-                    drive::unpack::<$n, $e, 32, _, _>(
+                    drive::unpack::<$n, $e, 32, _, _, _>(
                         row, out, $blank, |w, c, s| $prepare(w, c, s), [_mm256_setzero_ps(); 4], |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
                     );
                 }

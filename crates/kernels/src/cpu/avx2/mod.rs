@@ -46,6 +46,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,
+    bf16: None,
     fill,
     act,
     glu,

@@ -4,8 +4,10 @@
 //! permutation by the levels yields sixteen weights. Wider levels are widened, converted and multiplied.
 
 use super::{
-    super::{DTYPES, Rows, drive, generic},
-    avx512, decode, load,
+    super::{DTYPES, Rows, UnpackBf16, drive, generic},
+    avx512, bf16,
+    bf16::avx512_bf16,
+    decode, load,
 };
 use crate::{
     matrix::MatRef,
@@ -16,7 +18,7 @@ use std::{arch::x86_64::*, ops::Range};
 type Sum = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
 type Unpack = unsafe fn(&[u8], &mut [f32]);
 
-/// One function that sums and one that unpacks, both from the steps of a block.
+/// One function that sums and two that unpack, all from the steps of a block.
 macro_rules! steps {
     ($($name:ident: $n:literal bytes, $e:literal elements, $p:literal a piece, $blank:expr, $prepare:expr, $add:expr;)*) => {
         pub(super) const SUMS: [Sum; DTYPES] =
@@ -35,12 +37,26 @@ macro_rules! steps {
             )*}
         }
 
+        pub(super) const UNPACK_BF16: [UnpackBf16; DTYPES] =
+            [$(unpack_bf16::$name,)* generic_bf16::<Q3_0>, generic_bf16::<Q2_0>, generic_bf16::<T2>, generic_bf16::<Q8H>];
+
         mod unpack {
             use super::*;
             avx512! {$(
                 pub(super) fn $name(row: &[u8], out: &mut [f32]) {
-                    drive::unpack::<$n, $e, $p, _, [__m512; $p / 16]>(
+                    drive::unpack::<$n, $e, $p, _, [__m512; $p / 16], _>(
                         row, out, $blank, |w, c, s| $prepare(w, c, s), [_mm512_setzero_ps(); $p / 16], |w, s, p, y| $add(w, s, p, y), |v, y| put(v, y),
+                    );
+                }
+            )*}
+        }
+
+        mod unpack_bf16 {
+            use super::*;
+            avx512_bf16! {$(
+                pub(super) fn $name(row: &[u8], out: &mut [half::bf16]) {
+                    drive::unpack::<$n, $e, $p, _, [__m512; $p / 16], _>(
+                        row, out, $blank, |w, c, s| $prepare(w, c, s), [_mm512_setzero_ps(); $p / 16], |w, s, p, y| $add(w, s, p, y), |v, y| bf16::put(v, y),
                     );
                 }
             )*}
@@ -70,6 +86,16 @@ avx512! {
 
     fn generic_unpack<F: Format>(row: &[u8], out: &mut [f32]) {
         generic::unpack::<F>(row, out);
+    }
+}
+
+avx512_bf16! {
+    fn generic_bf16<F: Format>(row: &[u8], out: &mut [half::bf16]) {
+        let mut block = [0.0; 32];
+        for (w, out) in row.chunks_exact(F::BYTES).zip(out.as_chunks_mut::<32>().0) {
+            F::unpack(w, &mut block);
+            bf16::put(get::<32, 2>(&block), out);
+        }
     }
 }
 

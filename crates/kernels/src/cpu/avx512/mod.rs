@@ -1,6 +1,7 @@
-//! AVX-512 F, BW, VL, DQ and VNNI: 512-bit vectors, byte dot products with 32-bit sums.
+//! AVX-512 F, BW, VL, DQ and VNNI: 512-bit vectors, byte dot products with 32-bit sums; and BF16 where there is that, too.
 
 mod axpy;
+mod bf16;
 mod decode;
 mod dot;
 mod load;
@@ -24,7 +25,58 @@ macro_rules! avx512 {
 }
 use avx512;
 
-pub(super) static KERNELS: Kernels = Kernels {
+/// The kernel of a panel of units, from how sixteen are loaded, how one is broadcast, and how their products are added to sums.
+macro_rules! panel_kernel {
+    ($features:literal, $unit:ty, $load:path, $broadcast:path, $add:path) => {
+        #[target_feature(enable = $features)]
+        fn panel(w: &[[$unit; DEPTH]], x: &[[$unit; LANES]], acc: &mut [[f32; LANES]]) {
+            let (w, w_rest) = w.as_chunks::<12>();
+            let (most, rest) = acc.as_chunks_mut::<12>();
+            for (w, acc) in w.iter().zip(most) {
+                panel_rows(w, x, acc);
+            }
+            let (w, w_rest) = w_rest.as_chunks::<4>();
+            let (some, rest) = rest.as_chunks_mut::<4>();
+            for (w, acc) in w.iter().zip(some) {
+                panel_rows(w, x, acc);
+            }
+            for (w, acc) in w_rest.iter().zip(rest) {
+                panel_rows(std::array::from_ref(w), x, std::array::from_mut(acc));
+            }
+        }
+
+        /// `R` rows of a panel with their sums in registers.
+        #[target_feature(enable = $features)]
+        fn panel_rows<const R: usize>(
+            w: &[[$unit; DEPTH]; R],
+            x: &[[$unit; LANES]],
+            acc: &mut [[f32; LANES]; R],
+        ) {
+            // Nothing in the loop can panic, or the sums would have to be in memory.
+            let x = &x[..x.len().min(DEPTH)];
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            for (k, x) in x.iter().enumerate() {
+                let x = [$load(x, 0), $load(x, 16)];
+                for r in 0..R {
+                    let w = $broadcast(w[r][k]);
+                    for i in 0..2 {
+                        sums[r][i] = $add(sums[r][i], w, x[i]);
+                    }
+                }
+            }
+            for (acc, sums) in acc.iter_mut().zip(sums) {
+                for (i, sum) in sums.into_iter().enumerate() {
+                    let at = 16 * i;
+                    let total = _mm512_add_ps(load::f32x16(acc, at), sum);
+                    load::put_f32x16(acc, at, total);
+                }
+            }
+        }
+    };
+}
+use panel_kernel;
+
+const PLAIN: Kernels = Kernels {
     isa: Isa::Avx512,
     dot: [
         dot::f32,
@@ -46,6 +98,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,
+    bf16: None,
     fill,
     act,
     glu,
@@ -56,25 +109,24 @@ pub(super) static KERNELS: Kernels = Kernels {
     select_above,
 };
 
+pub(super) static KERNELS: Kernels = PLAIN;
+
+/// For CPUs that have AVX-512 BF16, too.
+pub(super) static WITH_BF16: Kernels = Kernels {
+    bf16: Some(bf16::TABLE),
+    ..PLAIN
+};
+
 elementwise!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+panel_kernel!(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    f32,
+    load::f32x16,
+    _mm512_set1_ps,
+    multiply_add
+);
 
 avx512! {
-    fn panel(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
-        let (w, w_rest) = w.as_chunks::<12>();
-        let (most, rest) = acc.as_chunks_mut::<12>();
-        for (w, acc) in w.iter().zip(most) {
-            panel_rows(w, x, acc);
-        }
-        let (w, w_rest) = w_rest.as_chunks::<4>();
-        let (some, rest) = rest.as_chunks_mut::<4>();
-        for (w, acc) in w.iter().zip(some) {
-            panel_rows(w, x, acc);
-        }
-        for (w, acc) in w_rest.iter().zip(rest) {
-            panel_rows(std::array::from_ref(w), x, std::array::from_mut(acc));
-        }
-    }
-
     fn select_above(
         signal: &[f32],
         score: Score,
@@ -110,26 +162,8 @@ avx512! {
 }
 
 avx512! {
-    /// `R` rows of a panel with their sums in registers.
-    fn panel_rows<const R: usize>(w: &[[f32; DEPTH]; R], x: &[[f32; LANES]], acc: &mut [[f32; LANES]; R]) {
-        // Nothing in the loop can panic, or the sums would have to be in memory.
-        let x = &x[..x.len().min(DEPTH)];
-        let mut sums = [[_mm512_setzero_ps(); 2]; R];
-        for (k, x) in x.iter().enumerate() {
-            let x = [load::f32x16(x, 0), load::f32x16(x, 16)];
-            for r in 0..R {
-                let w = _mm512_set1_ps(w[r][k]);
-                for i in 0..2 {
-                    sums[r][i] = _mm512_fmadd_ps(w, x[i], sums[r][i]);
-                }
-            }
-        }
-        for (acc, sums) in acc.iter_mut().zip(sums) {
-            for (i, sum) in sums.into_iter().enumerate() {
-                let at = 16 * i;
-                let total = _mm512_add_ps(load::f32x16(acc, at), sum);
-                load::put_f32x16(acc, at, total);
-            }
-        }
+    #[inline]
+    fn multiply_add(sum: __m512, w: __m512, x: __m512) -> __m512 {
+        _mm512_fmadd_ps(w, x, sum)
     }
 }

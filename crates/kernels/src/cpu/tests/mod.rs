@@ -7,6 +7,7 @@ use crate::{
 };
 
 mod ffn;
+mod gemm;
 mod parallel;
 
 /// Numbers between -1 and 1 that look random, the same for the same seed.
