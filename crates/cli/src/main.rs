@@ -3,6 +3,7 @@
 mod answer;
 mod args;
 mod argv;
+mod bandwidth;
 mod chart;
 mod commands;
 mod console;

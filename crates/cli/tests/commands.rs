@@ -359,6 +359,8 @@ fn bench_speaks_llama_benchs_formats() {
     );
     assert!(steps[1]["bytes_ceiling"].as_f64().unwrap() > 1.2);
     assert!(steps[1]["gb_s"].as_f64().unwrap() > 0.0);
+    assert!(steps[1]["bandwidth_share"].as_f64().unwrap() > 0.0);
+    assert!(steps[1]["profile"].is_null() && rows[0]["bandwidth_share"].is_null());
 
     let short = "bench -m MODEL -p 0 -n 4 -d 0 -r 1 -t 1";
     let csv = s.run(&format!("{short} -o csv")).ok();
@@ -371,6 +373,22 @@ fn bench_speaks_llama_benchs_formats() {
     assert_eq!(json[0]["n_gen"], 4);
     let md = s.run(&format!("{short} -o md")).ok();
     assert!(md.starts_with("| model") && md.contains("tg4"), "{md}");
+    assert!(!md.contains("| part"), "{md}");
+
+    let md = s.run(&format!("{short} --profile")).ok();
+    for part in ["projections", "attention", "ffn", "head"] {
+        assert!(md.contains(&format!("| {part}")), "{md}");
+    }
+    let profiled = s.run(&format!("{short} --profile -o jsonl")).json();
+    let parts = profiled[0]["profile"].as_array().unwrap();
+    let sum = |key: &str| parts.iter().map(|p| p[key].as_f64().unwrap()).sum::<f64>();
+    let token = 1e6 / profiled[0]["median_ts"].as_f64().unwrap();
+    assert!(
+        sum("us") <= 1.01 * token && sum("us") > 0.5 * token,
+        "{}",
+        profiled[0]
+    );
+    assert!(sum("bytes") > 0.0 && sum("calls") > 4.0);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crate::{
     backend::Phase,
     error::{Error, Result},
     model::ReadDensely,
+    profile::{Part, Profile},
     session::Session,
     sparsity::SparsityPlan,
 };
@@ -44,6 +45,28 @@ pub struct BenchResult {
     pub realised: f64,
     /// Bytes that one step reads: weights at the realised sparsity, and the cache at the mean position; 0 for prompts.
     pub bytes_per_token: f64,
+    /// What each part of a token took, on average over all runs.
+    pub parts: Vec<PartOfToken>,
+}
+
+/// What one part of a forward pass takes for one token.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PartOfToken {
+    /// Its name.
+    pub part: &'static str,
+    /// How often it runs: for the head once, for most others once or twice a layer. Of a prompt, a batch is one call.
+    pub calls: f64,
+    /// Microseconds.
+    pub us: f64,
+    /// Bytes that steps read, as in [`BenchResult::bytes_per_token`]; 0 for prompts, and for parts that read no more than activations.
+    pub bytes: f64,
+}
+
+impl PartOfToken {
+    /// Effective read rate in GB/s; `None` where next to nothing is read.
+    pub fn bandwidth(&self) -> Option<f64> {
+        (self.bytes > 0.0 && self.us > 0.0).then(|| self.bytes / self.us / 1e3)
+    }
 }
 
 impl BenchResult {
@@ -117,9 +140,10 @@ pub fn bench(
             samples_ns: Vec::with_capacity(repetitions),
             realised: 0.0,
             bytes_per_token: 0.0,
+            parts: Vec::new(),
         });
     }
-    let mut totals = vec![(0u64, 0u64); variants.len()];
+    let mut totals = vec![(0u64, 0u64, Profile::default()); variants.len()];
     let all = (repetitions + 1) * variants.len();
     for round in 0..=repetitions {
         for (i, v) in variants.iter().enumerate() {
@@ -129,6 +153,7 @@ pub fn bench(
             if !prompt.is_empty() {
                 session.trace(prompt, Phase::Prompt, &mut |_| ())?;
             }
+            session.take_profile();
             let started = Instant::now();
             match load {
                 Load::Prompt(_) => {
@@ -145,23 +170,38 @@ pub fn bench(
                 results[i].samples_ns.push(elapsed.as_nanos() as u64);
                 totals[i].0 += session.stats().kept;
                 totals[i].1 += session.stats().neurons;
+                totals[i].2 += session.take_profile();
             }
             progress(round * variants.len() + i + 1, all);
         }
     }
-    for ((result, (kept, neurons)), v) in results.iter_mut().zip(totals).zip(variants) {
+    for ((result, (kept, neurons, profile)), v) in results.iter_mut().zip(totals).zip(variants) {
         let kept = if neurons == 0 {
             1.0
         } else {
             kept as f64 / neurons as f64
         };
+        let session = &sessions[v.session];
+        let mut bytes = [0.0; Part::ALL.len()];
         if let Load::Steps { tokens, depth } = load {
             let reads = v.plan.as_ref().map_or(ReadDensely::All, |p| p.reads());
-            let session = &sessions[v.session];
+            let weights = session.model().bytes_per_token();
             result.realised = 1.0 - kept;
-            result.bytes_per_token = session.model().bytes_per_token().at(reads, kept)
-                + session.cache_bytes(depth + tokens / 2) as f64;
+            bytes[Part::Projections as usize] = weights.attention as f64;
+            bytes[Part::Attention as usize] = session.cache_bytes(depth + tokens / 2) as f64;
+            bytes[Part::Head as usize] = weights.head as f64;
+            bytes[Part::Ffn as usize] =
+                weights.at(reads, kept) - (weights.attention + weights.head) as f64;
+            result.bytes_per_token = bytes.iter().sum();
         }
+        let fed = (repetitions * result.tokens) as f64;
+        let part = |part: Part| PartOfToken {
+            part: part.name(),
+            calls: profile.calls(part) as f64 / fed,
+            us: profile.time(part).as_secs_f64() * 1e6 / fed,
+            bytes: bytes[part as usize],
+        };
+        result.parts = Part::ALL.map(part).to_vec();
         debug_assert!(result.realised >= 0.0);
     }
     for s in sessions {

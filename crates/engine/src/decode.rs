@@ -4,6 +4,7 @@ use crate::{
     backend::{Backend, FfnCall, FfnTrace, Observer, Phase},
     error::Result,
     model::Model,
+    profile::{Part, Profile, Stopwatch},
     sparsity::Rule,
 };
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub(crate) trait Decoder: Send {
     fn layer(&mut self, i: usize, step: LayerStep<'_>) -> usize;
     /// Logits of tokens `first..first + rows` of the last step: `[rows, vocab]`.
     fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]);
+    /// Where the time went since the last call.
+    fn take_profile(&mut self) -> Profile;
     /// What runs, for logs.
     fn device(&self) -> String;
 }
@@ -80,6 +83,7 @@ pub(crate) struct Runner<B: Backend> {
     q: B::Buffer,
     k: B::Buffer,
     v: B::Buffer,
+    profile: Profile,
 }
 
 impl<B: Backend> Runner<B> {
@@ -96,6 +100,7 @@ impl<B: Backend> Runner<B> {
             v: backend.buffer(batch, kv),
             backend,
             model,
+            profile: Profile::default(),
         })
     }
 }
@@ -108,7 +113,9 @@ impl<B: Backend> Decoder for Runner<B> {
     fn embed(&mut self, tokens: &[u32]) {
         let m = &self.model;
         let scale = m.config.embedding_scale;
+        let mut time = Stopwatch::start(&mut self.profile);
         self.backend.embed(&m.embedding, tokens, scale, &mut self.x);
+        time.was(Part::Embedding);
     }
 
     fn residual(&mut self, tokens: usize, to: &mut [f32]) {
@@ -130,28 +137,36 @@ impl<B: Backend> Decoder for Runner<B> {
             q,
             k,
             v,
+            profile,
         } = self;
+        let mut time = Stopwatch::start(profile);
         let (c, tokens) = (&model.config, step.tokens);
         let (layer, spec) = (&model.layers[i], &c.layers[i]);
         let eps = c.norm_eps;
         b.norm(x, tokens, &layer.attn_norm, eps, normed);
+        time.was(Part::Norms);
         b.linear(normed, tokens, &layer.query, q);
         b.linear(normed, tokens, &layer.key, k);
         b.linear(normed, tokens, &layer.value, v);
+        time.was(Part::Projections);
         if let Some(w) = &layer.query_norm {
             b.norm_in_place(q, tokens * c.heads, w, eps);
         }
         if let Some(w) = &layer.key_norm {
             b.norm_in_place(k, tokens * c.kv_heads, w, eps);
         }
+        time.was(Part::Norms);
         b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
+        time.was(Part::Attention);
         b.linear(q, tokens, &layer.attn_output, y);
+        time.was(Part::Projections);
         if let Some(w) = &layer.post_attn_norm {
             b.norm_in_place(y, tokens, w, eps);
         }
         b.add(x, y, tokens);
 
         b.norm(x, tokens, &layer.ffn_norm, eps, normed);
+        time.was(Part::Norms);
         let call = FfnCall {
             layer: i,
             start: step.start,
@@ -164,15 +179,18 @@ impl<B: Backend> Decoder for Runner<B> {
             },
         };
         let kept = b.ffn(call, normed, y);
+        time.was(Part::Ffn);
         if let Some(w) = &layer.post_ffn_norm {
             b.norm_in_place(y, tokens, w, eps);
         }
         b.add(x, y, tokens);
+        time.was(Part::Norms);
         kept
     }
 
     fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]) {
         let (m, b) = (&self.model, &mut self.backend);
+        let mut time = Stopwatch::start(&mut self.profile);
         // Norms go row by row from the start; what lies before `first` costs little beside the head.
         b.norm(
             &self.x,
@@ -181,7 +199,13 @@ impl<B: Backend> Decoder for Runner<B> {
             m.config.norm_eps,
             &mut self.normed,
         );
+        time.was(Part::Norms);
         b.logits(&self.normed, first, rows, &m.head, out);
+        time.was(Part::Head);
+    }
+
+    fn take_profile(&mut self) -> Profile {
+        std::mem::take(&mut self.profile)
     }
 
     fn device(&self) -> String {

@@ -14,6 +14,7 @@ pub mod generate;
 mod layerwise;
 pub mod model;
 mod packing;
+mod profile;
 pub mod sampler;
 mod savings;
 pub mod session;
@@ -34,6 +35,7 @@ pub use generate::{GenerateOptions, Generator};
 pub use layerwise::Layerwise;
 pub use model::{DownLayout, Model};
 pub use packing::Packing;
+pub use profile::{Part, Profile};
 pub use session::{Session, SessionOptions, Stats};
 pub use sparsity::SparsityPlan;
 

@@ -5,6 +5,7 @@ use crate::{
     decode::{Decoder, LayerStep, Runner, Step},
     error::{Error, Result},
     model::{DownLayout, Model},
+    profile::Profile,
     sparsity::{Rule, SparsityPlan},
 };
 use countdown_kernels::DType;
@@ -189,6 +190,10 @@ impl Session {
         let row = self.cache_dtype.row_bytes(c.head_dim).unwrap_or(0) * c.kv_heads * 2;
         let seen = |window: Option<usize>| (position + 1).min(window.unwrap_or(usize::MAX));
         c.layers.iter().map(|l| row * seen(l.window)).sum()
+    }
+    /// Where the time of forward passes went since this was last asked for.
+    pub fn take_profile(&mut self) -> Profile {
+        self.decoder.take_profile()
     }
     /// What runs, for logs: instruction set or card, threads.
     pub fn device(&self) -> String {

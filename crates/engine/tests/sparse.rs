@@ -67,7 +67,9 @@ fn in_f32(m: &Model) -> Arc<Model> {
         let Down::Transposed(down) = &mut l.ffn.down else {
             panic!("down is transposed")
         };
-        [&mut l.ffn.gate, &mut l.ffn.up, down].into_iter().for_each(f32s);
+        [&mut l.ffn.gate, &mut l.ffn.up, down]
+            .into_iter()
+            .for_each(f32s);
     }
     Arc::new(m)
 }

@@ -160,6 +160,43 @@ fn dot(c: &mut Criterion) {
     });
 }
 
+/// The same where the matrix lies in tiles.
+fn dot_tiled(c: &mut Criterion) {
+    for shape in SHAPES {
+        for dtype in DType::ALL.into_iter().filter(|t| quant::has_tiles(*t)) {
+            let Some(mut weights) = Weights::new(dtype, shape) else {
+                continue;
+            };
+            // Copies of one matrix follow each other, and a tile is a run of bytes.
+            let (rows, cols) = (weights.data.len() / weights.bytes * shape.0, shape.1);
+            let all = MatRef::new(dtype, rows, cols, &weights.data);
+            weights.data = quant::tile(all.expect("whole matrices"))
+                .expect("rows that fill tiles")
+                .into();
+            let mut group = c.benchmark_group(format!("dot_tiled/{}x{}/{dtype}", shape.0, shape.1));
+            group
+                .sample_size(20)
+                .warm_up_time(Duration::from_millis(200))
+                .measurement_time(Duration::from_secs(1))
+                .throughput(Throughput::BytesDecimal(weights.bytes as u64));
+            let k = Kernels::best();
+            let x = input(k, weights.cols);
+            let mut out = vec![0.0; weights.rows];
+            for threads in THREADS {
+                let mut team = Team::new(threads).expect("threads");
+                group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
+                    b.iter(|| {
+                        let at = weights.advance();
+                        let data = &weights.data[at..at + weights.bytes];
+                        let m = MatRef::tiles(dtype, weights.rows, weights.cols, data);
+                        gemv(&mut team, k, m.expect("a matrix"), &x, &mut out);
+                    });
+                });
+            }
+        }
+    }
+}
+
 /// Three rows in ten, irregularly.
 fn kept(rows: usize) -> Vec<u32> {
     (0..rows as u32)
@@ -274,6 +311,7 @@ criterion_group!(
     benches,
     read,
     dot,
+    dot_tiled,
     dot_kept,
     axpy_kept,
     ffn_kept,

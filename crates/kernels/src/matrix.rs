@@ -1,6 +1,9 @@
 //! A borrowed weight matrix. Its constructor is the one place that checks lengths; kernels rely on it.
 
-use crate::dtype::DType;
+use crate::{
+    dtype::DType,
+    quant::{TILE, has_tiles},
+};
 use std::ops::Range;
 
 /// Why bytes are not a matrix of the shape asked for.
@@ -40,6 +43,7 @@ pub struct MatRef<'a> {
     row_bytes: usize,
     /// Bytes from one row to the next.
     stride: usize,
+    is_tiled: bool,
     data: &'a [u8],
 }
 
@@ -86,7 +90,31 @@ impl<'a> MatRef<'a> {
             cols,
             row_bytes,
             stride,
+            is_tiled: false,
             data,
+        })
+    }
+
+    /// A view of the tiles that [`quant::tile`](crate::quant::tile) makes of a matrix.
+    ///
+    /// # Errors
+    /// [`ShapeError`] as for [`MatRef::new`].
+    ///
+    /// # Panics
+    /// If the type has no tiles or `rows` do not fill them.
+    pub fn tiles(
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        data: &'a [u8],
+    ) -> Result<Self, ShapeError> {
+        assert!(
+            has_tiles(dtype) && rows.is_multiple_of(TILE),
+            "{rows} rows of {dtype} are no tiles"
+        );
+        Ok(MatRef {
+            is_tiled: true,
+            ..MatRef::new(dtype, rows, cols, data)?
         })
     }
 
@@ -106,6 +134,10 @@ impl<'a> MatRef<'a> {
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }
+    /// Whether rows lie in tiles, not one by one.
+    pub fn is_tiled(&self) -> bool {
+        self.is_tiled
+    }
     /// All bytes, from the first row's first to the last row's last.
     pub fn data(&self) -> &'a [u8] {
         self.data
@@ -114,18 +146,23 @@ impl<'a> MatRef<'a> {
     /// The bytes of row `i`.
     ///
     /// # Panics
-    /// If `i >= rows`.
+    /// If `i >= rows`, or the matrix is tiles.
     #[inline]
     pub fn row(&self, i: usize) -> &'a [u8] {
+        assert!(!self.is_tiled, "tiles have no rows");
         &self.data[i * self.stride..][..self.row_bytes]
     }
 
     /// Rows `range` as a matrix of its own.
     ///
     /// # Panics
-    /// If the range reaches beyond `rows`.
+    /// If the range reaches beyond `rows`, or cuts a tile.
     pub fn rows_range(&self, range: Range<usize>) -> MatRef<'a> {
         assert!(range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        assert!(
+            !self.is_tiled || range.start.is_multiple_of(TILE) && range.end.is_multiple_of(TILE),
+            "rows {range:?} cut a tile"
+        );
         let data = match range.len() {
             0 => &[],
             n => &self.data[range.start * self.stride..][..(n - 1) * self.stride + self.row_bytes],

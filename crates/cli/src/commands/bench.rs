@@ -2,6 +2,7 @@
 
 use crate::{
     args::{ModelArgs, SweepArgs, at_least, threads},
+    bandwidth::Probe,
     console::{Console, json, print},
     failure::{Failure, Result},
     load, machine,
@@ -12,7 +13,7 @@ use crate::{
 use clap::{Args, ValueEnum};
 use countdown::{
     DownLayout, Model, Session, SessionOptions, SparsityPlan,
-    bench::{BenchResult, Load, Variant, bench},
+    bench::{BenchResult, Load, PartOfToken, Variant, bench},
     formats::Checkpoint,
     kernels::DType,
     session::physical_cores,
@@ -27,12 +28,14 @@ use std::{path::PathBuf, sync::Arc};
 ///
 /// Every combination of threads and loads is one table: all variants run it in turns, so that a noisy machine is noisy
 /// for all of them. Dense runs on the weights as stored, plans on transposed down projections. Prompts are computed
-/// densely whatever the plan.
+/// densely whatever the plan. GB/s are the bytes that steps read over their time; the share is that of what plain
+/// reading of memory reaches with as many threads, measured just before.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   countdown bench -m model.gguf
   countdown bench -m model.gguf -t 1,2 -p 0 -n 64 --method dense,cats,m-countdown --sparsity 0.5,0.7,0.9
   countdown bench -m model.gguf -p 512 -n 0 -r 10 -o csv
+  countdown bench -m model.gguf -p 0 --profile
   countdown bench -m model.gguf -p 0 --method dense --plan plan.safetensors -o jsonl")]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -58,6 +61,9 @@ pub(crate) struct BenchArgs {
     /// Format of the results
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
+    /// Show where the time of a token goes
+    #[arg(long)]
+    profile: bool,
     /// Text whose tokens are fed; realised sparsity depends on it [default: the built-in one]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -112,10 +118,14 @@ struct Row {
     median_ts: f64,
     /// Effective read rate; nothing for prompts.
     gb_s: Option<f64>,
+    /// The same over what plain reading reaches with as many threads.
+    bandwidth_share: Option<f64>,
     /// Median rate over dense's, of the same run; nothing where dense does not run.
     ratio: Option<f64>,
     /// Bytes that a dense step reads over those of this one.
     bytes_ceiling: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<PartOfToken>,
 }
 
 /// What is measured against what.
@@ -171,6 +181,14 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
         }
         contest.add(&model, &plans);
     }
+    let has_steps = loads.iter().any(|l| matches!(l, Load::Steps { .. }));
+    let readable: Vec<f64> = if has_steps {
+        let probe = Probe::new();
+        let gb_s = |&threads: &usize| probe.gb_s(threads);
+        thread_counts.iter().map(gb_s).collect::<Result<_>>()?
+    } else {
+        Vec::new()
+    };
     let mut rows = Vec::new();
     for (i, &threads) in thread_counts.iter().enumerate() {
         let mut sessions = contest.sessions(args, &loads, threads)?;
@@ -199,8 +217,10 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
                 )?
             };
             let mut new = contest.rows(args, &checkpoint, threads, load, &variants, &results);
-            new.iter_mut()
-                .for_each(|r| r.test_time.clone_from(&started));
+            for row in &mut new {
+                row.test_time.clone_from(&started);
+                row.bandwidth_share = row.gb_s.map(|gb_s| gb_s / readable[i]);
+            }
             if args.output == Format::Jsonl {
                 for row in &new {
                     print(json(row)? + "\n")?;
@@ -355,10 +375,16 @@ impl Contest {
                 realised: result.realised,
                 median_ts: result.median(),
                 gb_s: result.bandwidth(),
+                bandwidth_share: None,
                 ratio: dense.map(|d| result.median() / d.median()),
                 bytes_ceiling: dense
                     .filter(|_| bytes > 0.0)
                     .map(|d| d.bytes_per_token / bytes),
+                profile: if args.profile {
+                    result.parts.clone()
+                } else {
+                    Vec::new()
+                },
             }
         };
         variants.iter().zip(results).map(row).collect()
@@ -382,50 +408,98 @@ fn model_type(model: &Model) -> String {
     )
 }
 
+/// llama-bench's name of a row's test.
+fn test(r: &Row) -> String {
+    name(match (r.n_prompt, r.n_gen) {
+        (n, 0) => Load::Prompt(n),
+        (_, tokens) => Load::Steps {
+            tokens,
+            depth: r.n_depth,
+        },
+    })
+}
+
+/// The method with what tells it from others of its name.
+fn method(r: &Row) -> String {
+    let predictor = r.predictor.as_deref().map(|p| format!(" by {p}"));
+    let ideal = match r.form {
+        Some(Form::Ideal) => " (ideal)",
+        _ => "",
+    };
+    let layout = match (r.method.as_str(), r.down) {
+        ("dense", "transposed") => " (transposed)",
+        _ => "",
+    };
+    format!(
+        "{}{}{ideal}{layout}",
+        r.method,
+        predictor.unwrap_or_default()
+    )
+}
+
 fn markdown(rows: &[Row]) -> String {
     let mut table = Table::new(&[
         "model", "size", "backend", "threads", "test", "method", "cut", "target", "realised",
-        "t/s", "median", "GB/s", "ratio", "ceiling",
+        "t/s", "median", "GB/s", "share", "ratio", "ceiling",
     ]);
     let number = |n: Option<f64>| n.map_or("-".into(), |n| format!("{n:.2}"));
     for r in rows {
-        let load = match (r.n_prompt, r.n_gen) {
-            (n, 0) => Load::Prompt(n),
-            (_, tokens) => Load::Steps {
-                tokens,
-                depth: r.n_depth,
-            },
-        };
-        let ideal = match r.form {
-            Some(Form::Ideal) => " (ideal)",
-            _ => "",
-        };
-        let layout = match (r.method.as_str(), r.down) {
-            ("dense", "transposed") => " (transposed)",
-            _ => "",
-        };
         table.row([
             r.model_type.clone(),
             table::bytes(r.model_size as f64),
             r.backends.clone(),
             r.n_threads.to_string(),
-            name(load),
-            format!("{}{ideal}{layout}", r.method),
+            test(r),
+            method(r),
             r.cut.map_or("-", Cut::name).into(),
             format!("{:.2}", r.target),
             format!("{:.3}", r.realised),
             format!("{:.2} ± {:.2}", r.avg_ts, r.stddev_ts),
             format!("{:.2}", r.median_ts),
             number(r.gb_s),
+            r.bandwidth_share
+                .map_or("-".into(), |s| format!("{:.0} %", s * 100.0)),
             number(r.ratio),
             number(r.bytes_ceiling),
         ]);
     }
+    let profiles: String = rows.iter().filter_map(profile).collect();
     format!(
-        "{}\nbuild: {}\n",
+        "{}{profiles}\nbuild: {}\n",
         table.markdown(),
         env!("COUNTDOWN_COMMIT")
     )
+}
+
+/// Where the time of a row's token goes, where that was asked for.
+fn profile(r: &Row) -> Option<String> {
+    let all: f64 = r.profile.iter().map(|p| p.us).sum();
+    if r.profile.is_empty() {
+        return None;
+    }
+    let mut table = Table::new(&["part", "calls", "us", "share", "MB", "GB/s"]);
+    for p in &r.profile {
+        table.row([
+            p.part.into(),
+            format!("{:.2}", p.calls),
+            format!("{:.1}", p.us),
+            format!("{:.1} %", p.us / all * 100.0),
+            format!("{:.2}", p.bytes / 1e6),
+            p.bandwidth().map_or("-".into(), |b| format!("{b:.1}")),
+        ]);
+    }
+    let target = if r.target > 0.0 {
+        format!(" {:.2}", r.target)
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "\n{}{target}, {}, {} threads, a token:\n\n{}",
+        method(r),
+        test(r),
+        r.n_threads,
+        table.markdown()
+    ))
 }
 
 fn json_array(rows: &[Row]) -> Result<String> {
@@ -442,6 +516,7 @@ fn csv(rows: &[Row]) -> Result<String> {
         };
         object.shift_remove("samples_ns");
         object.shift_remove("samples_ts");
+        object.shift_remove("profile");
         Ok(object)
     };
     let objects = rows.iter().map(object).collect::<Result<Vec<_>>>()?;

@@ -1,6 +1,7 @@
 //! `countdown doctor`: what this machine offers and what countdown makes of it.
 
 use crate::{
+    bandwidth::Probe,
     commands::serve::KEY_VARIABLE,
     console::{self, print},
     failure::Result,
@@ -13,10 +14,8 @@ use countdown::{Error, kernels::cpu::Kernels, session::physical_cores};
 use serde::Serialize;
 use std::{
     fs::File,
-    hint::black_box,
     path::{Path, PathBuf},
     thread,
-    time::Instant,
 };
 
 /// Show what this machine offers: instruction sets, cores, memory, folders
@@ -119,7 +118,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         cache_folder: cache,
         environment: VARIABLES.iter().map(variable).collect(),
         bandwidth: if args.bandwidth {
-            bandwidths()
+            bandwidths()?
         } else {
             Vec::new()
         },
@@ -204,39 +203,13 @@ fn is_writable(folder: &Path) -> bool {
 }
 
 /// Reading memory with one thread, and with one on every core.
-fn bandwidths() -> Vec<Bandwidth> {
-    const WORDS: usize = (256 << 20) / size_of::<u64>();
-    const ROUNDS: usize = 5;
-    // Not zero: pages of zeros may all be the same one.
-    let words: Vec<u64> = (0..WORDS as u64).collect();
+fn bandwidths() -> Result<Vec<Bandwidth>> {
+    let probe = Probe::new();
     let mut counts = vec![1, physical_cores()];
     counts.dedup();
-    let measure = |threads: usize| {
-        let round = |_| {
-            let started = Instant::now();
-            thread::scope(|scope| {
-                for part in words.chunks(WORDS.div_ceil(threads)) {
-                    scope.spawn(|| black_box(sum(part)));
-                }
-            });
-            started.elapsed().as_secs_f64()
-        };
-        let best = (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min);
-        Bandwidth {
-            threads,
-            gb_s: size_of_val(&words[..]) as f64 / best / 1e9,
-        }
+    let measure = |threads| {
+        let gb_s = probe.gb_s(threads)?;
+        Ok(Bandwidth { threads, gb_s })
     };
     counts.into_iter().map(measure).collect()
-}
-
-/// Eight sums at a time, so that adding is never the limit.
-fn sum(words: &[u64]) -> u64 {
-    let mut sums = [0u64; 8];
-    for eight in words.chunks_exact(8) {
-        for (s, w) in sums.iter_mut().zip(eight) {
-            *s = s.wrapping_add(*w);
-        }
-    }
-    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
 }

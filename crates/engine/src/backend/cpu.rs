@@ -18,6 +18,7 @@ use countdown_kernels::{
     },
     quant,
 };
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Forces an instruction set: scalar, neon, avx2, avx512.
 pub(crate) const ISA_VARIABLE: &str = "COUNTDOWN_ISA";
@@ -207,7 +208,8 @@ impl Cpu {
             }
             _ => {
                 self.gate_and_up(x, 1, w);
-                self.choose(0, inter, rule);
+                let (gate, up) = (&self.gate[..inter], &self.up[..inter]);
+                select(rule, gate, up, None, &mut self.selection);
             }
         }
         sparse_ffn_rows(
@@ -231,19 +233,44 @@ impl Cpu {
         self.kernels.prepare(z, &mut self.narrow_input);
     }
 
-    /// Selects the neurons of token `t` from the working memory: a predictor's signals, or gate and up.
-    fn choose(&mut self, t: usize, inter: usize, rule: &Rule) {
-        let row = t * inter..(t + 1) * inter;
-        let (gate, up) = (&self.gate[row.clone()], &self.up[row.clone()]);
-        let selection = &mut self.selection;
-        match (&rule.predictor, rule.signal) {
-            (Some(_), _) => rule.select(self.signals[row].iter().copied(), selection),
-            (None, Signal::Gate) => rule.select(gate.iter().copied(), selection),
-            (None, Signal::Up) => rule.select(up.iter().copied(), selection),
-            (None, Signal::Product) => {
-                rule.select(gate.iter().zip(up).map(|(g, u)| g * u), selection);
-            }
+    /// Multiplies gate and up of several tokens into gate; of neurons that the rule does not keep the product is zero.
+    /// Returns how many are kept.
+    fn products(&mut self, x: &[f32], tokens: usize, inter: usize, rule: &Rule) -> usize {
+        let n = tokens * inter;
+        if let Some(p) = &rule.predictor {
+            self.signals.resize(n, 0.0);
+            let (team, signals) = (&mut self.team, &mut self.signals);
+            self.estimator
+                .signals(team, self.kernels, p, self.act, x, signals);
         }
+        let (up, signals) = (&self.up[..n], &self.signals);
+        let kept = AtomicUsize::new(0);
+        self.team.split(&mut self.gate[..n], inter, |at, part| {
+            let mut selection = Selection::with_capacity(inter);
+            for (t, gate) in part.chunks_exact_mut(inter).enumerate() {
+                let row = at + t * inter..at + (t + 1) * inter;
+                let up = &up[row.clone()];
+                let estimated = rule.predictor.as_ref().map(|_| &signals[row]);
+                select(rule, gate, up, estimated, &mut selection);
+                kept.fetch_add(selection.kept().len(), Relaxed);
+                let mut stay = selection.kept().iter().peekable();
+                for (i, (g, u)) in gate.iter_mut().zip(up).enumerate() {
+                    let stays = stay.next_if(|k| **k as usize == i).is_some();
+                    *g = if stays { *g * u } else { 0.0 };
+                }
+            }
+        });
+        kept.into_inner()
+    }
+}
+
+/// Selects the neurons of a token by its activated gate and its up, or by what a predictor made of them.
+fn select(rule: &Rule, gate: &[f32], up: &[f32], estimated: Option<&[f32]>, into: &mut Selection) {
+    match (estimated, rule.signal) {
+        (Some(signals), _) => rule.select(signals.iter().copied(), into),
+        (None, Signal::Gate) => rule.select(gate.iter().copied(), into),
+        (None, Signal::Up) => rule.select(up.iter().copied(), into),
+        (None, Signal::Product) => rule.select(gate.iter().zip(up).map(|(g, u)| g * u), into),
     }
 }
 
@@ -397,33 +424,17 @@ impl Backend for Cpu {
                 up: &self.up[..tokens * inter],
             });
         }
-        let mut kept = tokens * inter;
-        if let Some(rule) = call.rule {
-            kept = 0;
-            if let Some(p) = &rule.predictor {
-                self.signals.resize(tokens * inter, 0.0);
-                let (team, signals) = (&mut self.team, &mut self.signals);
-                self.estimator
-                    .signals(team, self.kernels, p, self.act, x, signals);
+        let kept = match call.rule {
+            Some(rule) => self.products(x, tokens, inter, rule),
+            None => {
+                let up = &self.up;
+                let gate = &mut self.gate[..tokens * inter];
+                self.team.split(gate, 1024, |at, part| {
+                    part.iter_mut().zip(&up[at..]).for_each(|(g, u)| *g *= u);
+                });
+                tokens * inter
             }
-            for t in 0..tokens {
-                self.choose(t, inter, rule);
-                kept += self.selection.kept().len();
-                let row = t * inter..(t + 1) * inter;
-                let pairs = self.gate[row.clone()].iter_mut().zip(&mut self.up[row]);
-                let mut stay = self.selection.kept().iter().peekable();
-                for (i, (g, u)) in pairs.enumerate() {
-                    if stay.next_if(|k| **k as usize == i).is_none() {
-                        (*g, *u) = (0.0, 0.0);
-                    }
-                }
-            }
-        }
-        let n = tokens * inter;
-        let up = &self.up;
-        self.team.split(&mut self.gate[..n], 1024, |at, part| {
-            part.iter_mut().zip(&up[at..]).for_each(|(g, u)| *g *= u);
-        });
+        };
         self.project_down(tokens, w, out);
         kept
     }

@@ -29,6 +29,8 @@ pub struct Input {
     quarters: Vec<Line>,
     /// One scale a block, padded with zeros.
     scales: Vec<f32>,
+    /// One sum of levels a block, padded with zeros.
+    totals: Vec<i32>,
     /// One scale times sum of levels a block, padded with zeros: what a constant weight of 1 contributes.
     sums: Vec<f32>,
 }
@@ -43,6 +45,7 @@ impl Input {
             halves: Vec::with_capacity(blocks / 2),
             quarters: Vec::with_capacity(blocks / 2),
             scales: Vec::with_capacity(blocks),
+            totals: Vec::with_capacity(blocks),
             sums: Vec::with_capacity(blocks),
         }
     }
@@ -93,6 +96,13 @@ impl Input {
         &self.scales
     }
 
+    /// Sums of levels of the blocks, padded with zeros to a multiple of 8.
+    #[inline(always)]
+    #[cfg(any(target_arch = "x86_64", test))]
+    pub(super) fn totals(&self) -> &[i32] {
+        &self.totals
+    }
+
     /// Scale times sum of levels of the blocks, padded with zeros to a multiple of 8.
     #[inline(always)]
     #[cfg(any(target_arch = "x86_64", test))]
@@ -114,6 +124,7 @@ impl Input {
         self.halves.resize(padded / 64, Line([0; 64]));
         self.quarters.resize(padded / 64, Line([0; 64]));
         self.scales.resize(padded / BLOCK, 0.0);
+        self.totals.resize(padded / BLOCK, 0);
         self.sums.resize(padded / BLOCK, 0.0);
         if padded == 0 {
             return;
@@ -141,10 +152,12 @@ impl Input {
                 *q = level as i8;
             }
             self.scales[b] = largest / 127.0;
+            self.totals[b] = sum;
             self.sums[b] = largest / 127.0 * sum as f32;
         }
         levels[blocks * BLOCK..].fill(0);
         self.scales[blocks..].fill(0.0);
+        self.totals[blocks..].fill(0);
         self.sums[blocks..].fill(0.0);
         for (group, halves) in levels
             .chunks_exact(128)

@@ -26,7 +26,7 @@ pub use generic::exp;
 pub use input::Input;
 pub use team::Team;
 
-use crate::{dtype::DType, matrix::MatRef};
+use crate::{dtype::DType, matrix::MatRef, quant};
 use gemm::{DEPTH, LANES, Pair};
 use half::bf16;
 use std::{fmt, ops::Range};
@@ -125,6 +125,7 @@ impl<'a> Score<'a> {
 type Rows<'a> = Option<&'a [u32]>;
 type Dot = unsafe fn(MatRef, Rows, &Input, &mut [f32]);
 type Axpy = unsafe fn(MatRef, Rows, &[f32], Range<usize>, &mut [f32]);
+type Tiles = unsafe fn(MatRef, &Input, &mut [f32]);
 type Unpack = unsafe fn(&[u8], &mut [f32]);
 type Panel = unsafe fn(&[[f32; DEPTH]], &[[f32; LANES]], &mut [[f32; LANES]]);
 type UnpackBf16 = unsafe fn(&[u8], &mut [bf16]);
@@ -141,6 +142,8 @@ pub struct Kernels {
     isa: Isa,
     /// By `DType as usize`, like all arrays here.
     dot: [Dot; DTYPES],
+    /// Products of tiles, where they are quicker than those of rows.
+    tiles: [Option<Tiles>; DTYPES],
     axpy: [Axpy; DTYPES],
     unpack: [Unpack; DTYPES],
     panel: Panel,
@@ -311,9 +314,32 @@ impl Kernels {
 
     fn dot(&self, m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
         assert_eq!(x.len(), m.cols(), "dot: input");
+        if m.is_tiled() {
+            assert!(rows.is_none(), "tiles have no rows");
+            return self.dot_tiles(m, x, out);
+        }
         // SAFETY: the table is to be had only where the CPU has its instruction set (so for all calls below); rows and
         // lengths were checked. A quantised row is a whole number of blocks of 32, so `x` has its int8 blocks.
         unsafe { (self.dot[m.dtype() as usize])(m, rows, x, out) }
+    }
+
+    /// Whether products of all rows are quicker where a matrix of that type lies in tiles (see [`quant::tile`]).
+    pub fn prefers_tiles(&self, dtype: DType) -> bool {
+        self.tiles[dtype as usize].is_some()
+    }
+
+    fn dot_tiles(&self, m: MatRef, x: &Input, out: &mut [f32]) {
+        if let Some(tiles) = self.tiles[m.dtype() as usize] {
+            // SAFETY: as in `dot`.
+            return unsafe { tiles(m, x, out) };
+        }
+        // Right, not quick: whoever lays out tiles asks what is preferred.
+        let mut row = vec![0; m.row_bytes()];
+        for (i, out) in out.iter_mut().enumerate() {
+            quant::row_blocks(m, i, 0, &mut row);
+            let row = MatRef::new(m.dtype(), 1, m.cols(), &row).expect("a row of the matrix");
+            self.dot(row, None, x, std::slice::from_mut(out));
+        }
     }
 
     /// `y[c - cols.start] += sum over i of coef[i] * m[i][c]`, added row after row, for `c` in `cols`.
@@ -439,9 +465,10 @@ impl Kernels {
 
     /// Unpacks columns `cols` of row `i`, which begin and end at blocks.
     fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [f32]) {
-        let blocks = blocks(m, i, cols, out.len());
-        // SAFETY: as in `dot`; lengths were checked.
-        unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
+        with_blocks(m, i, cols, out.len(), |blocks| {
+            // SAFETY: as in `dot`; lengths were checked.
+            unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
+        });
     }
 
     /// `acc[r][t] += sum over k of w[r][k] * x[k][t]`, for the `k` that `x` has.
@@ -456,9 +483,10 @@ impl Kernels {
 impl Bf16 {
     /// As [`Kernels::unpack`].
     fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [bf16]) {
-        let blocks = blocks(m, i, cols, out.len());
-        // SAFETY: as said above; lengths were checked.
-        unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
+        with_blocks(m, i, cols, out.len(), |blocks| {
+            // SAFETY: as said above; lengths were checked.
+            unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
+        });
     }
 
     /// `out = x`, rounded.
@@ -476,18 +504,26 @@ impl Bf16 {
     }
 }
 
-/// The blocks of columns `cols` of row `i`, which `len` elements have room for.
-fn blocks(m: MatRef<'_>, i: usize, cols: Range<usize>, len: usize) -> &[u8] {
+/// Shows `f` the blocks of columns `cols` of row `i`, which `len` elements have room for.
+fn with_blocks(m: MatRef, i: usize, cols: Range<usize>, len: usize, f: impl FnOnce(&[u8])) {
+    /// Bytes of as many elements as are unpacked at a time, in the longest format that has tiles.
+    const MOST: usize = 2 * DEPTH / 32 * DType::Q5_0.block_bytes();
     let t = m.dtype();
     let at = |c: usize| c / t.block_len() * t.block_bytes();
     assert!(
         len == cols.len() && len.is_multiple_of(t.block_len()),
         "unpack: lengths"
     );
+    if m.is_tiled() {
+        let mut blocks = [0; MOST];
+        let blocks = &mut blocks[..at(len)];
+        quant::row_blocks(m, i, cols.start / t.block_len(), blocks);
+        return f(blocks);
+    }
     let part = at(cols.start)..at(cols.end);
     #[cfg(target_arch = "x86_64")]
     drive::fetch(&m.row((i + AHEAD).min(m.rows() - 1))[part.clone()]);
-    &m.row(i)[part]
+    f(&m.row(i)[part]);
 }
 
 /// How many rows ahead of the one computed may be asked for by hand, where rows, or the parts of them that are used, are too short for

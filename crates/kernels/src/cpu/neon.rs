@@ -1,7 +1,7 @@
 //! AArch64's vectors: the generic loops, vectorised by the compiler.
 
 use super::{
-    Act, Input, Isa, Kernels, Score, elementwise,
+    Act, DTYPES, Input, Isa, Kernels, Score, elementwise,
     gemm::{DEPTH, LANES},
     generic, per_format,
 };
@@ -11,6 +11,7 @@ use std::ops::Range;
 pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Neon,
     dot: per_format!(dot),
+    tiles: [None; DTYPES],
     axpy: per_format!(axpy),
     unpack: per_format!(unpack),
     panel,

@@ -1,10 +1,10 @@
 //! Products spread over a team. Results do not depend on the number of threads.
 
 use super::{Input, Kernels, Team};
-use crate::matrix::MatRef;
+use crate::{matrix::MatRef, quant::TILE};
 
-/// Rows are cut in multiples of this, so that kernels which take several rows at once seldom have a rest.
-pub(super) const ROWS: usize = 8;
+/// Rows are cut in multiples of this, so that kernels which take several rows at once seldom have a rest, and no tile is cut.
+pub(super) const ROWS: usize = TILE;
 
 /// `out[i] = m[i] x` for every row.
 ///

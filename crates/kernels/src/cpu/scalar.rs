@@ -1,10 +1,11 @@
 //! The table that runs everywhere: the generic loops, compiled for the target's base instruction set.
 
-use super::{Input, Isa, Kernels, generic, per_format};
+use super::{DTYPES, Input, Isa, Kernels, generic, per_format};
 
 pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     dot: per_format!(generic::dot),
+    tiles: [None; DTYPES],
     axpy: per_format!(generic::axpy),
     unpack: per_format!(generic::unpack),
     panel: generic::panel,

@@ -21,6 +21,7 @@ mod q8_h;
 mod t2;
 #[cfg(test)]
 mod tests;
+mod tiles;
 mod transpose;
 
 pub(crate) use float::{Bf16, F16, F32};
@@ -37,6 +38,8 @@ pub(crate) use q8_0::Q8_0;
 pub(crate) use q8_h::Q8H;
 pub use q8_h::split_q8_0;
 pub(crate) use t2::T2;
+pub(crate) use tiles::row_blocks;
+pub use tiles::{TILE, has_tiles, tile, untile};
 pub use transpose::transpose_pack;
 
 use crate::dtype::DType;

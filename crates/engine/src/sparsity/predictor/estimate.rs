@@ -16,7 +16,7 @@ pub struct Estimator {
 }
 
 impl Estimator {
-    /// The signals that `p` estimates from `x` `[tokens, hidden]`, `[tokens, inter]`. In `f32`, where steps round `x` to 8 bits.
+    /// The signals that `p` estimates from `x` `[tokens, hidden]`, `[tokens, inter]`. As prompts are multiplied; steps round `x` to 8 bits.
     pub fn signals(
         &mut self,
         team: &mut Team,

@@ -7,7 +7,7 @@ pub(super) mod load;
 mod predictor;
 
 use super::{
-    Act, Input, Isa, Kernels, Score, elementwise,
+    Act, DTYPES, Input, Isa, Kernels, Score, elementwise,
     gemm::{DEPTH, LANES},
     generic,
 };
@@ -43,6 +43,7 @@ pub(super) static KERNELS: Kernels = Kernels {
         predictor::t2,
         dot::q8_h,
     ],
+    tiles: [None; DTYPES],
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,

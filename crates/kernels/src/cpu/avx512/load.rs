@@ -74,6 +74,14 @@ avx512! {
         unsafe { _mm512_storeu_si512(x.as_mut_ptr().cast(), v) }
     }
 
+    /// `w[at..at + 64]`.
+    #[inline]
+    pub(super) fn u8x64(w: &[u8], at: usize) -> __m512i {
+        let w = &w[at..at + 64];
+        // SAFETY: the slice is 64 bytes; no alignment is needed.
+        unsafe { _mm512_loadu_si512(w.as_ptr().cast()) }
+    }
+
     /// `x[at..at + 64]`.
     #[inline]
     pub(super) fn i8x64(x: &[i8], at: usize) -> __m512i {

@@ -6,6 +6,7 @@ mod decode;
 mod dot;
 mod load;
 mod predictor;
+mod tiles;
 
 use super::{
     Act, Input, Isa, Kernels, Score, elementwise,
@@ -95,6 +96,7 @@ const PLAIN: Kernels = Kernels {
         predictor::t2,
         dot::q8_h,
     ],
+    tiles: tiles::TABLE,
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,

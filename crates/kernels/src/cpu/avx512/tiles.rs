@@ -1,0 +1,196 @@
+//! Dot products of tiles: a lane is a row, so sixteen rows meet four activations at a time, broadcast to all lanes. Sums need no
+//! adding across lanes, and the scales of sixteen rows are decoded together.
+//!
+//! Levels are unsigned; what a format subtracts from them is subtracted in integers: sums start at minus that, times
+//! the block's sum of activations. A tile's bytes follow each other, and so do the tiles: one stream through memory.
+
+use super::{
+    super::{DTYPES, Input, Tiles},
+    avx512, load,
+};
+use crate::{dtype::DType, matrix::MatRef, quant::TILE};
+use std::arch::x86_64::*;
+
+pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
+    let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
+    table[DType::Q4_0 as usize] = Some(q4_0);
+    table[DType::Q5_0 as usize] = Some(q5_0);
+    table[DType::Q3_0 as usize] = Some(q3_0);
+    table[DType::Q4_K as usize] = Some(q4_k);
+    table
+};
+
+/// Levels of a block of activations, four to a vector.
+type Block = [i8; 32];
+
+avx512! {
+    fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<288>(m, out, |b, w, acc| {
+            let q = |v: usize| load::u8x64(w, 32 + 64 * v);
+            add(w, nibbles(q, x, b, 8), x, b, acc)
+        });
+    }
+
+    fn q5_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        // Which byte of a row's word has the fifth bits of a group of four, and which of its bits.
+        let bytes = _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+        let bytes = _mm512_mullo_epi32(bytes, _mm512_set1_epi32(0x0404_0404));
+        let bits = [_mm512_set1_epi32(0x0804_0201), _mm512_set1_epi32(0x8040_2010_u32 as i32)];
+        let fifth = _mm512_set1_epi8(16);
+        tiles::<352>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let high = load::u8x64(w, 32);
+            let mut sums = start(x, b, 16);
+            let mut spread = [high; 4];
+            for (i, s) in spread.iter_mut().enumerate() {
+                let byte = _mm512_add_epi8(bytes, _mm512_set1_epi8(i as i8));
+                *s = _mm512_shuffle_epi8(high, byte);
+            }
+            for v in 0..4 {
+                let q = load::u8x64(w, 96 + 64 * v);
+                for (half, q) in halves(q).into_iter().enumerate() {
+                    let group = 4 * half + v;
+                    let set = _mm512_test_epi8_mask(spread[group / 2], bits[group % 2]);
+                    let q = _mm512_mask_add_epi8(q, set, q, fifth);
+                    sums[half] = _mm512_dpbusd_epi32(sums[half], q, four(x32, group));
+                }
+            }
+            add(w, sums, x, b, acc)
+        });
+    }
+
+    fn q3_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        let third = _mm512_set1_epi8(4);
+        let seven = _mm512_set1_epi8(7);
+        // 0xca: first ? second : third. What lies beside the three bits is masked out.
+        let with = |low, high| _mm512_and_si512(_mm512_ternarylogic_epi32::<0xca>(third, high, low), seven);
+        tiles::<224>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let (even, odd, high) = (load::u8x64(w, 32), load::u8x64(w, 96), load::u8x64(w, 160));
+            // As the format's drawing says: group 2 p + v has its low bits at pair p of word v.
+            let q = [
+                with(even, high),
+                with(odd, _mm512_slli_epi16::<2>(high)),
+                with(_mm512_srli_epi16::<2>(even), _mm512_srli_epi16::<1>(high)),
+                with(_mm512_srli_epi16::<2>(odd), _mm512_slli_epi16::<1>(high)),
+                with(_mm512_srli_epi16::<4>(even), _mm512_srli_epi16::<4>(high)),
+                with(_mm512_srli_epi16::<4>(odd), _mm512_srli_epi16::<2>(high)),
+                with(_mm512_srli_epi16::<6>(even), _mm512_srli_epi16::<5>(high)),
+                with(_mm512_srli_epi16::<6>(odd), _mm512_srli_epi16::<3>(high)),
+            ];
+            let mut sums = start(x, b, 4);
+            for (group, q) in q.into_iter().enumerate() {
+                sums[group % 2] = _mm512_dpbusd_epi32(sums[group % 2], q, four(x32, group));
+            }
+            add(w, sums, x, b, acc)
+        });
+    }
+
+    fn q4_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        let six = _mm512_set1_epi32(63);
+        let low = _mm512_set1_epi32(15);
+        // Bits 6 and 7 of a byte, as bits 4 and 5.
+        let upper = _mm512_set1_epi32(0x30);
+        let at = |v, bits: i32| _mm512_srlv_epi32(v, _mm512_set1_epi32(bits));
+        tiles::<2304>(m, out, |b, w, acc| {
+            let [s, n, rest] = [64, 128, 192].map(|i| load::u8x64(w, i));
+            let (mut scaled, mut minima) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+            for chunk in 0..4 {
+                let q = |v: usize| load::u8x64(w, 256 + 512 * chunk + 64 * v);
+                let mut sums = [_mm512_setzero_si512(); 2];
+                for v in 0..8 {
+                    let [a, b2] = halves(q(v));
+                    sums[0] = _mm512_dpbusd_epi32(sums[0], a, four(block(x, 8 * b + 2 * chunk), v));
+                    sums[1] = _mm512_dpbusd_epi32(sums[1], b2, four(block(x, 8 * b + 2 * chunk + 1), v));
+                }
+                for (half, sum) in sums.into_iter().enumerate() {
+                    let j = 2 * chunk + half;
+                    let byte = 8 * (j % 4) as i32;
+                    let (scale, min) = if j < 4 {
+                        (_mm512_and_si512(at(s, byte), six), _mm512_and_si512(at(n, byte), six))
+                    } else {
+                        let scale = _mm512_and_si512(at(rest, byte), low);
+                        let min = _mm512_and_si512(at(rest, byte + 4), low);
+                        (
+                            _mm512_or_si512(scale, _mm512_and_si512(at(s, byte + 2), upper)),
+                            _mm512_or_si512(min, _mm512_and_si512(at(n, byte + 2), upper)),
+                        )
+                    };
+                    let of_block = |x: &[f32]| _mm512_set1_ps(x[8 * b + j]);
+                    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), of_block(x.scales()));
+                    scaled = _mm512_fmadd_ps(product, _mm512_cvtepi32_ps(scale), scaled);
+                    minima = _mm512_fmadd_ps(of_block(x.sums()), _mm512_cvtepi32_ps(min), minima);
+                }
+            }
+            // Two halves a row: d below dmin.
+            let both = load::u8x64(w, 0);
+            let half = |v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+            let acc = _mm512_fmadd_ps(scaled, half(both), acc);
+            _mm512_fnmadd_ps(minima, half(_mm512_srli_epi32::<16>(both)), acc)
+        });
+    }
+
+    /// Runs `step(block, bytes, sums)` over the blocks of each tile.
+    #[inline]
+    fn tiles<const N: usize>(
+        m: MatRef,
+        out: &mut [f32],
+        step: impl Fn(usize, &[u8; N], __m512) -> __m512,
+    ) {
+        let tiles = m.data().chunks_exact(TILE * m.row_bytes());
+        for (tile, out) in tiles.zip(out.chunks_exact_mut(TILE)) {
+            let mut acc = _mm512_setzero_ps();
+            for (b, w) in tile.as_chunks::<N>().0.iter().enumerate() {
+                acc = step(b, w, acc);
+            }
+            load::put_f32x16(out, 0, acc);
+        }
+    }
+
+    /// Block `b` of the activations.
+    #[inline]
+    fn block(x: &Input, b: usize) -> &Block {
+        x.levels()[32 * b..].first_chunk().expect("levels are padded to whole blocks")
+    }
+
+    /// Activations `4 group..4 group + 4` of a block, in all lanes.
+    #[inline]
+    fn four(x: &Block, group: usize) -> __m512i {
+        let x = &x[4 * group..4 * group + 4];
+        _mm512_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]))
+    }
+
+    /// Low nibbles, high nibbles.
+    #[inline]
+    fn halves(q: __m512i) -> [__m512i; 2] {
+        let low = _mm512_set1_epi8(15);
+        [_mm512_and_si512(q, low), _mm512_and_si512(_mm512_srli_epi16::<4>(q), low)]
+    }
+
+    /// Sums of products of the nibbles of four vectors: the low ones are groups 0 to 3, the high ones 4 to 7.
+    #[inline]
+    fn nibbles(q: impl Fn(usize) -> __m512i, x: &Input, b: usize, offset: i32) -> [__m512i; 2] {
+        let mut sums = start(x, b, offset);
+        let x = block(x, b);
+        for v in 0..4 {
+            let [low, high] = halves(q(v));
+            sums[0] = _mm512_dpbusd_epi32(sums[0], low, four(x, v));
+            sums[1] = _mm512_dpbusd_epi32(sums[1], high, four(x, 4 + v));
+        }
+        sums
+    }
+
+    /// Two sums, of which one starts at what `offset` takes off the products with block `b`.
+    #[inline]
+    fn start(x: &Input, b: usize, offset: i32) -> [__m512i; 2] {
+        [_mm512_set1_epi32(-offset * x.totals()[b]), _mm512_setzero_si512()]
+    }
+
+    /// Adds the sums for block `b`, scaled; the tile's block begins with the scales of its rows.
+    #[inline]
+    fn add<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: &Input, b: usize, acc: __m512) -> __m512 {
+        let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
+        let scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x.scales()[b]));
+        _mm512_fmadd_ps(scaled, _mm512_cvtph_ps(load::b32::<0, N>(w)), acc)
+    }
+}
