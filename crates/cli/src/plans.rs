@@ -8,7 +8,9 @@ use crate::{
     progress::Progress,
 };
 use countdown::{
-    DownLayout, Fit, Model, Packing, PlanRequest, Session, SessionOptions, SparsityPlan, calibrate,
+    DownLayout, Fit, Model, Packing, PlanRequest, Session, SessionOptions, SparsityPlan,
+    bench::Variant,
+    calibrate,
     formats::Checkpoint,
     measure_realised,
     sparsity::{PredictorKind, PredictorSet, Signal},
@@ -54,34 +56,66 @@ pub(crate) fn session(
         threads,
     };
     let plan = planner.plan(choice, args.plan.calibration.as_deref())?;
-    let packing = plan.as_deref().map_or(Packing::Apart, Packing::of);
-    let model = Arc::unwrap_or_clone(model).packed(packing);
+    let packing = Packing::of(plan.as_deref());
+    let model = Arc::unwrap_or_clone(model).packed(packing, threads)?;
     let mut session = Session::new(Arc::new(model), &options)?;
-    session.set_plan(plan)?;
+    let plan = plan.map(|p| p.packed(threads)).transpose()?;
+    session.set_plan(plan.map(Arc::new))?;
     load::announce(console, &session, options.cache_dtype);
     Ok(session)
 }
 
-/// The model in every packing that suits one of the plans, and which of these each plan is to run on.
-pub(crate) fn packed(
-    model: &Arc<Model>,
-    plans: &[Arc<SparsityPlan>],
-) -> (Vec<Arc<Model>>, Vec<usize>) {
-    let mut packings: Vec<Packing> = Vec::new();
-    let mut place = |plan: &Arc<SparsityPlan>| {
-        let packing = Packing::of(plan);
-        let place = packings.iter().position(|p| *p == packing);
-        place.unwrap_or_else(|| {
-            packings.push(packing);
-            packings.len() - 1
-        })
-    };
-    let places = plans.iter().map(&mut place).collect();
-    let model = |&packing: &Packing| match packing {
-        Packing::Apart => model.clone(),
-        other => Arc::new(Model::clone(model).packed(other)),
-    };
-    (packings.iter().map(model).collect(), places)
+/// Variants of a benchmark, and a model for the session of each.
+#[derive(Default)]
+pub(crate) struct Packed {
+    pub(crate) models: Vec<Arc<Model>>,
+    pub(crate) variants: Vec<Variant>,
+}
+
+impl Packed {
+    /// Adds dense runs on a model as stored.
+    pub(crate) fn add_dense(&mut self, model: &Model, threads: usize) -> Result<()> {
+        self.variants.push(Variant {
+            session: self.models.len(),
+            plan: None,
+        });
+        let model = model.clone().packed(Packing::of(None), threads)?;
+        self.models.push(Arc::new(model));
+        Ok(())
+    }
+
+    /// Adds plans, each to run on the model in the packing that suits it.
+    pub(crate) fn add_plans(
+        &mut self,
+        model: &Model,
+        plans: &[Arc<SparsityPlan>],
+        threads: usize,
+    ) -> Result<()> {
+        let mut places: Vec<(Packing, usize)> = Vec::new();
+        for plan in plans {
+            let packing = Packing::of(Some(plan));
+            let session = match places.iter().find(|(p, _)| *p == packing) {
+                Some((_, place)) => *place,
+                None => {
+                    let model = model.clone().packed(packing, threads)?;
+                    places.push((packing, self.models.len()));
+                    self.models.push(Arc::new(model));
+                    self.models.len() - 1
+                }
+            };
+            self.variants.push(Variant {
+                session,
+                plan: Some(Arc::new(plan.packed(threads)?)),
+            });
+        }
+        Ok(())
+    }
+
+    /// A session for each model.
+    pub(crate) fn sessions(&self, options: &SessionOptions) -> Result<Vec<Session>> {
+        let session = |m: &Arc<Model>| Ok(Session::new(m.clone(), options)?);
+        self.models.iter().map(session).collect()
+    }
 }
 
 /// The text that plans are fitted on.

@@ -18,9 +18,16 @@ pub struct Matrix {
     dtype: DType,
     rows: usize,
     cols: usize,
-    /// Bytes from one row to the next.
-    stride: usize,
+    layout: Layout,
     data: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    /// So many bytes from one row to the next.
+    Rows { stride: usize },
+    /// See [`quant::tile`].
+    Tiles,
 }
 
 impl Matrix {
@@ -49,25 +56,53 @@ impl Matrix {
             dtype,
             rows,
             cols,
-            stride,
+            layout: Layout::Rows { stride },
             data,
         })
     }
 
+    /// The same in tiles, where its type and its number of rows allow it.
+    pub(crate) fn tiled(&self, team: &mut Team) -> Option<Matrix> {
+        let data = quant::tile(self.view(), team)?;
+        Some(Matrix {
+            layout: Layout::Tiles,
+            data: data.into(),
+            ..self.clone()
+        })
+    }
+
+    /// Whether rows lie in tiles, so that none can be read by itself.
+    pub fn is_tiled(&self) -> bool {
+        self.layout == Layout::Tiles
+    }
+
     /// The matrix as kernels take it.
     pub fn view(&self) -> MatRef<'_> {
-        MatRef::strided(self.dtype, self.rows, self.cols, self.stride, &self.data)
-            .expect("lengths were checked when the matrix was made")
+        let Matrix {
+            dtype,
+            rows,
+            cols,
+            layout,
+            data,
+        } = self;
+        match *layout {
+            Layout::Rows { stride } => MatRef::strided(*dtype, *rows, *cols, stride, data),
+            Layout::Tiles => MatRef::tiles(*dtype, *rows, *cols, data),
+        }
+        .expect("lengths were checked when the matrix was made")
     }
     /// A copy with every element of some rows set to `value`. For experiments and tests: what does a row do?
     ///
     /// # Panics
-    /// If a row is beyond the matrix.
+    /// If a row is beyond the matrix, or the matrix is tiles.
     pub fn with_rows_replaced(&self, rows: &[usize], value: f32) -> Matrix {
+        let Layout::Rows { stride } = self.layout else {
+            panic!("tiles have no rows")
+        };
         let bytes = self.view().row_bytes();
         let mut data = self.data.to_vec();
         for &r in rows {
-            let row = &mut data[r * self.stride..][..bytes];
+            let row = &mut data[r * stride..][..bytes];
             quant::pack_row(self.dtype, &vec![value; self.cols], row);
         }
         Matrix {
@@ -177,6 +212,8 @@ pub struct Model {
     pub output_norm: Vec<f32>,
     /// From the first to the last.
     pub layers: Vec<Layer>,
+    /// Whether the head is the embedding.
+    pub is_tied: bool,
     /// The layout of every layer's down projection.
     pub down_layout: DownLayout,
 }
@@ -223,6 +260,7 @@ impl Model {
         Ok(Model {
             fingerprint: checkpoint.fingerprint(),
             path: checkpoint.path.clone(),
+            is_tied: head.data.as_ptr() == embedding.data.as_ptr(),
             embedding,
             head,
             output_norm,
@@ -253,7 +291,7 @@ impl Model {
     pub fn parameters(&self) -> u64 {
         let size = |m: &Matrix| (m.rows * m.cols) as u64;
         let mut n = size(&self.embedding) + self.output_norm.len() as u64;
-        if !self.is_tied() {
+        if !self.is_tied {
             n += size(&self.head);
         }
         for l in &self.layers {
@@ -276,11 +314,6 @@ impl Model {
                 .sum::<u64>();
         }
         n
-    }
-
-    /// Whether head and embedding are the same memory.
-    pub fn is_tied(&self) -> bool {
-        self.head.data.as_ptr() == self.embedding.data.as_ptr()
     }
 }
 

@@ -1,74 +1,194 @@
-//! Neuron-major weights: the rows that a step reads only of the neurons it keeps, side by side in memory.
+//! Weights laid out for the steps that will run on them.
 //!
-//! A row of a gate, up or down matrix is half a kilobyte to a few kilobytes, too short for the hardware to fetch ahead. A neuron's
-//! rows read as one run come up to twice as fast (docs/performance.md).
+//! - What steps read only of the neurons they keep lies *neuron-major*: a neuron's rows side by side. A row is half a kilobyte to
+//!   a few kilobytes, too short for the hardware to fetch ahead; a neuron's rows as one run come up to twice as fast.
+//! - What steps read as a whole lies in *tiles* of sixteen rows, for types whose products are quicker so ([`quant::tile`]).
+//!
+//! [`quant::tile`]: countdown_kernels::quant::tile
 
 use crate::{
-    model::{Down, Ffn, Matrix, Model},
-    sparsity::{Keep, Rule, Signal, SparsityPlan},
+    backend::cpu,
+    error::{Error, Result},
+    model::{Down, Ffn, Layer, Linear, Matrix, Model},
+    sparsity::{Keep, Outer, Predictor, Rule, Signal, SparsityPlan},
 };
-use countdown_kernels::{Bytes, interleave};
+use countdown_kernels::{
+    Bytes,
+    cpu::{Kernels, Team},
+    interleave,
+};
+use std::sync::Arc;
 
-/// Which of a neuron's rows lie side by side.
+/// What is done with the FFNs; all else is read as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packing {
-    /// None: three matrices.
+    /// Three matrices of rows: for anything.
     #[default]
     Apart,
-    /// Up and down: for a gate that is read of all neurons.
+    /// All are read as a whole.
+    Dense,
+    /// Up and down side by side: for a gate that is read of all neurons.
     UpDown,
-    /// Gate and down: for an up that is read of all neurons.
+    /// Gate and down side by side: for an up that is read of all neurons.
     GateDown,
-    /// All three: for neurons chosen before any of their rows is read.
+    /// All three side by side: for neurons chosen before any of their rows is read.
     GateUpDown,
 }
 
 impl Packing {
-    /// What suits a plan's steps: what they read only of the neurons kept.
-    pub fn of(plan: &SparsityPlan) -> Packing {
+    /// What suits the steps of a plan; `None` is dense.
+    pub fn of(plan: Option<&SparsityPlan>) -> Packing {
+        let Some(plan) = plan else {
+            return Packing::Dense;
+        };
         plan.rules.first().map_or(Packing::Apart, of_rule)
     }
 }
 
 fn of_rule(rule: &Rule) -> Packing {
-    match (&rule.predictor, rule.keep, rule.signal) {
-        // What is left of gate and up lies with the plan.
-        (Some(p), ..) if p.rest.is_some() => Packing::Apart,
-        (Some(_), ..) => Packing::GateUpDown,
-        (None, Keep::Above(_), Signal::Gate) => Packing::UpDown,
-        (None, Keep::Above(_), Signal::Up) => Packing::GateDown,
-        (None, ..) => Packing::Apart,
+    match (reads_rows(rule), &rule.predictor, rule.keep) {
+        ([true, true], Some(_), _) => Packing::GateUpDown,
+        ([true, false], ..) => Packing::GateDown,
+        ([false, true], ..) => Packing::UpDown,
+        // What is left of gate and up lies with the plan; or both are read as a whole first, to know what to keep.
+        _ => Packing::Apart,
     }
+}
+
+/// Whether steps by a rule read gate and up of the neurons kept, row by row.
+fn reads_rows(rule: &Rule) -> [bool; 2] {
+    match (&rule.predictor, rule.keep, rule.signal) {
+        (Some(p), ..) => [p.rest.is_none(); 2],
+        (None, Keep::Above(_), Signal::Gate) => [false, true],
+        (None, Keep::Above(_), Signal::Up) => [true, false],
+        (None, ..) => [true, true],
+    }
+}
+
+/// Refuses a plan whose steps read rows of a matrix that has none.
+pub(crate) fn check(plan: &SparsityPlan, model: &Model) -> Result<()> {
+    for (rule, layer) in plan.rules.iter().zip(&model.layers) {
+        let [gate, up] = reads_rows(rule);
+        if gate && layer.ffn.gate.is_tiled() || up && layer.ffn.up.is_tiled() {
+            return Err(Error::Plan {
+                cause: "skips rows of matrices that are packed to be read as a whole".into(),
+                remedy:
+                    "pack the model for the plan: Model::packed(Packing::of(Some(&plan)), threads)"
+                        .into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 impl Model {
-    /// The same model packed so, layer after layer: what the packed rows were taken from is freed as soon as no one else has it.
-    /// All plans and dense steps give the same results; those that suit the packing are faster. A model with stored down
-    /// projections stays as it is.
-    #[must_use]
-    pub fn packed(mut self, packing: Packing) -> Model {
+    /// The same model packed so, matrix after matrix: what a packed one was made from is freed as soon as no one else has it.
+    /// Any plan that can run gives the same results but for rounding (a session refuses one that needs rows of tiles); those that
+    /// suit the packing are faster. `threads` help to copy.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] where threads cannot be started.
+    pub fn packed(mut self, packing: Packing, threads: usize) -> Result<Model> {
+        let mut tiler = Tiler::new(threads)?;
+        tiler.tile(&mut self.head);
         for layer in &mut self.layers {
-            pack(&mut layer.ffn, packing);
+            let Layer {
+                query,
+                key,
+                value,
+                attn_output,
+                ffn,
+                ..
+            } = layer;
+            for linear in [query, key, value, attn_output] {
+                tiler.tile(&mut linear.weight);
+            }
+            tiler.pack(ffn, packing);
         }
-        self
+        Ok(self)
     }
 }
 
-fn pack(ffn: &mut Ffn, packing: Packing) {
-    let Down::Transposed(down) = &mut ffn.down else {
-        return;
-    };
-    let mut parts = match packing {
-        Packing::Apart => return,
-        Packing::UpDown => vec![&mut ffn.up, down],
-        Packing::GateDown => vec![&mut ffn.gate, down],
-        Packing::GateUpDown => vec![&mut ffn.gate, &mut ffn.up, down],
-    };
+impl SparsityPlan {
+    /// The same plan with its predictors laid out for steps. `threads` help to copy.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] where threads cannot be started.
+    pub fn packed(&self, threads: usize) -> Result<SparsityPlan> {
+        let mut tiler = Tiler::new(threads)?;
+        let mut plan = self.clone();
+        for p in plan.rules.iter_mut().filter_map(|r| r.predictor.as_mut()) {
+            let mut packed = Predictor::clone(p);
+            let (first, second): (&mut Linear, Option<&mut Linear>) = match &mut packed.outer {
+                Outer::Logits(l) | Outer::Gate(l) => (l, None),
+                Outer::Product { gate, up } => (gate, Some(up)),
+            };
+            tiler.tile(&mut first.weight);
+            if let Some(second) = second {
+                tiler.tile(&mut second.weight);
+            }
+            *p = Arc::new(packed);
+        }
+        Ok(plan)
+    }
+}
+
+/// Lays matrices out as the kernels in use prefer.
+struct Tiler {
+    team: Team,
+    kernels: &'static Kernels,
+}
+
+impl Tiler {
+    fn new(threads: usize) -> Result<Tiler> {
+        let team = Team::new(threads).map_err(|e| Error::Machine {
+            cause: format!("cannot start {threads} threads: {e}"),
+            remedy: "use fewer threads (-t)".into(),
+        })?;
+        let kernels = cpu::kernels()?;
+        Ok(Tiler { team, kernels })
+    }
+
+    /// In tiles, where they are quicker and can be.
+    fn tile(&mut self, m: &mut Matrix) {
+        if m.is_tiled() || !self.kernels.prefers_tiles(m.dtype()) {
+            return;
+        }
+        if let Some(tiled) = m.tiled(&mut self.team) {
+            *m = tiled;
+        }
+    }
+
+    fn pack(&mut self, ffn: &mut Ffn, packing: Packing) {
+        let Ffn { gate, up, down } = ffn;
+        match (packing, down) {
+            (Packing::Dense, Down::Stored(down)) => {
+                [gate, up, down].into_iter().for_each(|m| self.tile(m));
+            }
+            (Packing::UpDown, Down::Transposed(down)) => {
+                self.tile(gate);
+                side_by_side(&mut [up, down]);
+            }
+            (Packing::GateDown, Down::Transposed(down)) => {
+                self.tile(up);
+                side_by_side(&mut [gate, down]);
+            }
+            (Packing::GateUpDown, Down::Transposed(down)) => side_by_side(&mut [gate, up, down]),
+            (Packing::Dense, Down::Transposed(_)) => {
+                [gate, up].into_iter().for_each(|m| self.tile(m));
+            }
+            (Packing::Apart, _) | (_, Down::Stored(_)) => (),
+        }
+    }
+}
+
+/// Rows of several matrices behind each other in one memory.
+fn side_by_side(parts: &mut [&mut Matrix]) {
     let views: Vec<_> = parts.iter().map(|m| m.view()).collect();
     let data = Bytes::from(interleave(&views));
     let stride = views.iter().map(|v| v.row_bytes()).sum();
     let mut at = 0;
-    for m in &mut parts {
+    for m in parts {
         let bytes = m.view().row_bytes();
         let data = data.slice(at..at + m.rows().saturating_sub(1) * stride + bytes);
         **m = Matrix::strided(m.dtype(), m.rows(), m.cols(), stride, data)

@@ -5,6 +5,7 @@ use crate::{
     decode::{Decoder, LayerStep, Runner, Step},
     error::{Error, Result},
     model::{DownLayout, Model},
+    packing,
     profile::Profile,
     sparsity::{Rule, SparsityPlan},
 };
@@ -147,6 +148,7 @@ impl Session {
                     remedy: "open the model with DownLayout::Transposed".into(),
                 });
             }
+            packing::check(plan, &self.model)?;
         }
         self.plan = plan;
         Ok(())

@@ -3,7 +3,7 @@
 use countdown::{
     Allocation, DownLayout, Fit, Inputs, Model, Packing, Phase, PlanRequest, Session,
     SessionOptions, SparsityPlan, Threshold, calibrate,
-    kernels::{DType, reference},
+    kernels::{DType, quant, reference},
     measure_realised,
     model::{Down, Linear, Matrix},
     sparsity::{
@@ -53,23 +53,33 @@ fn prose(n: usize) -> Vec<u32> {
 
 /// The same with all weights in F32: several tokens together are then multiplied in f32 whatever the CPU can.
 fn in_f32(m: &Model) -> Arc<Model> {
+    in_type(m, DType::F32)
+}
+
+/// The same with all weights stored in another type, where that goes into the width of their rows.
+fn in_type(m: &Model, dtype: DType) -> Arc<Model> {
     let mut m = m.clone();
-    let f32s = |w: &mut Matrix| {
-        let rows = (0..w.rows()).flat_map(|i| reference::row(w.view(), i));
-        let data: Vec<u8> = rows.flat_map(f32::to_le_bytes).collect();
-        *w = Matrix::new(DType::F32, w.rows(), w.cols(), data.into()).unwrap();
+    let converted = |w: &mut Matrix| {
+        let Some(bytes) = dtype.row_bytes(w.cols()) else {
+            return;
+        };
+        let mut data = vec![0; w.rows() * bytes];
+        for (i, out) in data.chunks_exact_mut(bytes).enumerate() {
+            quant::pack_row(dtype, &reference::row(w.view(), i), out);
+        }
+        *w = Matrix::new(dtype, w.rows(), w.cols(), data.into()).unwrap();
     };
-    f32s(&mut m.head);
+    converted(&mut m.head);
     for l in &mut m.layers {
         for linear in [&mut l.query, &mut l.key, &mut l.value, &mut l.attn_output] {
-            f32s(&mut linear.weight);
+            converted(&mut linear.weight);
         }
         let Down::Transposed(down) = &mut l.ffn.down else {
             panic!("down is transposed")
         };
         [&mut l.ffn.gate, &mut l.ffn.up, down]
             .into_iter()
-            .for_each(f32s);
+            .for_each(converted);
     }
     Arc::new(m)
 }
@@ -161,20 +171,70 @@ fn results_do_not_depend_on_how_neurons_are_packed() {
         };
         let apart: Vec<_> = plans.iter().map(|plan| run(&m, plan)).collect();
         for packing in [Packing::UpDown, Packing::GateDown, Packing::GateUpDown] {
-            let packed = Arc::new(Model::clone(&m).packed(packing));
+            let packed = Arc::new(Model::clone(&m).packed(packing, 2).unwrap());
             assert_eq!(packed.bytes_per_token(), m.bytes_per_token());
             for (plan, apart) in plans.iter().zip(&apart) {
                 assert_eq!(&run(&packed, plan), apart, "{name} {packing:?}");
             }
         }
-        let suited = |plan: &Option<Arc<SparsityPlan>>| plan.as_ref().map(|p| Packing::of(p));
+        let suited = |plan: &Option<Arc<SparsityPlan>>| Packing::of(plan.as_deref());
         let all = [Packing::UpDown, Packing::GateDown, Packing::GateUpDown];
         assert!(
             plans[1..]
                 .iter()
                 .map(suited)
-                .eq(all[..plans.len() - 1].iter().map(|p| Some(*p)))
+                .eq(all[..plans.len() - 1].iter().copied())
         );
+    }
+}
+
+#[test]
+fn tiles_change_results_by_rounding_only_and_are_kept_from_plans_that_need_rows() {
+    for dtype in [DType::Q4_0, DType::Q5_0] {
+        let m = in_type(&model("byte-llama"), dtype);
+        assert_eq!(m.layers[0].ffn.gate.dtype(), dtype);
+        let tokens = prose(24);
+        let by_up = plan_of(&m, Signal::Up, |_| Keep::Above(0.3));
+        let request = by_copy(
+            &m,
+            "d-countdown",
+            PredictorKind::Copy4,
+            Form::Practical,
+            0.5,
+        );
+        let fitted = calibrate(
+            &mut session(&m, 2),
+            &prose(2000),
+            None,
+            &[request],
+            |_, _| (),
+        );
+        let by_copy = Arc::new(fitted.unwrap().remove(0));
+        for plan in [None, Some(by_up.clone()), Some(by_copy.clone())] {
+            let packing = Packing::of(plan.as_deref());
+            let packed = Arc::new(Model::clone(&m).packed(packing, 2).unwrap());
+            let mut s = session(&m, 2);
+            s.set_plan(plan.clone()).unwrap();
+            let rows = steps(&mut s, &tokens);
+            let mut s = session(&packed, 2);
+            s.set_plan(plan.map(|p| Arc::new(p.packed(2).unwrap())))
+                .unwrap();
+            let d = difference(&rows, &steps(&mut s, &tokens));
+            // The next product rounds its input to 8 bits, so that a last bit may become a whole level, and a neuron near the
+            // cut fall to its other side.
+            assert!(d < 0.03, "{dtype} {packing:?}: {d}");
+        }
+        // Where the kernels in use want tiles, a plan that reads rows of them is refused.
+        let dense = Arc::new(Model::clone(&m).packed(Packing::Dense, 2).unwrap());
+        let refused = session(&dense, 1).set_plan(Some(by_up));
+        assert_eq!(refused.is_err(), dense.layers[0].ffn.gate.is_tiled());
+        // Files hold rows, whatever lies in memory.
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["rows", "tiles"].map(|name| folder.path().join(name));
+        by_copy.save(&files[0]).unwrap();
+        by_copy.packed(2).unwrap().save(&files[1]).unwrap();
+        let [rows, tiles] = files.map(|f| std::fs::read(f).unwrap());
+        assert!(rows == tiles);
     }
 }
 
@@ -264,8 +324,8 @@ fn neurons_that_are_skipped_are_never_read() {
     if let Down::Transposed(down) = &mut ffn.down {
         *down = down.with_rows_replaced(&victims, f32::NAN);
     }
-    let packing = Packing::of(&plan);
-    for poisoned in [poisoned.clone(), poisoned.packed(packing)] {
+    let packing = Packing::of(Some(&plan));
+    for poisoned in [poisoned.clone(), poisoned.packed(packing, 2).unwrap()] {
         let mut s = session(&Arc::new(poisoned), 2);
         s.set_plan(Some(plan.clone())).unwrap();
         assert_eq!(steps(&mut s, &tokens), clean);

@@ -170,7 +170,8 @@ fn dot_tiled(c: &mut Criterion) {
             // Copies of one matrix follow each other, and a tile is a run of bytes.
             let (rows, cols) = (weights.data.len() / weights.bytes * shape.0, shape.1);
             let all = MatRef::new(dtype, rows, cols, &weights.data);
-            weights.data = quant::tile(all.expect("whole matrices"))
+            let mut team = Team::new(1).expect("threads");
+            weights.data = quant::tile(all.expect("whole matrices"), &mut team)
                 .expect("rows that fill tiles")
                 .into();
             let mut group = c.benchmark_group(format!("dot_tiled/{}x{}/{dtype}", shape.0, shape.1));

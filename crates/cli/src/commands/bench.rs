@@ -6,13 +6,13 @@ use crate::{
     console::{Console, json, print},
     failure::{Failure, Result},
     load, machine,
-    plans::{CalibrationText, Planner, packed},
+    plans::{CalibrationText, Packed, Planner},
     progress::Progress,
     table::{self, Table, csv_line},
 };
 use clap::{Args, ValueEnum};
 use countdown::{
-    DownLayout, Model, Session, SessionOptions, SparsityPlan,
+    DownLayout, Model, SessionOptions,
     bench::{BenchResult, Load, PartOfToken, Variant, bench},
     formats::Checkpoint,
     kernels::DType,
@@ -128,14 +128,6 @@ struct Row {
     profile: Vec<PartOfToken>,
 }
 
-/// What is measured against what.
-struct Contest {
-    /// A session each: the model as stored, where dense takes part, and the model in every packing that suits a plan.
-    models: Vec<Arc<Model>>,
-    /// Dense first, where it takes part.
-    variants: Vec<Variant>,
-}
-
 pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
     let wishes = args.sweep.wishes()?;
     let has_plans = !wishes.is_empty() || !args.sweep.plan.is_empty();
@@ -152,16 +144,9 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
     };
     let most = thread_counts.iter().copied().max().unwrap_or(1);
     let open = |layout| load::model(console, &checkpoint, layout, most);
-    let mut contest = Contest {
-        models: Vec::new(),
-        variants: Vec::new(),
-    };
+    let mut contest = Packed::default();
     if has_dense {
-        contest.models.push(open(DownLayout::Stored)?);
-        contest.variants.push(Variant {
-            session: 0,
-            plan: None,
-        });
+        contest.add_dense(&*open(DownLayout::Stored)?, most)?;
     }
     let mut plans = Vec::new();
     if has_plans {
@@ -179,7 +164,7 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
             let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
             plans.extend(planner.cached_or_fitted(&wishes, &text)?);
         }
-        contest.add(&model, &plans);
+        contest.add_plans(&model, &plans, most)?;
     }
     let has_steps = loads.iter().any(|l| matches!(l, Load::Steps { .. }));
     let readable: Vec<f64> = if has_steps {
@@ -191,7 +176,12 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
     };
     let mut rows = Vec::new();
     for (i, &threads) in thread_counts.iter().enumerate() {
-        let mut sessions = contest.sessions(args, &loads, threads)?;
+        let mut sessions = contest.sessions(&SessionOptions {
+            context: loads.iter().map(|&l| positions(l)).max(),
+            threads: Some(threads),
+            batch: args.batch_size,
+            cache_dtype: CACHE,
+        })?;
         if i == 0
             && let Some(session) = sessions.first()
         {
@@ -200,7 +190,7 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
         for &load in &loads {
             let variants = match load {
                 Load::Steps { .. } => contest.variants.clone(),
-                Load::Prompt(_) => contest.prompt_variants(),
+                Load::Prompt(_) => prompt_variants(&contest),
             };
             let started = machine::utc_now();
             let results = {
@@ -216,7 +206,13 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
                     },
                 )?
             };
-            let mut new = contest.rows(args, &checkpoint, threads, load, &variants, &results);
+            let mut new = rows_of(
+                &contest.models,
+                (args, &checkpoint),
+                (threads, load),
+                &variants,
+                &results,
+            );
             for row in &mut new {
                 row.test_time.clone_from(&started);
                 row.bandwidth_share = row.gb_s.map(|gb_s| gb_s / readable[i]);
@@ -283,112 +279,85 @@ fn name(load: Load) -> String {
     }
 }
 
-impl Contest {
-    /// Adds plans, each to run on the model in the packing that suits it.
-    fn add(&mut self, model: &Arc<Model>, plans: &[Arc<SparsityPlan>]) {
-        let (models, places) = packed(model, plans);
-        let before = self.models.len();
-        let variant = |(plan, place): (&Arc<SparsityPlan>, usize)| Variant {
-            session: before + place,
-            plan: Some(plan.clone()),
-        };
-        self.variants.extend(plans.iter().zip(places).map(variant));
-        self.models.extend(models);
-    }
+/// Prompts are dense whatever the plan, but for how down lies in memory; the packing of its rows does not matter to them.
+fn prompt_variants(contest: &Packed) -> Vec<Variant> {
+    let has_dense = contest.variants.first().is_some_and(|v| v.plan.is_none());
+    let layouts = 1 + usize::from(has_dense);
+    (0..contest.models.len().min(layouts))
+        .map(|session| Variant {
+            session,
+            plan: None,
+        })
+        .collect()
+}
 
-    /// A session for each model.
-    fn sessions(&self, args: &BenchArgs, loads: &[Load], threads: usize) -> Result<Vec<Session>> {
-        let options = SessionOptions {
-            context: loads.iter().map(|&l| positions(l)).max(),
-            threads: Some(threads),
-            batch: args.batch_size,
-            cache_dtype: CACHE,
-        };
-        let session = |m: &Arc<Model>| Ok(Session::new(m.clone(), &options)?);
-        self.models.iter().map(session).collect()
-    }
-
-    /// Prompts are dense whatever the plan, but for how down lies in memory; the packing of its rows does not matter to them.
-    fn prompt_variants(&self) -> Vec<Variant> {
-        let layouts = 1 + usize::from(self.variants[0].plan.is_none());
-        (0..self.models.len().min(layouts))
-            .map(|session| Variant {
-                session,
-                plan: None,
-            })
-            .collect()
-    }
-
-    fn rows(
-        &self,
-        args: &BenchArgs,
-        checkpoint: &Checkpoint,
-        threads: usize,
-        load: Load,
-        variants: &[Variant],
-        results: &[BenchResult],
-    ) -> Vec<Row> {
-        // Dense is the first variant where it takes part.
-        let has_dense = self.variants.first().is_some_and(|v| v.plan.is_none());
-        let dense = results.first().filter(|_| has_dense);
-        let (n_prompt, n_gen, n_depth) = match load {
-            Load::Prompt(n) => (n, 0, 0),
-            Load::Steps { tokens, depth } => (0, tokens, depth),
-        };
-        let row = |(variant, result): (&Variant, &BenchResult)| {
-            let model = &self.models[variant.session];
-            let from = variant.plan.as_ref().map(|p| &p.provenance);
-            let (avg_ts, stddev_ts) = result.mean_and_deviation();
-            let (avg_ns, stddev_ns) = mean_and_deviation(&result.samples_ns);
-            let bytes = result.bytes_per_token;
-            Row {
-                build_commit: env!("COUNTDOWN_COMMIT"),
-                cpu_info: machine::cpu(),
-                backends: "CPU".into(),
-                model_filename: args.model.model.display().to_string(),
-                model_type: model_type(model),
-                model_size: checkpoint.bytes(),
-                model_n_params: model.parameters(),
-                n_batch: args.batch_size,
-                n_threads: threads,
-                type_k: CACHE.name().to_lowercase(),
-                type_v: CACHE.name().to_lowercase(),
-                n_prompt,
-                n_gen,
-                n_depth,
-                test_time: String::new(),
-                avg_ns: avg_ns as u64,
-                stddev_ns: stddev_ns as u64,
-                avg_ts,
-                stddev_ts,
-                samples_ns: result.samples_ns.clone(),
-                samples_ts: result.rates(),
-                method: from.map_or("dense".into(), |p| p.method.clone()),
-                predictor: from.and_then(|p| p.predictor.clone()),
-                cut: from.map(|p| p.cut),
-                form: from.map(|p| p.form),
-                down: match model.down_layout {
-                    DownLayout::Stored => "stored",
-                    DownLayout::Transposed => "transposed",
-                },
-                target: from.map_or(0.0, |p| p.target),
-                realised: result.realised,
-                median_ts: result.median(),
-                gb_s: result.bandwidth(),
-                bandwidth_share: None,
-                ratio: dense.map(|d| result.median() / d.median()),
-                bytes_ceiling: dense
-                    .filter(|_| bytes > 0.0)
-                    .map(|d| d.bytes_per_token / bytes),
-                profile: if args.profile {
-                    result.parts.clone()
-                } else {
-                    Vec::new()
-                },
-            }
-        };
-        variants.iter().zip(results).map(row).collect()
-    }
+/// `models` by session; dense is the first of the variants where it takes part.
+fn rows_of(
+    models: &[Arc<Model>],
+    (args, checkpoint): (&BenchArgs, &Checkpoint),
+    (threads, load): (usize, Load),
+    variants: &[Variant],
+    results: &[BenchResult],
+) -> Vec<Row> {
+    let has_dense = models[0].down_layout == DownLayout::Stored;
+    let dense = results.first().filter(|_| has_dense);
+    let (n_prompt, n_gen, n_depth) = match load {
+        Load::Prompt(n) => (n, 0, 0),
+        Load::Steps { tokens, depth } => (0, tokens, depth),
+    };
+    let row = |(variant, result): (&Variant, &BenchResult)| {
+        let model = &models[variant.session];
+        let from = variant.plan.as_ref().map(|p| &p.provenance);
+        let (avg_ts, stddev_ts) = result.mean_and_deviation();
+        let (avg_ns, stddev_ns) = mean_and_deviation(&result.samples_ns);
+        let bytes = result.bytes_per_token;
+        Row {
+            build_commit: env!("COUNTDOWN_COMMIT"),
+            cpu_info: machine::cpu(),
+            backends: "CPU".into(),
+            model_filename: args.model.model.display().to_string(),
+            model_type: model_type(model),
+            model_size: checkpoint.bytes(),
+            model_n_params: model.parameters(),
+            n_batch: args.batch_size,
+            n_threads: threads,
+            type_k: CACHE.name().to_lowercase(),
+            type_v: CACHE.name().to_lowercase(),
+            n_prompt,
+            n_gen,
+            n_depth,
+            test_time: String::new(),
+            avg_ns: avg_ns as u64,
+            stddev_ns: stddev_ns as u64,
+            avg_ts,
+            stddev_ts,
+            samples_ns: result.samples_ns.clone(),
+            samples_ts: result.rates(),
+            method: from.map_or("dense".into(), |p| p.method.clone()),
+            predictor: from.and_then(|p| p.predictor.clone()),
+            cut: from.map(|p| p.cut),
+            form: from.map(|p| p.form),
+            down: match model.down_layout {
+                DownLayout::Stored => "stored",
+                DownLayout::Transposed => "transposed",
+            },
+            target: from.map_or(0.0, |p| p.target),
+            realised: result.realised,
+            median_ts: result.median(),
+            gb_s: result.bandwidth(),
+            bandwidth_share: None,
+            ratio: dense.map(|d| result.median() / d.median()),
+            bytes_ceiling: dense
+                .filter(|_| bytes > 0.0)
+                .map(|d| d.bytes_per_token / bytes),
+            profile: if args.profile {
+                result.parts.clone()
+            } else {
+                Vec::new()
+            },
+        }
+    };
+    variants.iter().zip(results).map(row).collect()
 }
 
 fn mean_and_deviation(samples: &[u64]) -> (f64, f64) {

@@ -240,7 +240,7 @@ fn model_text(checkpoint: &Checkpoint, model: &Model) -> String {
             format!(
                 "{}, {} the head",
                 model.embedding.dtype(),
-                if model.is_tied() {
+                if model.is_tied {
                     "shared with"
                 } else {
                     "apart from"
@@ -317,7 +317,7 @@ fn model_json(checkpoint: &Checkpoint, model: &Model) -> Json {
         "activation": act_name(c.act),
         "vocab": c.vocab,
         "context": c.context,
-        "tied": model.is_tied(),
+        "tied": model.is_tied,
         "bytes_per_token": model.bytes_per_token().total(),
         "parts": parts,
         "savings": savings,

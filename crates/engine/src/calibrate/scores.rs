@@ -206,7 +206,7 @@ pub fn down_norms(model: &Model) -> Vec<Vec<f32>> {
             Down::Transposed(_) => vec![0.0f32; m.rows()],
         };
         for r in 0..m.rows() {
-            quant::unpack_row(m.dtype(), m.row(r), &mut row);
+            quant::unpack_row_of(m, r, &mut row);
             match down {
                 Down::Stored(_) => squares.iter_mut().zip(&row).for_each(|(s, w)| *s += w * w),
                 Down::Transposed(_) => squares[r] = row.iter().map(|w| w * w).sum(),

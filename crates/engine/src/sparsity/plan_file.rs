@@ -94,8 +94,11 @@ impl<'a> Tensors<'a> {
             cols: m.cols(),
         };
         self.matrices.insert(name.clone(), packed);
-        self.list
-            .push((name, Dtype::U8, shape, Cow::Borrowed(view.data())));
+        let bytes = match view.is_tiled() {
+            true => Cow::Owned(countdown_kernels::quant::untile(view)),
+            false => Cow::Borrowed(view.data()),
+        };
+        self.list.push((name, Dtype::U8, shape, bytes));
     }
 
     fn linear(&mut self, name: &str, l: &'a Linear) {

@@ -169,7 +169,7 @@ fn unpacked(m: &Matrix) -> Vec<f32> {
     let (view, cols) = (m.view(), m.cols());
     let mut out = vec![0.0; m.rows() * cols];
     for (r, row) in out.chunks_exact_mut(cols).enumerate() {
-        quant::unpack_row(m.dtype(), view.row(r), row);
+        quant::unpack_row_of(view, r, row);
     }
     out
 }

@@ -42,7 +42,7 @@ pub(crate) use tiles::row_blocks;
 pub use tiles::{TILE, has_tiles, tile, untile};
 pub use transpose::transpose_pack;
 
-use crate::dtype::DType;
+use crate::{dtype::DType, matrix::MatRef};
 use half::f16;
 
 /// A block format. `LEN` elements take `BYTES` bytes; the slices given are exactly that long.
@@ -72,6 +72,19 @@ macro_rules! with_format {
     };
 }
 pub(crate) use with_format;
+
+/// Unpacks row `i` of a matrix, whatever its layout.
+///
+/// # Panics
+/// If `i >= m.rows()` or `out.len() != m.cols()`.
+pub fn unpack_row_of(m: MatRef, i: usize, out: &mut [f32]) {
+    if m.is_tiled() {
+        let mut row = vec![0; m.row_bytes()];
+        row_blocks(m, i, 0, &mut row);
+        return unpack_row(m.dtype(), &row, out);
+    }
+    unpack_row(m.dtype(), m.row(i), out);
+}
 
 /// Unpacks whole blocks of `dtype` into `f32`.
 ///

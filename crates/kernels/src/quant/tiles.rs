@@ -9,7 +9,7 @@
 //! decode the scales of sixteen rows at once: two to four times fewer instructions than row by row. In return
 //! a row is no run of bytes any more: tiles are for matrices that are read as a whole.
 
-use crate::{dtype::DType, matrix::MatRef};
+use crate::{cpu::Team, dtype::DType, matrix::MatRef};
 
 /// Rows of a tile.
 pub const TILE: usize = 16;
@@ -19,39 +19,43 @@ pub const fn has_tiles(dtype: DType) -> bool {
     matches!(dtype, DType::Q4_0 | DType::Q5_0 | DType::Q3_0 | DType::Q4_K)
 }
 
-/// Where byte `at` of the block of row `row` is in the block of a tile, for blocks of `bytes`.
-#[inline(always)]
-fn place(bytes: usize, row: usize, at: usize) -> usize {
-    let head = bytes % 4;
-    match at.checked_sub(head) {
-        None => row * head + at,
-        Some(at) => TILE * head + at / 4 * 4 * TILE + row * 4 + at % 4,
-    }
+/// Where the first word of a row is in the block of a tile, for blocks of `bytes`.
+fn first_word(bytes: usize, row: usize) -> usize {
+    TILE * (bytes % 4) + 4 * row
 }
 
 /// The bytes of a matrix of rows as tiles; `None` for a type that has no tiles, or rows that do not fill them.
 ///
 /// # Panics
 /// If the matrix is tiles already.
-pub fn tile(m: MatRef) -> Option<Vec<u8>> {
+pub fn tile(m: MatRef, team: &mut Team) -> Option<Vec<u8>> {
     if !has_tiles(m.dtype()) || !m.rows().is_multiple_of(TILE) {
         return None;
     }
     let (bytes, row_bytes) = (m.dtype().block_bytes(), m.row_bytes());
     let mut out = vec![0; m.rows() * row_bytes];
-    for i in 0..m.rows() {
-        let (tile, r) = (i / TILE * TILE * row_bytes, i % TILE);
-        let blocks = out[tile..tile + TILE * row_bytes].chunks_exact_mut(TILE * bytes);
-        for (block, out) in m.row(i).chunks_exact(bytes).zip(blocks) {
-            let (head, words) = block.split_at(bytes % 4);
-            out[r * head.len()..][..head.len()].copy_from_slice(head);
-            let at = place(bytes, r, head.len());
-            for (w, word) in words.as_chunks::<4>().0.iter().enumerate() {
-                out[at + w * 4 * TILE..][..4].copy_from_slice(word);
+    team.split(&mut out, TILE * row_bytes, |at, part| {
+        let first = at / row_bytes;
+        for (i, tile) in part.chunks_exact_mut(TILE * row_bytes).enumerate() {
+            for r in 0..TILE {
+                let row = m.row(first + i * TILE + r).chunks_exact(bytes);
+                for (block, out) in row.zip(tile.chunks_exact_mut(TILE * bytes)) {
+                    put_block(block, r, out);
+                }
             }
         }
-    }
+    });
     Some(out)
+}
+
+/// Puts the block of row `r` into that of a tile.
+fn put_block(block: &[u8], r: usize, out: &mut [u8]) {
+    let (head, words) = block.split_at(block.len() % 4);
+    out[r * head.len()..][..head.len()].copy_from_slice(head);
+    let at = first_word(block.len(), r);
+    for (w, word) in words.as_chunks::<4>().0.iter().enumerate() {
+        out[at + w * 4 * TILE..][..4].copy_from_slice(word);
+    }
 }
 
 /// Blocks `first..` of row `i` of tiles, as many as `out` has room for.
@@ -62,7 +66,7 @@ pub(crate) fn row_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
     for (out, block) in out.chunks_exact_mut(bytes).zip(blocks) {
         let (head, words) = out.split_at_mut(bytes % 4);
         head.copy_from_slice(&block[i % TILE * head.len()..][..head.len()]);
-        let at = place(bytes, i % TILE, head.len());
+        let at = first_word(bytes, i % TILE);
         for (w, word) in words.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             word.copy_from_slice(&block[at + w * 4 * TILE..][..4]);
         }
@@ -88,6 +92,7 @@ mod tests {
 
     #[test]
     fn tiles_are_rows_in_another_order() {
+        let mut team = Team::new(2).unwrap();
         for dtype in DType::ALL {
             let cols = 2 * dtype.block_len().max(32);
             let row_bytes = dtype.row_bytes(cols).unwrap();
@@ -95,7 +100,7 @@ mod tests {
                 .map(|i| (i * 7 % 251) as u8)
                 .collect();
             let m = MatRef::new(dtype, 3 * TILE, cols, &data).unwrap();
-            let Some(tiles) = tile(m) else {
+            let Some(tiles) = tile(m, &mut team) else {
                 assert!(!has_tiles(dtype));
                 continue;
             };
@@ -105,7 +110,7 @@ mod tests {
             assert_eq!(untile(part), data[TILE * row_bytes..]);
             // Rows that do not fill a tile.
             let short = MatRef::new(dtype, TILE - 1, cols, &data[..(TILE - 1) * row_bytes]);
-            assert!(tile(short.unwrap()).is_none());
+            assert!(tile(short.unwrap(), &mut team).is_none());
         }
     }
 

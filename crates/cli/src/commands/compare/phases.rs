@@ -14,12 +14,12 @@ use crate::{
     console::Console,
     failure::Result,
     load, machine,
-    plans::{CalibrationText, Planner, packed},
+    plans::{CalibrationText, Packed, Planner},
     progress::Progress,
 };
 use countdown::{
     Model, Session, SessionOptions, SparsityPlan,
-    bench::{Load, Variant, bench},
+    bench::{Load, bench},
     eval::{
         ChoiceOptions, ChoiceTask, PairAgreement, PerplexityOptions, agreement, choice, perplexity,
     },
@@ -333,20 +333,10 @@ impl Comparison<'_> {
             cache_dtype: CACHE,
         };
         let plans: Vec<_> = ready.iter().map(|(_, plan)| plan.clone()).collect();
-        let (models, places) = packed(self.planner.model, &plans);
-        let mut sessions = Vec::new();
-        for model in std::iter::once(&self.stored).chain(&models) {
-            sessions.push(Session::new(model.clone(), &options)?);
-        }
-        let dense = Variant {
-            session: 0,
-            plan: None,
-        };
-        let sparse = plans.into_iter().zip(places).map(|(plan, place)| Variant {
-            session: 1 + place,
-            plan: Some(plan),
-        });
-        let variants: Vec<Variant> = std::iter::once(dense).chain(sparse).collect();
+        let mut packed = Packed::default();
+        packed.add_dense(&self.stored, settings.threads)?;
+        packed.add_plans(self.planner.model, &plans, settings.threads)?;
+        let mut sessions = packed.sessions(&options)?;
         let load = Load::Steps {
             tokens: settings.steps,
             depth: settings.depth,
@@ -358,7 +348,7 @@ impl Comparison<'_> {
             .collect();
         let measured = bench(
             &mut sessions,
-            &variants,
+            &packed.variants,
             load,
             &text,
             settings.repetitions,

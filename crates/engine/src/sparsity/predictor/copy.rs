@@ -114,7 +114,7 @@ fn pack(m: &Matrix, dtype: DType, team: &mut Team) -> Result<Matrix> {
     team.split(&mut data, bytes, |at, part| {
         let mut row = vec![0.0; cols];
         for (r, out) in part.chunks_exact_mut(bytes).enumerate() {
-            quant::unpack_row(m.dtype(), view.row(at / bytes + r), &mut row);
+            quant::unpack_row_of(view, at / bytes + r, &mut row);
             quant::pack_row(dtype, &row, out);
         }
     });

@@ -7,7 +7,11 @@ use super::{
     },
     *,
 };
-use crate::quant::{TILE, has_tiles, tile};
+use crate::quant::{self, TILE, has_tiles};
+
+fn tile(m: MatRef) -> Option<Vec<u8>> {
+    quant::tile(m, &mut Team::new(1).unwrap())
+}
 
 fn tiled() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|t| has_tiles(*t))
