@@ -151,7 +151,7 @@ impl Tiler {
 
     /// In tiles, where they are quicker and can be.
     fn tile(&mut self, m: &mut Matrix) {
-        if m.is_tiled() || !self.kernels.prefers_tiles(m.dtype()) {
+        if m.is_tiled() || !self.kernels.prefers_tiles(m.view()) {
             return;
         }
         if let Some(tiled) = m.tiled(&mut self.team) {

@@ -323,9 +323,12 @@ impl Kernels {
         unsafe { (self.dot[m.dtype() as usize])(m, rows, x, out) }
     }
 
-    /// Whether products of all rows are quicker where a matrix of that type lies in tiles (see [`quant::tile`]).
-    pub fn prefers_tiles(&self, dtype: DType) -> bool {
-        self.tiles[dtype as usize].is_some()
+    /// Whether products of all rows are quicker where a matrix lies in tiles (see [`quant::tile`]).
+    pub fn prefers_tiles(&self, m: MatRef) -> bool {
+        /// Longer rows of floats are read at the speed of memory as they are.
+        const NARROW: usize = 512;
+        let is_narrow = m.dtype().is_quantized() || m.cols() <= NARROW;
+        is_narrow && self.tiles[m.dtype() as usize].is_some()
     }
 
     fn dot_tiles(&self, m: MatRef, x: &Input, out: &mut [f32]) {
@@ -507,7 +510,7 @@ impl Bf16 {
 /// Shows `f` the blocks of columns `cols` of row `i`, which `len` elements have room for.
 fn with_blocks(m: MatRef, i: usize, cols: Range<usize>, len: usize, f: impl FnOnce(&[u8])) {
     /// Bytes of as many elements as are unpacked at a time, in the longest format that has tiles.
-    const MOST: usize = 2 * DEPTH / 32 * DType::Q5_0.block_bytes();
+    const MOST: usize = 2 * DEPTH * DType::F16.block_bytes();
     let t = m.dtype();
     let at = |c: usize| c / t.block_len() * t.block_bytes();
     assert!(

@@ -13,10 +13,12 @@ use std::arch::x86_64::*;
 
 pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
+    table[DType::F16 as usize] = Some(f16);
     table[DType::Q4_0 as usize] = Some(q4_0);
     table[DType::Q5_0 as usize] = Some(q5_0);
     table[DType::Q3_0 as usize] = Some(q3_0);
     table[DType::Q4_K as usize] = Some(q4_k);
+    table[DType::T2 as usize] = Some(t2);
     table
 };
 
@@ -24,6 +26,29 @@ pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
 type Block = [i8; 32];
 
 avx512! {
+    fn f16(m: MatRef, x: &Input, out: &mut [f32]) {
+        let add = |w: &[u8; 32], x: f32, acc| {
+            _mm512_fmadd_ps(_mm512_cvtph_ps(load::b32::<0, 32>(w)), _mm512_set1_ps(x), acc)
+        };
+        let (fours, rest) = x.x().as_chunks::<4>();
+        let tiles = m.data().chunks_exact(TILE * m.row_bytes());
+        for (tile, out) in tiles.zip(out.chunks_exact_mut(TILE)) {
+            let (w, w_rest) = tile.as_chunks::<32>().0.split_at(4 * fours.len());
+            // Four sums, which do not wait for each other.
+            let mut acc = [_mm512_setzero_ps(); 4];
+            for (w, x) in w.as_chunks::<4>().0.iter().zip(fours) {
+                for i in 0..4 {
+                    acc[i] = add(&w[i], x[i], acc[i]);
+                }
+            }
+            for (w, x) in w_rest.iter().zip(rest) {
+                acc[0] = add(w, *x, acc[0]);
+            }
+            let pairs = [_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])];
+            load::put_f32x16(out, 0, _mm512_add_ps(pairs[0], pairs[1]));
+        }
+    }
+
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
         tiles::<288>(m, out, |b, w, acc| {
             let q = |v: usize| load::u8x64(w, 32 + 64 * v);
@@ -83,6 +108,30 @@ avx512! {
                 sums[group % 2] = _mm512_dpbusd_epi32(sums[group % 2], q, four(x32, group));
             }
             add(w, sums, x, b, acc)
+        });
+    }
+
+    fn t2(m: MatRef, x: &Input, out: &mut [f32]) {
+        let pair = _mm512_set1_epi8(3);
+        tiles::<128>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let mut sums = start(x, b, 1);
+            // As the format's drawing says: group 2 p + v is pair p of word v.
+            for v in 0..2 {
+                let w = load::u8x64(w, 64 * v);
+                let q = [
+                    w,
+                    _mm512_srli_epi16::<2>(w),
+                    _mm512_srli_epi16::<4>(w),
+                    _mm512_srli_epi16::<6>(w),
+                ];
+                for (p, q) in q.into_iter().enumerate() {
+                    let q = _mm512_and_si512(q, pair);
+                    sums[v] = _mm512_dpbusd_epi32(sums[v], q, four(x32, 2 * p + v));
+                }
+            }
+            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
+            _mm512_fmadd_ps(sum, _mm512_set1_ps(x.scales()[b]), acc)
         });
     }
 
