@@ -19,6 +19,7 @@ pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     table[DType::Q3_0 as usize] = Some(q3_0);
     table[DType::Q4_K as usize] = Some(q4_k);
     table[DType::T2 as usize] = Some(t2);
+    table[DType::Q8_H as usize] = Some(q8_h);
     table
 };
 
@@ -52,7 +53,17 @@ avx512! {
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
         tiles::<288>(m, out, |b, w, acc| {
             let q = |v: usize| load::u8x64(w, 32 + 64 * v);
-            add(w, nibbles(q, x, b, 8), x, b, acc)
+            add(w, nibbles(q, x, b, 8, |q| halves(q)), x, b, acc)
+        });
+    }
+
+    fn q8_h(m: MatRef, x: &Input, out: &mut [f32]) {
+        // Sixteen times a level is the level in the upper half of its byte.
+        let high = _mm512_set1_epi8(-16);
+        let halves = |q| [_mm512_and_si512(_mm512_slli_epi16::<4>(q), high), _mm512_and_si512(q, high)];
+        tiles::<288>(m, out, |b, w, acc| {
+            let q = |v: usize| load::u8x64(w, 32 + 64 * v);
+            add(w, nibbles(q, x, b, 120, halves), x, b, acc)
         });
     }
 
@@ -216,9 +227,15 @@ avx512! {
         [_mm512_and_si512(q, low), _mm512_and_si512(_mm512_srli_epi16::<4>(q), low)]
     }
 
-    /// Sums of products of the nibbles of four vectors: the low ones are groups 0 to 3, the high ones 4 to 7.
+    /// Sums of products of four vectors, each of which `halves` into levels: the low nibbles are groups 0 to 3, the high ones 4 to 7.
     #[inline]
-    fn nibbles(q: impl Fn(usize) -> __m512i, x: &Input, b: usize, offset: i32) -> [__m512i; 2] {
+    fn nibbles(
+        q: impl Fn(usize) -> __m512i,
+        x: &Input,
+        b: usize,
+        offset: i32,
+        halves: impl Fn(__m512i) -> [__m512i; 2],
+    ) -> [__m512i; 2] {
         let mut sums = start(x, b, offset);
         let x = block(x, b);
         for v in 0..4 {
