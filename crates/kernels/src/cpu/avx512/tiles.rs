@@ -128,7 +128,7 @@ avx512! {
             let x32 = block(x, b);
             let mut sums = start(x, b, 1);
             // As the format's drawing says: group 2 p + v is pair p of word v.
-            for v in 0..2 {
+            for (v, sum) in sums.iter_mut().enumerate() {
                 let w = load::u8x64(w, 64 * v);
                 let q = [
                     w,
@@ -138,7 +138,7 @@ avx512! {
                 ];
                 for (p, q) in q.into_iter().enumerate() {
                     let q = _mm512_and_si512(q, pair);
-                    sums[v] = _mm512_dpbusd_epi32(sums[v], q, four(x32, 2 * p + v));
+                    *sum = _mm512_dpbusd_epi32(*sum, q, four(x32, 2 * p + v));
                 }
             }
             let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
