@@ -3,7 +3,7 @@
 use countdown::{
     Allocation, DownLayout, Fit, Inputs, Model, Packing, Phase, PlanRequest, Session,
     SessionOptions, SparsityPlan, Threshold, calibrate,
-    kernels::{DType, quant, reference},
+    kernels::{DType, cpu::Kernels, quant, reference},
     measure_realised,
     model::{Down, Linear, Matrix},
     sparsity::{
@@ -224,7 +224,19 @@ fn tiles_change_results_by_rounding_only_and_are_kept_from_plans_that_need_rows(
             // cut fall to its other side.
             assert!(d < 0.03, "{dtype} {packing:?}: {d}");
         }
-        // Where the kernels in use want tiles, a plan that reads rows of them is refused.
+        // What is read as a whole is laid out as the kernels in use want it.
+        let packed = by_copy.packed(2).unwrap();
+        let copies = packed.rules[0].predictor.as_ref().unwrap();
+        for l in copies.outer.linears() {
+            let isa = std::env::var("COUNTDOWN_ISA").ok();
+            let kernels = Kernels::select(isa.as_deref()).unwrap();
+            let wanted = kernels.prefers_tiles(l.weight.view());
+            assert_eq!(
+                l.weight.is_tiled(),
+                wanted && l.weight.rows().is_multiple_of(16)
+            );
+        }
+        // Where they want tiles, a plan that reads rows of them is refused.
         let dense = Arc::new(Model::clone(&m).packed(Packing::Dense, 2).unwrap());
         let refused = session(&dense, 1).set_plan(Some(by_up));
         assert_eq!(refused.is_err(), dense.layers[0].ffn.gate.is_tiled());

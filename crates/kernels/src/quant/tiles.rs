@@ -16,7 +16,16 @@ pub const TILE: usize = 16;
 
 /// Whether a matrix of that type can be laid out in tiles.
 pub const fn has_tiles(dtype: DType) -> bool {
-    matches!(dtype, DType::Q4_0 | DType::Q5_0 | DType::Q3_0 | DType::Q4_K)
+    matches!(
+        dtype,
+        DType::F16
+            | DType::Q4_0
+            | DType::Q5_0
+            | DType::Q4_K
+            | DType::Q3_0
+            | DType::T2
+            | DType::Q8_H
+    )
 }
 
 /// Where the first word of a row is in the block of a tile, for blocks of `bytes`.

@@ -52,8 +52,8 @@ avx512! {
 
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
         tiles::<288>(m, out, |b, w, acc| {
-            let q = |v: usize| load::u8x64(w, 32 + 64 * v);
-            add(w, nibbles(q, x, b, 8, |q| halves(q)), x, b, acc)
+            let q = |v: usize| halves(load::u8x64(w, 32 + 64 * v));
+            add(w, groups([q(0), q(1), q(2), q(3)], x, b, 8), x, b, acc)
         });
     }
 
@@ -62,8 +62,8 @@ avx512! {
         let high = _mm512_set1_epi8(-16);
         let halves = |q| [_mm512_and_si512(_mm512_slli_epi16::<4>(q), high), _mm512_and_si512(q, high)];
         tiles::<288>(m, out, |b, w, acc| {
-            let q = |v: usize| load::u8x64(w, 32 + 64 * v);
-            add(w, nibbles(q, x, b, 120, halves), x, b, acc)
+            let q = |v: usize| halves(load::u8x64(w, 32 + 64 * v));
+            add(w, groups([q(0), q(1), q(2), q(3)], x, b, 120), x, b, acc)
         });
     }
 
@@ -227,19 +227,12 @@ avx512! {
         [_mm512_and_si512(q, low), _mm512_and_si512(_mm512_srli_epi16::<4>(q), low)]
     }
 
-    /// Sums of products of four vectors, each of which `halves` into levels: the low nibbles are groups 0 to 3, the high ones 4 to 7.
+    /// Sums of products of levels with block `b`: the first of each pair are groups 0 to 3, the second 4 to 7.
     #[inline]
-    fn nibbles(
-        q: impl Fn(usize) -> __m512i,
-        x: &Input,
-        b: usize,
-        offset: i32,
-        halves: impl Fn(__m512i) -> [__m512i; 2],
-    ) -> [__m512i; 2] {
+    fn groups(q: [[__m512i; 2]; 4], x: &Input, b: usize, offset: i32) -> [__m512i; 2] {
         let mut sums = start(x, b, offset);
         let x = block(x, b);
-        for v in 0..4 {
-            let [low, high] = halves(q(v));
+        for (v, [low, high]) in q.into_iter().enumerate() {
             sums[0] = _mm512_dpbusd_epi32(sums[0], low, four(x, v));
             sums[1] = _mm512_dpbusd_epi32(sums[1], high, four(x, 4 + v));
         }

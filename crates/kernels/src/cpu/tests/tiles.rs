@@ -152,3 +152,15 @@ fn a_list_of_rows_of_tiles_is_refused() {
     let k = Kernels::best();
     k.dot_list(view(&m, &tiles), &[1], &input(k, &[0.5; 32]), &mut [0.0]);
 }
+
+#[test]
+fn what_kernels_prefer_can_be_laid_out() {
+    for k in Kernels::available() {
+        for dtype in DType::ALL {
+            let has_kernel = k.tiles[dtype as usize].is_some();
+            assert!(!has_kernel || has_tiles(dtype), "{} {dtype}", k.isa());
+            let wants_all = k.isa() == Isa::Avx512;
+            assert!(!wants_all || has_kernel == has_tiles(dtype), "{dtype}");
+        }
+    }
+}
