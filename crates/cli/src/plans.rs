@@ -56,10 +56,13 @@ pub(crate) fn session(
         threads,
     };
     let plan = planner.plan(choice, args.plan.calibration.as_deref())?;
-    let packing = Packing::of(plan.as_deref());
-    let model = Arc::unwrap_or_clone(model).packed(packing, threads)?;
+    let (model, plan) = {
+        let _spinner = Progress::spinner(console, "laying out weights");
+        let packing = Packing::of(plan.as_deref());
+        let model = Arc::unwrap_or_clone(model).packed(packing, threads)?;
+        (model, plan.map(|p| p.packed(threads)).transpose()?)
+    };
     let mut session = Session::new(Arc::new(model), &options)?;
-    let plan = plan.map(|p| p.packed(threads)).transpose()?;
     session.set_plan(plan.map(Arc::new))?;
     load::announce(console, &session, options.cache_dtype);
     Ok(session)
