@@ -106,12 +106,7 @@ fn products_with_many_tokens_are_within_the_rounding_of_their_sums() {
                         (reference::activations(x, DType::F32), rounding(k, dtype))
                     };
                     for (i, want) in reference::dot_rows(m.get(), &seen).iter().enumerate() {
-                        let magnitude: f64 = m
-                            .magnitudes(i)
-                            .iter()
-                            .zip(&seen)
-                            .map(|(w, x)| w * x.abs())
-                            .sum();
+                        let magnitude = magnitude(&m, i, &seen);
                         let got = p.out[t * rows + i];
                         assert!(
                             (f64::from(got) - want.value).abs()

@@ -77,6 +77,12 @@ impl Mat {
     }
 }
 
+/// The sum of the magnitudes of a row's products with `seen`.
+fn magnitude(m: &Mat, i: usize, seen: &[f64]) -> f64 {
+    let terms = m.magnitudes(i).into_iter().zip(seen);
+    terms.map(|(w, x)| w * x.abs()).sum()
+}
+
 fn input(k: &Kernels, x: &[f32]) -> Input {
     let mut input = Input::with_capacity(x.len());
     k.prepare(x, &mut input);
@@ -122,12 +128,7 @@ fn dot_products_are_within_the_rounding_of_their_sum() {
                 .zip(reference::dot_rows(m.get(), &seen))
                 .enumerate()
             {
-                let magnitude: f64 = m
-                    .magnitudes(i)
-                    .iter()
-                    .zip(&seen)
-                    .map(|(w, x)| w * x.abs())
-                    .sum();
+                let magnitude = magnitude(&m, i, &seen);
                 let error = (f64::from(*got) - want.value).abs();
                 // Eight partial sums at least, and a handful of roundings in a scale and the last addition.
                 let bound = bound(magnitude, cols / 8 + 12);

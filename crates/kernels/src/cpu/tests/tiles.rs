@@ -29,8 +29,7 @@ fn check(k: &Kernels, m: &Mat, x: &[f32]) {
     k.dot_rows(view(m, &tiles), &input(k, x), &mut out);
     let want = reference::dot_rows(m.get(), &seen);
     for (i, (got, want)) in out.iter().zip(want).enumerate() {
-        let terms = m.magnitudes(i).into_iter().zip(&seen);
-        let magnitude: f64 = terms.map(|(w, x)| w * x.abs()).sum();
+        let magnitude = magnitude(m, i, &seen);
         let error = (f64::from(*got) - want.value).abs();
         // One sum over the blocks, each of which passes through a handful of roundings; a block may be one element.
         let terms = m.cols / m.dtype.block_len().clamp(8, 32);
