@@ -1,10 +1,7 @@
 //! How fast this machine's memory is read: the limit of decoding.
 
 use crate::failure::Result;
-use countdown::{
-    Error,
-    kernels::{Bytes, cpu::Team},
-};
+use countdown::{kernels::Bytes, session::team};
 use std::{hint::black_box, time::Instant};
 
 /// More than caches hold.
@@ -25,10 +22,7 @@ impl Probe {
 
     /// GB/s (10^9 bytes a second) that so many threads read together.
     pub(crate) fn gb_s(&self, threads: usize) -> Result<f64> {
-        let mut team = Team::new(threads).map_err(|e| Error::Machine {
-            cause: format!("cannot start {threads} threads: {e}"),
-            remedy: "use fewer threads (-t)".into(),
-        })?;
+        let mut team = team(threads)?;
         let part = BYTES / threads;
         let mut best = f64::INFINITY;
         for _ in 0..ROUNDS {

@@ -244,10 +244,7 @@ impl Model {
             family,
             config: &config,
             used: HashSet::new(),
-            team: Team::new(threads).map_err(|e| Error::Machine {
-                cause: format!("cannot start {threads} threads: {e}"),
-                remedy: "use fewer threads (-t)".into(),
-            })?,
+            team: crate::session::team(threads)?,
         };
         let table = [config.vocab, config.hidden];
         let embedding = loader.matrix(&loader.pick(names::EMBEDDING), table)?;

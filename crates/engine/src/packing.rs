@@ -141,10 +141,7 @@ struct Tiler {
 
 impl Tiler {
     fn new(threads: usize) -> Result<Tiler> {
-        let team = Team::new(threads).map_err(|e| Error::Machine {
-            cause: format!("cannot start {threads} threads: {e}"),
-            remedy: "use fewer threads (-t)".into(),
-        })?;
+        let team = crate::session::team(threads)?;
         let kernels = cpu::kernels()?;
         Ok(Tiler { team, kernels })
     }

@@ -9,7 +9,7 @@ use crate::{
     profile::Profile,
     sparsity::{Rule, SparsityPlan},
 };
-use countdown_kernels::DType;
+use countdown_kernels::{DType, cpu::Team};
 use std::{num::NonZero, sync::Arc};
 
 /// Contexts above this must be asked for.
@@ -91,6 +91,17 @@ pub fn physical_cores() -> usize {
     } else {
         cores.len()
     }
+}
+
+/// A team of so many threads, the caller's included.
+///
+/// # Errors
+/// [`Error::Machine`] where the operating system does not give them.
+pub fn team(threads: usize) -> Result<Team> {
+    Team::new(threads).map_err(|e| Error::Machine {
+        cause: format!("cannot start {threads} threads: {e}"),
+        remedy: "use fewer threads (-t)".into(),
+    })
 }
 
 impl Session {

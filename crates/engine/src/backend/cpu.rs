@@ -89,10 +89,7 @@ impl Cpu {
         let widest = inter.max(c.hidden).max(c.heads * c.head_dim);
         Ok(Cpu {
             kernels: kernels()?,
-            team: Team::new(threads).map_err(|e| Error::Machine {
-                cause: format!("cannot start {threads} threads: {e}"),
-                remedy: "use fewer threads (-t)".into(),
-            })?,
+            team: crate::session::team(threads)?,
             act: c.act,
             cache_dtype,
             input: Input::with_capacity(widest),

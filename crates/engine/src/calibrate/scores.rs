@@ -3,7 +3,7 @@
 use super::{histogram::Histogram, request::Scoring};
 use crate::{
     backend::{FfnTrace, cpu},
-    error::{Error, Result},
+    error::Result,
     model::{Down, Model},
     session::Session,
     sparsity::{Cut, Estimator, NeuronWeights, Predictor, Score, Signal, ideal_drop},
@@ -25,10 +25,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn like(session: &Session) -> Result<Machine> {
         let threads = session.threads();
-        let team = Team::new(threads).map_err(|e| Error::Machine {
-            cause: format!("cannot start {threads} threads: {e}"),
-            remedy: "use fewer threads (-t)".into(),
-        })?;
+        let team = crate::session::team(threads)?;
         Ok(Machine {
             team,
             kernels: cpu::kernels()?,

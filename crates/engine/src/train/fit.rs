@@ -6,7 +6,7 @@ use super::{
     init::Standard,
     layer_data::LayerData,
     students::{Shard, Student},
-    work::{Work, team},
+    work::Work,
 };
 use crate::error::{Error, Result};
 use countdown_kernels::cpu::Team;
@@ -108,7 +108,7 @@ impl<'a> Trainer<'a> {
         let lanes = schedule.batch.div_ceil(SHARD).max(1);
         Ok(Trainer {
             lanes: (0..lanes).map(|_| lane()).collect::<Result<_>>()?,
-            team: team(threads)?,
+            team: crate::session::team(threads)?,
             student,
             standard,
             schedule,

@@ -8,7 +8,7 @@ use super::{
     metrics::{Quality, QualitySums, quantile},
     request::TrainRequest,
     students::{LowRank, Product, Student, Ternary},
-    work::{Products, team},
+    work::Products,
 };
 use crate::{
     arch::Act,
@@ -215,7 +215,7 @@ pub(super) fn measure(
 ) -> Result<(Quality, Quality)> {
     let (hidden, inter) = (data.hidden(), data.inter());
     let mut products = Products::new(threads)?;
-    let (mut team, kernels) = (team(threads)?, kernels()?);
+    let (mut team, kernels) = (crate::session::team(threads)?, kernels()?);
     let mut estimator = Estimator::default();
     let weighs = request.labels.counts_norms() && !predictor.scores_by_value();
     let norms = data.norms().to_vec();

@@ -3,10 +3,7 @@
 //! The products are the kernels' own, run by a team of one: a minibatch is cut into shards, and a thread takes whole shards.
 //! Sums are therefore added in an order that the number of threads does not change.
 
-use crate::{
-    backend::cpu::kernels,
-    error::{Error, Result},
-};
+use crate::{backend::cpu::kernels, error::Result};
 use countdown_kernels::{
     DType, MatRef,
     cpu::{
@@ -22,14 +19,6 @@ pub(super) struct Products {
     gemm: GemmWork,
 }
 
-/// A team of `threads`.
-pub(super) fn team(threads: usize) -> Result<Team> {
-    Team::new(threads).map_err(|e| Error::Machine {
-        cause: format!("cannot start {threads} threads: {e}"),
-        remedy: "use fewer threads (-t)".into(),
-    })
-}
-
 impl Products {
     /// Products that `threads` compute together; 1 where each thread has its own.
     ///
@@ -37,7 +26,7 @@ impl Products {
     /// [`Error::Machine`] if a thread cannot be started or there are no kernels of the set that was asked for.
     pub(super) fn new(threads: usize) -> Result<Products> {
         Ok(Products {
-            team: team(threads)?,
+            team: crate::session::team(threads)?,
             kernels: kernels()?,
             gemm: GemmWork::new(),
         })

@@ -20,10 +20,7 @@ pub fn copies(
     signal: Signal,
     threads: usize,
 ) -> Result<Vec<Arc<Predictor>>> {
-    let mut team = Team::new(threads).map_err(|e| Error::Machine {
-        cause: format!("cannot start {threads} threads: {e}"),
-        remedy: "use fewer threads (-t)".into(),
-    })?;
+    let mut team = crate::session::team(threads)?;
     let mut copy = |m: &Matrix| {
         let packed = pack(m, dtype, &mut team)?;
         Ok(Linear {
