@@ -109,7 +109,7 @@ impl Work {
     /// Empty memory and one thread.
     ///
     /// # Errors
-    /// [`Error::Machine`] if there are no kernels of the instruction set that was asked for.
+    /// [`Error::Machine`](crate::Error::Machine) if there are no kernels of the instruction set that was asked for.
     pub fn new() -> Result<Work> {
         Ok(Work {
             products: Products::new(1)?,
