@@ -145,9 +145,12 @@ impl<B: Backend> Decoder for Runner<B> {
         let eps = c.norm_eps;
         b.norm(x, tokens, &layer.attn_norm, eps, normed);
         time.was(Part::Norms);
-        b.linear(normed, tokens, &layer.query, q);
-        b.linear(normed, tokens, &layer.key, k);
-        b.linear(normed, tokens, &layer.value, v);
+        let qkv = [
+            (&layer.query, &mut *q),
+            (&layer.key, &mut *k),
+            (&layer.value, &mut *v),
+        ];
+        b.linears(normed, tokens, qkv);
         time.was(Part::Projections);
         if let Some(w) = &layer.query_norm {
             b.norm_in_place(q, tokens * c.heads, w, eps);
@@ -158,7 +161,7 @@ impl<B: Backend> Decoder for Runner<B> {
         time.was(Part::Norms);
         b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
         time.was(Part::Attention);
-        b.linear(q, tokens, &layer.attn_output, y);
+        b.linears(q, tokens, [(&layer.attn_output, &mut *y)]);
         time.was(Part::Projections);
         if let Some(w) = &layer.post_attn_norm {
             b.norm_in_place(y, tokens, w, eps);

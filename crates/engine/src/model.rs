@@ -6,7 +6,7 @@ use crate::{
     formats::{Checkpoint, Metadata, Tensor},
     sparsity::Signal,
 };
-use countdown_kernels::{Bytes, DType, MatRef, ShapeError, cpu::Team, quant};
+use countdown_kernels::{Bytes, DType, Layout, MatRef, ShapeError, cpu::Team, quant};
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
@@ -22,51 +22,31 @@ pub struct Matrix {
     data: Bytes,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Layout {
-    /// So many bytes from one row to the next.
-    Rows { stride: usize },
-    /// See [`quant::tile`].
-    Tiles,
-}
-
 impl Matrix {
     /// `data` as `[rows, cols]` elements of `dtype`.
     ///
     /// # Errors
     /// [`ShapeError`] where the lengths do not fit.
     pub fn new(dtype: DType, rows: usize, cols: usize, data: Bytes) -> Result<Matrix, ShapeError> {
-        let stride = MatRef::new(dtype, rows, cols, &data)?.row_bytes();
-        Matrix::strided(dtype, rows, cols, stride, data)
-    }
-
-    /// Rows that begin `stride` bytes after one another; what lies between them belongs to other matrices.
-    ///
-    /// # Errors
-    /// [`ShapeError`] where the lengths do not fit.
-    pub fn strided(
-        dtype: DType,
-        rows: usize,
-        cols: usize,
-        stride: usize,
-        data: Bytes,
-    ) -> Result<Matrix, ShapeError> {
-        MatRef::strided(dtype, rows, cols, stride, &data)?;
+        let layout = MatRef::new(dtype, rows, cols, &data)?.layout();
         Ok(Matrix {
             dtype,
             rows,
             cols,
-            layout: Layout::Rows { stride },
+            layout,
             data,
         })
     }
 
-    /// The same in tiles, where its type and its number of rows allow it.
-    pub(crate) fn tiled(&self, team: &mut Team) -> Option<Matrix> {
-        let data = quant::tile(self.view(), team)?;
-        Some(Matrix {
-            layout: Layout::Tiles,
-            data: data.into(),
+    /// The same matrix lying otherwise: `data` is its bytes in that layout.
+    ///
+    /// # Errors
+    /// [`ShapeError`] where the lengths do not fit.
+    pub(crate) fn laid_out(&self, layout: Layout, data: Bytes) -> Result<Matrix, ShapeError> {
+        MatRef::with_layout(self.dtype, self.rows, self.cols, layout, &data)?;
+        Ok(Matrix {
+            layout,
+            data,
             ..self.clone()
         })
     }
@@ -78,31 +58,22 @@ impl Matrix {
 
     /// The matrix as kernels take it.
     pub fn view(&self) -> MatRef<'_> {
-        let Matrix {
-            dtype,
-            rows,
-            cols,
-            layout,
-            data,
-        } = self;
-        match *layout {
-            Layout::Rows { stride } => MatRef::strided(*dtype, *rows, *cols, stride, data),
-            Layout::Tiles => MatRef::tiles(*dtype, *rows, *cols, data),
-        }
-        .expect("lengths were checked when the matrix was made")
+        MatRef::with_layout(self.dtype, self.rows, self.cols, self.layout, &self.data)
+            .expect("lengths were checked when the matrix was made")
     }
+
     /// A copy with every element of some rows set to `value`. For experiments and tests: what does a row do?
     ///
     /// # Panics
-    /// If a row is beyond the matrix, or the matrix is tiles.
+    /// If a row is beyond the matrix, or its rows do not lie as blocks.
     pub fn with_rows_replaced(&self, rows: &[usize], value: f32) -> Matrix {
-        let Layout::Rows { stride } = self.layout else {
-            panic!("tiles have no rows")
+        let Layout::Rows(place) = self.layout else {
+            panic!("tiles and parts have no rows of blocks")
         };
         let bytes = self.view().row_bytes();
         let mut data = self.data.to_vec();
         for &r in rows {
-            let row = &mut data[r * stride..][..bytes];
+            let row = &mut data[r * place.stride..][..bytes];
             quant::pack_row(self.dtype, &vec![value; self.cols], row);
         }
         Matrix {

@@ -1,21 +1,20 @@
 //! Weights laid out for the steps that will run on them.
 //!
 //! - What steps read only of the neurons they keep lies *neuron-major*: a neuron's rows side by side. A row is half a kilobyte to
-//!   a few kilobytes, too short for the hardware to fetch ahead; a neuron's rows as one run come up to twice as fast.
+//!   a few kilobytes, too short for the hardware to fetch ahead; a neuron's rows as one run come up to twice as fast. Each row
+//!   lies in *parts*, for types whose products or sums are quicker so ([`quant::part`]).
 //! - What steps read as a whole lies in *tiles* of sixteen rows, for types whose products are quicker so ([`quant::tile`]).
-//!
-//! [`quant::tile`]: countdown_kernels::quant::tile
 
 use crate::{
     backend::cpu,
     error::{Error, Result},
     model::{Down, Ffn, Layer, Linear, Matrix, Model},
-    sparsity::{Keep, Outer, Predictor, Rule, Signal, SparsityPlan},
+    sparsity::{Keep, Outer, Predictor, Rule, Signal, SparsityPlan, predictor::Rest},
 };
 use countdown_kernels::{
-    Bytes,
+    Beside, Bytes, Layout, Place,
     cpu::{Kernels, Team},
-    interleave,
+    interleave, quant,
 };
 use std::sync::Arc;
 
@@ -127,6 +126,9 @@ impl SparsityPlan {
             if let Some(second) = second {
                 tiler.tile(&mut second.weight);
             }
+            if let Some(Rest { gate, up }) = &mut packed.rest {
+                tiler.side_by_side(&mut [gate, up], None);
+            }
             *p = Arc::new(packed);
         }
         Ok(plan)
@@ -151,8 +153,8 @@ impl Tiler {
         if m.is_tiled() || !self.kernels.prefers_tiles(m.view()) {
             return;
         }
-        if let Some(tiled) = m.tiled(&mut self.team) {
-            *m = tiled;
+        if let Some(data) = quant::tile(m.view(), &mut self.team) {
+            *m = m.laid_out(Layout::Tiles, data.into()).expect(LAID_OUT);
         }
     }
 
@@ -164,32 +166,57 @@ impl Tiler {
             }
             (Packing::UpDown, Down::Transposed(down)) => {
                 self.tile(gate);
-                side_by_side(&mut [up, down]);
+                self.side_by_side(&mut [up], Some(down));
             }
             (Packing::GateDown, Down::Transposed(down)) => {
                 self.tile(up);
-                side_by_side(&mut [gate, down]);
+                self.side_by_side(&mut [gate], Some(down));
             }
-            (Packing::GateUpDown, Down::Transposed(down)) => side_by_side(&mut [gate, up, down]),
+            (Packing::GateUpDown, Down::Transposed(down)) => {
+                self.side_by_side(&mut [gate, up], Some(down));
+            }
             (Packing::Dense, Down::Transposed(_)) => {
                 [gate, up].into_iter().for_each(|m| self.tile(m));
             }
             (Packing::Apart, _) | (_, Down::Stored(_)) => (),
         }
     }
-}
 
-/// Rows of several matrices behind each other in one memory.
-fn side_by_side(parts: &mut [&mut Matrix]) {
-    let views: Vec<_> = parts.iter().map(|m| m.view()).collect();
-    let data = Bytes::from(interleave(&views));
-    let stride = views.iter().map(|v| v.row_bytes()).sum();
-    let mut at = 0;
-    for m in parts {
-        let bytes = m.view().row_bytes();
-        let data = data.slice(at..at + m.rows().saturating_sub(1) * stride + bytes);
-        **m = Matrix::strided(m.dtype(), m.rows(), m.cols(), stride, data)
-            .expect("the rows were just laid out so");
-        at += bytes;
+    /// Rows that are multiplied, and behind them rows that are summed, neuron by neuron in one memory.
+    fn side_by_side(&mut self, multiplied: &mut [&mut Matrix], summed: Option<&mut Matrix>) {
+        for m in &mut *multiplied {
+            if self.kernels.multiplies_parts(m.dtype()) {
+                self.part(m);
+            }
+        }
+        let mut all: Vec<&mut Matrix> = multiplied.iter_mut().map(|m| &mut **m).collect();
+        if let Some(m) = summed {
+            if self.kernels.sums_parts(m.dtype()) {
+                self.part(m);
+            }
+            all.push(m);
+        }
+        let rows: Vec<_> = all.iter().map(|m| m.view()).collect();
+        let Beside { data, views } = interleave(&rows);
+        let data = Bytes::from(data);
+        for (m, (range, layout)) in all.into_iter().zip(views) {
+            *m = m.laid_out(layout, data.slice(range)).expect(LAID_OUT);
+        }
+    }
+
+    /// In parts.
+    fn part(&mut self, m: &mut Matrix) {
+        let Some(data) = quant::part(m.view(), &mut self.team) else {
+            return;
+        };
+        let stride = quant::parts_bytes(m.dtype(), m.cols());
+        let place = Place {
+            stride,
+            reach: stride,
+        };
+        let laid_out = m.laid_out(Layout::Parts(place), data.into());
+        *m = laid_out.expect(LAID_OUT);
     }
 }
+
+const LAID_OUT: &str = "the bytes were just laid out so";

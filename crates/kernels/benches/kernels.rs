@@ -4,7 +4,7 @@
 //! yields to plain loads, the measure of all others.
 
 use countdown_kernels::{
-    Bytes, DType, MatRef,
+    Bytes, DType, Layout, MatRef, Place,
     cpu::{
         Act, Input, Kernels, Team,
         ffn::{FfnWork, SparseFfn, sparse_ffn_rows},
@@ -76,11 +76,30 @@ impl Weights {
         }
         self.next = (at + 3 * self.bytes) % self.data.len();
         let row = self.bytes / self.rows;
+        let stride = 3 * row;
         [0, 1, 2].map(|i| {
-            let data = &self.data[at + i * row..][..3 * (self.bytes - row) + row];
-            MatRef::strided(self.dtype, self.rows, self.cols, 3 * row, data)
+            let reach = if i == 0 { stride } else { 0 };
+            let layout = Layout::Rows(Place { stride, reach });
+            let data = &self.data[at + i * row..][..stride * (self.rows - 1) + row];
+            MatRef::with_layout(self.dtype, self.rows, self.cols, layout, data)
                 .expect("the length is that of the shape")
         })
+    }
+
+    /// Whether rows have as many bytes in parts as in blocks.
+    fn has_whole_groups(&self) -> bool {
+        self.bytes == self.rows * quant::parts_bytes(self.dtype, self.cols)
+    }
+
+    /// As rows in parts.
+    fn next_in_parts(&mut self) -> MatRef<'_> {
+        let at = self.advance();
+        let data = &self.data[at..at + self.bytes];
+        let stride = self.bytes / self.rows;
+        let reach = stride;
+        let layout = Layout::Parts(Place { stride, reach });
+        MatRef::with_layout(self.dtype, self.rows, self.cols, layout, data)
+            .expect("the length is that of the shape")
     }
 
     fn advance(&mut self) -> usize {
@@ -189,7 +208,13 @@ fn dot_tiled(c: &mut Criterion) {
                     b.iter(|| {
                         let at = weights.advance();
                         let data = &weights.data[at..at + weights.bytes];
-                        let m = MatRef::tiles(dtype, weights.rows, weights.cols, data);
+                        let m = MatRef::with_layout(
+                            dtype,
+                            weights.rows,
+                            weights.cols,
+                            Layout::Tiles,
+                            data,
+                        );
                         gemv(&mut team, k, m.expect("a matrix"), &x, &mut out);
                     });
                 });
@@ -216,6 +241,11 @@ fn dot_kept(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new(k.isa().name(), 1), |b| {
             b.iter(|| k.dot_list(weights.next(), &rows, &x, &mut out));
         });
+        if k.multiplies_parts(weights.dtype) && weights.has_whole_groups() {
+            group.bench_function(BenchmarkId::new(k.isa().name(), "parts"), |b| {
+                b.iter(|| k.dot_list(weights.next_in_parts(), &rows, &x, &mut out));
+            });
+        }
     });
 }
 
@@ -230,6 +260,11 @@ fn axpy_kept(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new(k.isa().name(), 1), |b| {
             b.iter(|| k.axpy_list(weights.next(), &rows, &coef, 0..y.len(), &mut y));
         });
+        if k.sums_parts(weights.dtype) && weights.has_whole_groups() {
+            group.bench_function(BenchmarkId::new(k.isa().name(), "parts"), |b| {
+                b.iter(|| k.axpy_list(weights.next_in_parts(), &rows, &coef, 0..y.len(), &mut y));
+            });
+        }
     });
 }
 

@@ -16,4 +16,4 @@ pub mod reference;
 
 pub use bytes::Bytes;
 pub use dtype::DType;
-pub use matrix::{MatRef, ShapeError, interleave};
+pub use matrix::{Beside, Layout, MatRef, Place, ShapeError, interleave};

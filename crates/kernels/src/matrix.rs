@@ -2,7 +2,7 @@
 
 use crate::{
     dtype::DType,
-    quant::{TILE, has_tiles},
+    quant::{self, TILE},
 };
 use std::ops::Range;
 
@@ -33,17 +33,35 @@ pub enum ShapeError {
     },
 }
 
-/// A row-major matrix `[rows, cols]` over borrowed bytes. The bytes need no alignment, and rows may lie apart: what is between them
-/// belongs to someone else.
+/// Where rows begin, and what is read with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes from one row to the next.
+    pub stride: usize,
+    /// Bytes, from a row's beginning, that are read soon if the row is: its own, or those of rows of other matrices behind it as
+    /// well, or none where another matrix's row before it reaches over it.
+    pub reach: usize,
+}
+
+/// How a matrix lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// A row is its blocks, one after another. What is between rows belongs to someone else.
+    Rows(Place),
+    /// A row is the parts of its blocks, each of all blocks (see [`quant::part`]).
+    Parts(Place),
+    /// Sixteen rows at a time, block by block (see [`quant::tile`]).
+    Tiles,
+}
+
+/// A matrix `[rows, cols]` over borrowed bytes, which need no alignment.
 #[derive(Clone, Copy)]
 pub struct MatRef<'a> {
     dtype: DType,
     rows: usize,
     cols: usize,
     row_bytes: usize,
-    /// Bytes from one row to the next.
-    stride: usize,
-    is_tiled: bool,
+    layout: Layout,
     data: &'a [u8],
 }
 
@@ -53,24 +71,42 @@ impl<'a> MatRef<'a> {
     /// # Errors
     /// [`ShapeError`] if `cols` is no whole number of blocks or `data` has another length.
     pub fn new(dtype: DType, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, ShapeError> {
-        let stride = dtype.row_bytes(cols);
-        MatRef::strided(dtype, rows, cols, stride.unwrap_or(0), data)
+        let bytes = dtype.row_bytes(cols).unwrap_or(0);
+        let place = Place {
+            stride: bytes,
+            reach: bytes,
+        };
+        MatRef::with_layout(dtype, rows, cols, Layout::Rows(place), data)
     }
 
-    /// A view of rows that begin `stride` bytes after one another, the first at the beginning of `data` and the last at its end.
+    /// A view of a matrix that lies otherwise. The first row is at the beginning of `data` and the last at its end.
     ///
     /// # Errors
     /// [`ShapeError`] if `cols` is no whole number of blocks, rows would overlap or `data` has another length.
-    pub fn strided(
+    ///
+    /// # Panics
+    /// If the type does not come in that layout, or `rows` do not fill tiles.
+    pub fn with_layout(
         dtype: DType,
         rows: usize,
         cols: usize,
-        stride: usize,
+        layout: Layout,
         data: &'a [u8],
     ) -> Result<Self, ShapeError> {
-        let row_bytes = dtype
+        let blocks = dtype
             .row_bytes(cols)
             .ok_or(ShapeError::Columns { dtype, cols })?;
+        let (row_bytes, stride) = match layout {
+            Layout::Rows(place) => (blocks, place.stride),
+            Layout::Parts(place) => (quant::parts_bytes(dtype, cols), place.stride),
+            Layout::Tiles => {
+                assert!(
+                    quant::has_tiles(dtype) && rows.is_multiple_of(TILE),
+                    "{rows} rows of {dtype} are no tiles"
+                );
+                (blocks, blocks)
+            }
+        };
         let expected = match rows {
             0 => 0,
             n => stride.saturating_mul(n - 1).saturating_add(row_bytes),
@@ -89,32 +125,8 @@ impl<'a> MatRef<'a> {
             rows,
             cols,
             row_bytes,
-            stride,
-            is_tiled: false,
+            layout,
             data,
-        })
-    }
-
-    /// A view of the tiles that [`quant::tile`](crate::quant::tile) makes of a matrix.
-    ///
-    /// # Errors
-    /// [`ShapeError`] as for [`MatRef::new`].
-    ///
-    /// # Panics
-    /// If the type has no tiles or `rows` do not fill them.
-    pub fn tiles(
-        dtype: DType,
-        rows: usize,
-        cols: usize,
-        data: &'a [u8],
-    ) -> Result<Self, ShapeError> {
-        assert!(
-            has_tiles(dtype) && rows.is_multiple_of(TILE),
-            "{rows} rows of {dtype} are no tiles"
-        );
-        Ok(MatRef {
-            is_tiled: true,
-            ..MatRef::new(dtype, rows, cols, data)?
         })
     }
 
@@ -134,23 +146,56 @@ impl<'a> MatRef<'a> {
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
     }
-    /// Whether rows lie in tiles, not one by one.
+    /// How it lies in memory.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+    /// Whether rows lie in tiles, so that none can be read by itself.
     pub fn is_tiled(&self) -> bool {
-        self.is_tiled
+        self.layout == Layout::Tiles
     }
     /// All bytes, from the first row's first to the last row's last.
     pub fn data(&self) -> &'a [u8] {
         self.data
     }
 
-    /// The bytes of row `i`.
+    fn stride(&self) -> usize {
+        match self.layout {
+            Layout::Rows(place) | Layout::Parts(place) => place.stride,
+            Layout::Tiles => self.row_bytes,
+        }
+    }
+
+    /// See [`Place::reach`].
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn reach(&self) -> usize {
+        match self.layout {
+            Layout::Rows(place) | Layout::Parts(place) => place.reach,
+            Layout::Tiles => 0,
+        }
+    }
+
+    /// The blocks of row `i`.
+    ///
+    /// # Panics
+    /// If `i >= rows`, or rows do not lie as blocks.
+    #[inline]
+    pub fn row(&self, i: usize) -> &'a [u8] {
+        assert!(
+            matches!(self.layout, Layout::Rows(_)),
+            "tiles and parts have no rows of blocks"
+        );
+        &self.data[i * self.stride()..][..self.row_bytes]
+    }
+
+    /// The bytes of row `i`, be it blocks or parts.
     ///
     /// # Panics
     /// If `i >= rows`, or the matrix is tiles.
     #[inline]
-    pub fn row(&self, i: usize) -> &'a [u8] {
-        assert!(!self.is_tiled, "tiles have no rows");
-        &self.data[i * self.stride..][..self.row_bytes]
+    pub(crate) fn row_data(&self, i: usize) -> &'a [u8] {
+        assert!(!self.is_tiled(), "tiles have no rows");
+        &self.data[i * self.stride()..][..self.row_bytes]
     }
 
     /// Rows `range` as a matrix of its own.
@@ -160,12 +205,13 @@ impl<'a> MatRef<'a> {
     pub fn rows_range(&self, range: Range<usize>) -> MatRef<'a> {
         assert!(range.end <= self.rows, "rows {range:?} of {}", self.rows);
         assert!(
-            !self.is_tiled || range.start.is_multiple_of(TILE) && range.end.is_multiple_of(TILE),
+            !self.is_tiled() || range.start.is_multiple_of(TILE) && range.end.is_multiple_of(TILE),
             "rows {range:?} cut a tile"
         );
+        let stride = self.stride();
         let data = match range.len() {
             0 => &[],
-            n => &self.data[range.start * self.stride..][..(n - 1) * self.stride + self.row_bytes],
+            n => &self.data[range.start * stride..][..(n - 1) * stride + self.row_bytes],
         };
         MatRef {
             rows: range.len(),
@@ -175,25 +221,53 @@ impl<'a> MatRef<'a> {
     }
 }
 
-/// The rows of matrices of equally many side by side: row 0 of each, row 1 of each, and so on. Each is then
-/// [`MatRef::strided`] with the row bytes of all together.
+/// Rows of several matrices side by side, in whole cache lines.
+pub struct Beside {
+    /// Row 0 of each, row 1 of each, and so on.
+    pub data: Vec<u8>,
+    /// For each matrix, which of the bytes are its view, and its layout there: as before but for the place. The first one's rows
+    /// reach over all.
+    pub views: Vec<(Range<usize>, Layout)>,
+}
+
+/// Lays the rows of matrices of equally many side by side.
 ///
 /// # Panics
-/// If the numbers of rows differ.
-pub fn interleave(matrices: &[MatRef]) -> Vec<u8> {
+/// If the numbers of rows differ, or a matrix is tiles.
+pub fn interleave(matrices: &[MatRef]) -> Beside {
+    const LINE: usize = 64;
     let rows = matrices.first().map_or(0, MatRef::rows);
     assert!(
         matrices.iter().all(|m| m.rows() == rows),
         "interleave: rows"
     );
-    let stride: usize = matrices.iter().map(MatRef::row_bytes).sum();
+    let lines = |m: &MatRef| m.row_bytes().next_multiple_of(LINE);
+    let stride: usize = matrices.iter().map(lines).sum();
     let mut data = Vec::with_capacity(rows * stride);
     for i in 0..rows {
-        matrices
-            .iter()
-            .for_each(|m| data.extend_from_slice(m.row(i)));
+        for m in matrices {
+            data.extend_from_slice(m.row_data(i));
+            data.resize(data.len().next_multiple_of(LINE), 0);
+        }
     }
-    data
+    let mut at = 0;
+    let view = |m: &MatRef| {
+        let range = match rows {
+            0 => 0..0,
+            n => at..at + (n - 1) * stride + m.row_bytes(),
+        };
+        let place = Place {
+            stride,
+            reach: if at == 0 { stride } else { 0 },
+        };
+        at += lines(m);
+        match m.layout() {
+            Layout::Parts(_) => (range, Layout::Parts(place)),
+            _ => (range, Layout::Rows(place)),
+        }
+    };
+    let views = matrices.iter().map(view).collect();
+    Beside { data, views }
 }
 
 #[cfg(test)]
@@ -218,27 +292,40 @@ mod tests {
     #[test]
     fn rows_may_lie_apart() {
         let data: Vec<u8> = (0..26).collect();
-        let m = MatRef::strided(DType::F16, 3, 3, 10, &data).unwrap();
+        let apart = |stride, data| {
+            let place = Place { stride, reach: 6 };
+            MatRef::with_layout(DType::F16, 3, 3, Layout::Rows(place), data)
+        };
+        let m = apart(10, &data).unwrap();
         assert_eq!((m.row(0)[0], m.row(2)[5]), (0, 25));
         let r = m.rows_range(1..3);
         assert_eq!((r.rows(), r.row(0)[0], r.row(1)[5]), (2, 10, 25));
         assert_eq!(m.rows_range(3..3).data().len(), 0);
         // Rows that overlap, and a last row that is cut.
-        assert!(MatRef::strided(DType::F16, 3, 3, 5, &data[..16]).is_err());
-        assert!(MatRef::strided(DType::F16, 3, 3, 10, &data[..25]).is_err());
+        assert!(apart(5, &data[..16]).is_err());
+        assert!(apart(10, &data[..25]).is_err());
     }
 
     #[test]
     fn rows_are_laid_side_by_side() {
-        let (a, b): (Vec<u8>, Vec<u8>) = ((0..4).collect(), (10..18).collect());
+        let (a, b): (Vec<u8>, Vec<u8>) = ((0..4).collect(), (0..132).map(|i| 255 - i).collect());
         let m = [
             MatRef::new(DType::F16, 2, 1, &a).unwrap(),
-            MatRef::new(DType::F16, 2, 2, &b).unwrap(),
+            MatRef::new(DType::F16, 2, 33, &b).unwrap(),
         ];
-        let both = interleave(&m);
-        assert_eq!(both, [0, 1, 10, 11, 12, 13, 2, 3, 14, 15, 16, 17]);
-        let second = MatRef::strided(DType::F16, 2, 2, 6, &both[2..]).unwrap();
-        assert_eq!((second.row(0), second.row(1)), (m[1].row(0), m[1].row(1)));
+        let Beside { data, views } = interleave(&m);
+        assert_eq!(data.len(), 2 * (64 + 128));
+        let mut reach = Vec::new();
+        for (m, (range, layout)) in m.iter().zip(views) {
+            let view = &data[range];
+            let v = MatRef::with_layout(DType::F16, 2, m.cols(), layout, view).unwrap();
+            assert_eq!((v.row(0), v.row(1)), (m.row(0), m.row(1)));
+            let (Layout::Rows(place) | Layout::Parts(place)) = layout else {
+                panic!("tiles")
+            };
+            reach.push(place.reach);
+        }
+        assert_eq!(reach, [192, 0]);
     }
 
     #[test]

@@ -12,9 +12,12 @@ use countdown_kernels::{
     cpu::{
         Input, Kernels, Team,
         attention::{Attention, AttentionWork, LayerCache, RopeTable, attend},
-        ffn::{Decider, FfnWork, SparseFfn, estimate, sparse_ffn, sparse_ffn_rows, sum_all},
+        ffn::{
+            Decider, FfnWork, SparseFfn, coefficients, estimate, sparse_ffn, sparse_ffn_rows,
+            sum_all,
+        },
         gemm::{GemmWork, matmul, matmul_transposed},
-        parallel::gemv,
+        parallel::{gemv, gemv_all},
     },
     quant,
 };
@@ -111,25 +114,17 @@ impl Cpu {
     fn gate_and_up(&mut self, x: &[f32], tokens: usize, w: &Ffn) {
         let n = tokens * w.gate.rows();
         let (gate, up) = (&mut self.gate[..n], &mut self.up[..n]);
+        let (team, kernels, act) = (&mut self.team, self.kernels, self.act);
         if tokens == 1 {
-            self.kernels.prepare(x, &mut self.input);
-            gemv(
-                &mut self.team,
-                self.kernels,
-                w.gate.view(),
-                &self.input,
-                gate,
-            );
-            gemv(&mut self.team, self.kernels, w.up.view(), &self.input, up);
+            kernels.prepare(x, &mut self.input);
+            let products = [(w.gate.view(), &mut *gate), (w.up.view(), up)];
+            gemv_all(team, kernels, &self.input, products);
         } else {
             for (m, out) in [(&w.gate, &mut *gate), (&w.up, up)] {
-                let (team, work) = (&mut self.team, &mut self.gemm);
-                matmul(team, self.kernels, m.view(), x, tokens, out, work);
+                matmul(team, kernels, m.view(), x, tokens, out, &mut self.gemm);
             }
         }
-        let (kernels, act) = (self.kernels, self.act);
-        self.team
-            .split(gate, 1024, |_, part| kernels.act(act, part));
+        team.split(gate, 1024, |_, part| kernels.act(act, part));
     }
 
     /// Every neuron: gate times up through the down projection, in whichever layout it has.
@@ -341,26 +336,30 @@ impl Backend for Cpu {
         }
     }
 
-    fn linear(&mut self, x: &Buffer, tokens: usize, w: &Linear, out: &mut Buffer) {
-        let m = w.weight.view();
-        let (x, y) = (x.rows(tokens), &mut out.data[..tokens * m.rows()]);
+    fn linears<const N: usize>(
+        &mut self,
+        x: &Buffer,
+        tokens: usize,
+        products: [(&Linear, &mut Buffer); N],
+    ) {
+        let mut products = products.map(|(w, out)| (w, out.rows_mut(tokens)));
+        let (team, kernels, x) = (&mut self.team, self.kernels, x.rows(tokens));
         if tokens == 1 {
-            self.kernels.prepare(x, &mut self.input);
-            gemv(&mut self.team, self.kernels, m, &self.input, y);
+            kernels.prepare(x, &mut self.input);
+            let products = products.each_mut();
+            let products = products.map(|(w, out)| (w.weight.view(), &mut **out));
+            gemv_all(team, kernels, &self.input, products);
         } else {
-            matmul(
-                &mut self.team,
-                self.kernels,
-                m,
-                x,
-                tokens,
-                y,
-                &mut self.gemm,
-            );
+            for (w, out) in &mut products {
+                let m = w.weight.view();
+                matmul(team, kernels, m, x, tokens, out, &mut self.gemm);
+            }
         }
-        if let Some(bias) = &w.bias {
-            for row in y.chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        for (w, out) in products {
+            if let Some(bias) = &w.bias {
+                for row in out.chunks_exact_mut(bias.len()) {
+                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                }
             }
         }
     }
@@ -409,6 +408,15 @@ impl Backend for Cpu {
         let (x, out) = (x.rows(tokens), out.rows_mut(tokens));
         if let (1, Some(rule), None) = (tokens, call.rule, &call.observer) {
             return self.sparse_step(x, w, rule, out);
+        }
+        if let (1, None, None) = (tokens, call.rule, &call.observer) {
+            self.kernels.prepare(x, &mut self.input);
+            let (gate, up) = (&mut self.gate[..inter], &mut self.up[..inter]);
+            let (team, kernels) = (&mut self.team, self.kernels);
+            let [w_gate, w_up] = [w.gate.view(), w.up.view()];
+            coefficients(team, kernels, w_gate, w_up, self.act, &self.input, gate, up);
+            self.project_down(1, w, out);
+            return inter;
         }
         self.gate_and_up(x, tokens, w);
         if let Some(observer) = &mut call.observer {

@@ -80,8 +80,13 @@ pub(crate) trait Backend: Send {
     );
     /// The same in place.
     fn norm_in_place(&mut self, x: &mut Self::Buffer, rows: usize, weight: &[f32], eps: f32);
-    /// out = x W^T + bias.
-    fn linear(&mut self, x: &Self::Buffer, tokens: usize, w: &Linear, out: &mut Self::Buffer);
+    /// out = x W^T + bias, for several W.
+    fn linears<const N: usize>(
+        &mut self,
+        x: &Self::Buffer,
+        tokens: usize,
+        products: [(&Linear, &mut Self::Buffer); N],
+    );
     /// Rotates q and k to positions `start..`, appends k and v to the layer's cache, and attends; the result replaces q.
     #[allow(clippy::too_many_arguments)] // the operands of attention
     fn attention(

@@ -9,7 +9,7 @@ use crate::{
     files,
     model::{Linear, Matrix},
 };
-use countdown_kernels::{Bytes, DType};
+use countdown_kernels::{Bytes, DType, quant};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -88,16 +88,13 @@ impl<'a> Tensors<'a> {
 
     fn matrix(&mut self, name: String, m: &'a Matrix) {
         let view = m.view();
-        let shape = vec![m.rows(), view.row_bytes()];
+        let bytes = quant::blocks_of(view);
+        let shape = vec![m.rows(), bytes.len() / m.rows().max(1)];
         let packed = Packed {
             dtype: m.dtype().name().into(),
             cols: m.cols(),
         };
         self.matrices.insert(name.clone(), packed);
-        let bytes = match view.is_tiled() {
-            true => Cow::Owned(countdown_kernels::quant::untile(view)),
-            false => Cow::Borrowed(view.data()),
-        };
         self.list.push((name, Dtype::U8, shape, bytes));
     }
 

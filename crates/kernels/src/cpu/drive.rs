@@ -1,7 +1,7 @@
 //! The loops around hand-written steps, shared by the instruction sets: which rows, which groups of blocks, and what
 //! is done with a rest. They are inlined into functions that have the steps' target features.
 
-use super::{Rows, row_of};
+use super::{AHEAD, Rows, row_of};
 use crate::matrix::MatRef;
 use std::{
     arch::x86_64::{_MM_HINT_T1, _mm_prefetch},
@@ -32,10 +32,6 @@ pub(super) fn dot<const R: usize, const N: usize, X, A: Copy>(
 /// `load(g)` gives the activations of group `g`; `step` adds a group's products to an accumulator; `sum` adds its lanes up.
 /// The last group of a row may be short; then `rest` adds its products. Its activations are padded with zeros.
 /// A row sees the same steps alone as among others.
-///
-/// Of all rows, the `R` are taken one from each `R`th of the matrix, so that memory is read as `R` long streams: that is what the
-/// hardware fetches ahead best (twice to three times the speed of `R` rows that follow each other). Rows of a list are too
-/// short for it to see anything, so those that come next are asked for by hand.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // the arguments of a kernel and the parts of its steps
 pub(super) fn dot_with_rest<const R: usize, const N: usize, X, A: Copy>(
@@ -48,9 +44,32 @@ pub(super) fn dot_with_rest<const R: usize, const N: usize, X, A: Copy>(
     rest: impl Fn(&[u8], &X, A) -> A,
     sum: impl Fn(A) -> f32,
 ) {
-    let row = |j| m.row(row_of(rows, j));
+    let steps = m.row_bytes().div_ceil(N);
+    by_rows::<R>(
+        m,
+        rows,
+        steps,
+        out,
+        |w, coming| products(w.map(|i| m.row(i)), coming, zero, &load, &step, &rest).map(&sum),
+        |w, coming| products(w.map(|i| m.row(i)), coming, zero, &load, &step, &rest).map(&sum),
+    );
+}
+
+/// Products of rows, `R` at a time, each in so many steps: `many` computes those of `R` rows, `one` that of a single one.
+///
+/// Of all rows, the `R` are taken one from each `R`th of the matrix, so that memory is read as `R` long streams: that is what the
+/// hardware fetches ahead best (twice to three times the speed of `R` rows that follow each other). Rows of a list are too
+/// short for it to see anything, so those that come later are asked for by hand.
+#[inline(always)]
+pub(super) fn by_rows<const R: usize>(
+    m: MatRef,
+    rows: Rows,
+    steps: usize,
+    out: &mut [f32],
+    many: impl Fn([usize; R], Coming<R>) -> [f32; R],
+    one: impl Fn([usize; 1], Coming<1>) -> [f32; 1],
+) {
     let part = out.len() / R;
-    let last = rows.map_or(0, |rows| rows.len().saturating_sub(1));
     // Together: how far the R rows are apart, and how far it is from one R to the next.
     let (apart, onwards) = match rows {
         None => (part, 1),
@@ -58,28 +77,68 @@ pub(super) fn dot_with_rest<const R: usize, const N: usize, X, A: Copy>(
     };
     for j in 0..part {
         let first = j * onwards;
-        let w: [&[u8]; R] = std::array::from_fn(|r| row(first + r * apart));
-        let acc = if rows.is_none() {
-            products(w, |_, _| (), zero, &load, &step, &rest)
-        } else {
-            let next: [&[u8]; R] = std::array::from_fn(|r| row((first + R + r).min(last)));
-            let fetch = |r: usize, g| prefetch::<N>(next[r], g);
-            products(w, fetch, zero, &load, &step, &rest)
-        };
-        for (r, acc) in acc.into_iter().enumerate() {
-            out[first + r * apart] = sum(acc);
+        let w = std::array::from_fn(|r| row_of(rows, first + r * apart));
+        for (r, product) in many(w, Coming::after(m, rows, first, steps))
+            .into_iter()
+            .enumerate()
+        {
+            out[first + r * apart] = product;
         }
     }
     for (j, out) in out.iter_mut().enumerate().skip(part * R) {
-        let [acc] = products([row(j)], |_, _| (), zero, &load, &step, &rest);
-        *out = sum(acc);
+        [*out] = one([row_of(rows, j)], Coming::after(m, rows, j, steps));
+    }
+}
+
+/// Rows of a list that come later, asked for while those before them are computed.
+#[derive(Clone, Copy)]
+pub(super) struct Coming<const R: usize> {
+    rows: [*const u8; R],
+    reach: usize,
+    /// Bytes asked for in a step.
+    part: usize,
+}
+
+impl<const R: usize> Coming<R> {
+    /// Those [`AHEAD`] places behind the `R` from place `at` on, to be asked for in so many steps.
+    #[inline(always)]
+    pub(super) fn after(m: MatRef, rows: Rows, at: usize, steps: usize) -> Coming<R> {
+        let none = Coming {
+            rows: [std::ptr::null(); R],
+            reach: 0,
+            part: 1,
+        };
+        match rows.and_then(|rows| rows.get(at + AHEAD..)) {
+            Some(later) if later.len() >= R => Coming {
+                rows: std::array::from_fn(|r| m.row_data(later[r] as usize).as_ptr()),
+                reach: m.reach(),
+                part: LINE * m.reach().div_ceil(LINE).div_ceil(steps.max(1)),
+            },
+            _ => none,
+        }
+    }
+
+    /// Asks for a step's share of the rows.
+    #[inline(always)]
+    pub(super) fn ask(&self, step: usize) {
+        let from = step * self.part;
+        let lines = self
+            .reach
+            .saturating_sub(from)
+            .min(self.part)
+            .div_ceil(LINE);
+        for line in 0..lines {
+            for row in self.rows {
+                ask(row.wrapping_add(from + LINE * line));
+            }
+        }
     }
 }
 
 #[inline(always)]
 fn products<const R: usize, const N: usize, X, A: Copy>(
     w: [&[u8]; R],
-    fetch: impl Fn(usize, usize),
+    coming: Coming<R>,
     zero: A,
     load: &impl Fn(usize) -> X,
     step: &impl Fn(&[u8; N], &X, A) -> A,
@@ -93,15 +152,15 @@ fn products<const R: usize, const N: usize, X, A: Copy>(
     #[allow(clippy::needless_range_loop)] // one index into R rows
     for g in 0..full {
         let x = load(g);
+        coming.ask(g);
         for r in 0..R {
-            fetch(r, g);
             acc[r] = step(&groups[r][g], &x, acc[r]);
         }
     }
     if !parts[0].1.is_empty() {
         let x = load(full);
+        coming.ask(full);
         for r in 0..R {
-            fetch(r, full);
             acc[r] = rest(parts[r].1, &x, acc[r]);
         }
     }
@@ -134,18 +193,18 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S: Copy, Y>(
     let bytes = m.dtype().block_bytes();
     let part = cols.start / m.dtype().block_len() * bytes..cols.end / m.dtype().block_len() * bytes;
     let row = |j: usize| &m.row(row_of(rows, j))[part.clone()];
+    let steps = cols.len().div_ceil(E);
     let rest = coef.len() / ROWS * ROWS;
     let (together, alone) = coef.split_at(rest);
-    let last = rows.map_or(coef.len(), <[u32]>::len).saturating_sub(1);
     for (j, c) in together.as_chunks::<ROWS>().0.iter().enumerate() {
         let w: [&[u8]; ROWS] = std::array::from_fn(|r| row(j * ROWS + r));
-        let next = std::array::from_fn(|r| row((j * ROWS + ROWS + r).min(last)));
-        pass::<ROWS, N, E, P, S, Y>(w, next, c, y, blank, &prepare, &get, &add, &put);
+        let coming = Coming::after(m, rows, j * ROWS, steps);
+        pass::<ROWS, N, E, P, S, Y>(w, coming, c, y, blank, &prepare, &get, &add, &put);
     }
     for (j, c) in alone.iter().enumerate() {
         pass::<1, N, E, P, S, Y>(
             [row(rest + j)],
-            [row(last)],
+            Coming::after(m, rows, rest + j, steps),
             &[*c],
             y,
             blank,
@@ -161,7 +220,7 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S: Copy, Y>(
 #[allow(clippy::too_many_arguments)] // as above
 fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S: Copy, Y>(
     w: [&[u8]; R],
-    next: [&[u8]; R],
+    coming: Coming<R>,
     coef: &[f32; R],
     y: &mut [f32],
     blank: S,
@@ -176,9 +235,7 @@ fn pass<const R: usize, const N: usize, const E: usize, const P: usize, S: Copy,
     let groups = parts.map(|p| &p.0[..full]);
     let mut state = [blank; R];
     for (g, y) in ys.iter_mut().enumerate() {
-        for next in next {
-            prefetch::<N>(next, g);
-        }
+        coming.ask(g);
         for r in 0..R {
             prepare(&groups[r][g], coef[r], &mut state[r]);
         }
@@ -243,20 +300,27 @@ pub(super) fn unpack<
     }
 }
 
-/// Asks for the cache lines of group `g` of a row that comes next. They come to the second cache: it has more lines under way at
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Asks for the cache line of an address. It comes to the second cache: that has more lines under way at
 /// a time than the first, so that rows here and there are read up to half as fast again.
 #[inline(always)]
-fn prefetch<const N: usize>(row: &[u8], g: usize) {
-    for line in (0..N).step_by(64) {
-        let p = row.as_ptr().wrapping_add(g * N + line);
-        // SAFETY: a prefetch of any address is allowed and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
-    }
+fn ask(address: *const u8) {
+    // SAFETY: a prefetch of any address is allowed and never faults.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
 }
 
 /// Asks for all cache lines of `part`.
 pub(super) fn fetch(part: &[u8]) {
-    for line in 0..part.len().div_ceil(64) {
-        prefetch::<64>(part, line);
+    for at in (0..part.len()).step_by(LINE) {
+        ask(part.as_ptr().wrapping_add(at));
+    }
+}
+
+/// Asks for what is read with row `i`.
+pub(super) fn fetch_row(m: MatRef, i: usize) {
+    for at in (0..m.reach()).step_by(LINE) {
+        ask(m.row_data(i).as_ptr().wrapping_add(at));
     }
 }

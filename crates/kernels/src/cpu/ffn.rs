@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// The matrices of a gated FFN, `y = down^T (act(gate x) * (up x))`. All three are `[inter, hidden]`: a neuron is
 /// one row of each. Rows that are read only for the neurons kept are read fastest where a neuron's lie beside each other, gate before
-/// up before down ([`MatRef::strided`]): memory is quick in runs of two thousand bytes and more.
+/// up before down ([`interleave`](crate::interleave)): memory is quick in runs of two thousand bytes and more.
 #[derive(Clone, Copy)]
 pub struct SparseFfn<'a> {
     /// Gate, `[inter, hidden]`.
@@ -321,6 +321,13 @@ pub fn sparse_ffn(
         let rows = &rows[..*count];
         let coef = &mut other[..*count];
         let of = |all: &[f32], i: u32| all[i as usize - range.start];
+        let reads: &[MatRef] = match &decide {
+            Decider::Gate => &[w.up, w.down],
+            Decider::Up => &[w.gate, w.down],
+            Decider::Estimate(..) => &[w.gate, w.up, w.down],
+            Decider::Planes(p) => &[p.low[0], p.low[1], w.down],
+        };
+        reads.iter().for_each(|m| k.ask(*m, rows));
         sum_kept(k, w.down, rows, coef, sum, |at, rows, coef| match decide {
             Decider::Gate => {
                 k.dot_list(w.up, rows, x, coef);
@@ -404,6 +411,9 @@ pub fn sparse_ffn_rows(
         piece.rows[..rows.len()].copy_from_slice(rows);
         *piece.count = rows.len();
         let coef = &mut piece.other[..rows.len()];
+        [w.gate, w.up, w.down]
+            .into_iter()
+            .for_each(|m| k.ask(m, rows));
         sum_kept(k, w.down, rows, coef, piece.sum, |at, rows, coef| {
             exact(k, w, rows, x, &mut piece.signal[at..][..coef.len()], coef);
         });
@@ -432,6 +442,34 @@ pub fn sum_all(
     work.each_piece(team, inter, y, |piece| {
         let rows = down.rows_range(piece.range.clone());
         k.axpy_rows(rows, &coef[piece.range], 0..hidden, piece.sum);
+    });
+}
+
+/// `gate_out = act(gate x) * (up x)` for every neuron; `up_out` is left with `up x`.
+///
+/// # Panics
+/// If the matrices, `x` and the outputs do not fit together.
+#[allow(clippy::too_many_arguments)] // each is a different thing, and this is the hot call of a layer
+pub fn coefficients(
+    team: &mut Team,
+    k: &Kernels,
+    gate: MatRef,
+    up: MatRef,
+    act: Act,
+    x: &Input,
+    gate_out: &mut [f32],
+    up_out: &mut [f32],
+) {
+    let shapes = [gate.rows(), up.rows(), gate_out.len(), up_out.len()];
+    assert!(shapes.iter().all(|n| *n == shapes[0]), "ffn: {shapes:?}");
+    let up_out = Disjoint::new(up_out);
+    team.split(gate_out, ROWS, |at, gate_out| {
+        let range = at..at + gate_out.len();
+        // SAFETY: the pieces of a split do not overlap, and each runs once.
+        let up_out = unsafe { up_out.slice(range.clone()) };
+        k.dot_rows(gate.rows_range(range.clone()), x, gate_out);
+        k.dot_rows(up.rows_range(range), x, up_out);
+        k.glu(act, gate_out, up_out);
     });
 }
 

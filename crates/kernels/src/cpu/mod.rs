@@ -26,7 +26,11 @@ pub use generic::exp;
 pub use input::Input;
 pub use team::Team;
 
-use crate::{dtype::DType, matrix::MatRef, quant};
+use crate::{
+    dtype::DType,
+    matrix::{Layout, MatRef},
+    quant,
+};
 use gemm::{DEPTH, LANES, Pair};
 use half::bf16;
 use std::{fmt, ops::Range};
@@ -145,6 +149,9 @@ pub struct Kernels {
     /// Products of tiles, where they are quicker than those of rows.
     tiles: [Option<Tiles>; DTYPES],
     axpy: [Axpy; DTYPES],
+    /// Products with rows in parts, and sums of such rows, where they are quicker than those of rows of blocks.
+    dot_parts: [Option<Dot>; DTYPES],
+    axpy_parts: [Option<Axpy>; DTYPES],
     unpack: [Unpack; DTYPES],
     panel: Panel,
     /// Where the CPU multiplies `bf16`.
@@ -314,13 +321,30 @@ impl Kernels {
 
     fn dot(&self, m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
         assert_eq!(x.len(), m.cols(), "dot: input");
-        if m.is_tiled() {
-            assert!(rows.is_none(), "tiles have no rows");
-            return self.dot_tiles(m, x, out);
+        let t = m.dtype() as usize;
+        let kernel = match m.layout() {
+            Layout::Rows(_) => Some(self.dot[t]),
+            Layout::Parts(_) => self.dot_parts[t],
+            Layout::Tiles => {
+                assert!(rows.is_none(), "tiles have no rows");
+                if let Some(tiles) = self.tiles[t] {
+                    // SAFETY: as below.
+                    return unsafe { tiles(m, x, out) };
+                }
+                None
+            }
+        };
+        if let Some(kernel) = kernel {
+            // SAFETY: the table is to be had only where the CPU has its instruction set (so for all calls here); rows and
+            // lengths were checked. A quantised row is a whole number of blocks of 32, so `x` has its int8 blocks.
+            return unsafe { kernel(m, rows, x, out) };
         }
-        // SAFETY: the table is to be had only where the CPU has its instruction set (so for all calls below); rows and
-        // lengths were checked. A quantised row is a whole number of blocks of 32, so `x` has its int8 blocks.
-        unsafe { (self.dot[m.dtype() as usize])(m, rows, x, out) }
+        // Right, not quick: whoever lays out matrices asks what is preferred.
+        for (j, out) in out.iter_mut().enumerate() {
+            one_row(m, row_of(rows, j), |row| {
+                self.dot(row, None, x, std::slice::from_mut(out));
+            });
+        }
     }
 
     /// Whether products of all rows are quicker where a matrix lies in tiles (see [`quant::tile`]).
@@ -331,18 +355,27 @@ impl Kernels {
         is_narrow && self.tiles[m.dtype() as usize].is_some()
     }
 
-    fn dot_tiles(&self, m: MatRef, x: &Input, out: &mut [f32]) {
-        if let Some(tiles) = self.tiles[m.dtype() as usize] {
-            // SAFETY: as in `dot`.
-            return unsafe { tiles(m, x, out) };
+    /// Whether products with single rows are quicker where these lie in parts (see [`quant::part`]).
+    pub fn multiplies_parts(&self, dtype: DType) -> bool {
+        self.dot_parts[dtype as usize].is_some()
+    }
+
+    /// Whether sums of single rows are quicker where these lie in parts.
+    pub fn sums_parts(&self, dtype: DType) -> bool {
+        self.axpy_parts[dtype as usize].is_some()
+    }
+
+    /// Asks for what is read with the first of `rows`, which products and sums do only for rows behind those they compute.
+    fn ask(&self, m: MatRef, rows: &[u32]) {
+        #[cfg(target_arch = "x86_64")]
+        // Rows that there are not are refused when their turn comes.
+        for i in rows.iter().take(AHEAD).map(|&i| i as usize) {
+            if i < m.rows() {
+                drive::fetch_row(m, i);
+            }
         }
-        // Right, not quick: whoever lays out tiles asks what is preferred.
-        let mut row = vec![0; m.row_bytes()];
-        for (i, out) in out.iter_mut().enumerate() {
-            quant::row_blocks(m, i, 0, &mut row);
-            let row = MatRef::new(m.dtype(), 1, m.cols(), &row).expect("a row of the matrix");
-            self.dot(row, None, x, std::slice::from_mut(out));
-        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (m, rows);
     }
 
     /// `y[c - cols.start] += sum over i of coef[i] * m[i][c]`, added row after row, for `c` in `cols`.
@@ -384,8 +417,21 @@ impl Kernels {
             "axpy: columns cut a block"
         );
         assert_eq!(y.len(), cols.len(), "axpy: output");
-        // SAFETY: as in `dot`; rows, columns and lengths were checked.
-        unsafe { (self.axpy[m.dtype() as usize])(m, rows, coef, cols, y) }
+        let t = m.dtype() as usize;
+        let kernel = match m.layout() {
+            Layout::Rows(_) => Some(self.axpy[t]),
+            Layout::Parts(_) => self.axpy_parts[t],
+            Layout::Tiles => None,
+        };
+        if let Some(kernel) = kernel {
+            // SAFETY: as in `dot`; rows, columns and lengths were checked.
+            return unsafe { kernel(m, rows, coef, cols, y) };
+        }
+        for (j, c) in coef.iter().enumerate() {
+            one_row(m, row_of(rows, j), |row| {
+                self.axpy(row, None, &[*c], cols.clone(), y);
+            });
+        }
     }
 
     /// `gate = act(gate) * up`, elementwise.
@@ -509,7 +555,7 @@ impl Bf16 {
 
 /// Shows `f` the blocks of columns `cols` of row `i`, which `len` elements have room for.
 fn with_blocks(m: MatRef, i: usize, cols: Range<usize>, len: usize, f: impl FnOnce(&[u8])) {
-    /// Bytes of as many elements as are unpacked at a time, in the longest format that has tiles.
+    /// Bytes of as many elements as are unpacked at a time, in the longest format that has tiles or parts.
     const MOST: usize = 2 * DEPTH * DType::F16.block_bytes();
     let t = m.dtype();
     let at = |c: usize| c / t.block_len() * t.block_bytes();
@@ -517,7 +563,7 @@ fn with_blocks(m: MatRef, i: usize, cols: Range<usize>, len: usize, f: impl FnOn
         len == cols.len() && len.is_multiple_of(t.block_len()),
         "unpack: lengths"
     );
-    if m.is_tiled() {
+    if !matches!(m.layout(), Layout::Rows(_)) {
         let mut blocks = [0; MOST];
         let blocks = &mut blocks[..at(len)];
         quant::row_blocks(m, i, cols.start / t.block_len(), blocks);
@@ -529,9 +575,17 @@ fn with_blocks(m: MatRef, i: usize, cols: Range<usize>, len: usize, f: impl FnOn
     f(&m.row(i)[part]);
 }
 
+/// Shows `f` row `i` as a matrix of blocks.
+fn one_row(m: MatRef, i: usize, f: impl FnOnce(MatRef)) {
+    let blocks = m.cols() / m.dtype().block_len();
+    let mut row = vec![0; blocks * m.dtype().block_bytes()];
+    quant::row_blocks(m, i, 0, &mut row);
+    f(MatRef::new(m.dtype(), 1, m.cols(), &row).expect("a row of the matrix"));
+}
+
 /// How many rows ahead of the one computed may be asked for by hand, where rows, or the parts of them that are used, are too short for
 /// the hardware to fetch ahead.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// The rows that are computed and those that are asked for meanwhile, checked.
 fn used<'a>(m: MatRef, rows: &'a [u32], computed: usize) -> &'a [u32] {

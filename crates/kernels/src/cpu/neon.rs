@@ -12,6 +12,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Neon,
     dot: per_format!(dot),
     tiles: [None; DTYPES],
+    dot_parts: [None; DTYPES],
+    axpy_parts: [None; DTYPES],
     axpy: per_format!(axpy),
     unpack: per_format!(unpack),
     panel,

@@ -6,6 +6,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     dot: per_format!(generic::dot),
     tiles: [None; DTYPES],
+    dot_parts: [None; DTYPES],
+    axpy_parts: [None; DTYPES],
     axpy: per_format!(generic::axpy),
     unpack: per_format!(generic::unpack),
     panel: generic::panel,

@@ -7,6 +7,7 @@
 mod fit;
 mod float;
 mod k_scales;
+mod parts;
 mod q2_0;
 mod q3_0;
 mod q4_0;
@@ -25,6 +26,9 @@ mod tiles;
 mod transpose;
 
 pub(crate) use float::{Bf16, F16, F32};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use parts::{GROUP, Parts, groups};
+pub use parts::{has_parts, part, parts_bytes};
 pub(crate) use q2_0::Q2_0;
 pub(crate) use q3_0::Q3_0;
 pub(crate) use q4_0::Q4_0;
@@ -38,12 +42,15 @@ pub(crate) use q8_0::Q8_0;
 pub(crate) use q8_h::Q8H;
 pub use q8_h::split_q8_0;
 pub(crate) use t2::T2;
-pub(crate) use tiles::row_blocks;
-pub use tiles::{TILE, has_tiles, tile, untile};
+pub use tiles::{TILE, has_tiles, tile};
 pub use transpose::transpose_pack;
 
-use crate::{dtype::DType, matrix::MatRef};
+use crate::{
+    dtype::DType,
+    matrix::{Layout, MatRef},
+};
 use half::f16;
+use std::borrow::Cow;
 
 /// A block format. `LEN` elements take `BYTES` bytes; the slices given are exactly that long.
 pub(crate) trait Format {
@@ -78,12 +85,42 @@ pub(crate) use with_format;
 /// # Panics
 /// If `i >= m.rows()` or `out.len() != m.cols()`.
 pub fn unpack_row_of(m: MatRef, i: usize, out: &mut [f32]) {
-    if m.is_tiled() {
-        let mut row = vec![0; m.row_bytes()];
-        row_blocks(m, i, 0, &mut row);
-        return unpack_row(m.dtype(), &row, out);
+    if let Layout::Rows(_) = m.layout() {
+        return unpack_row(m.dtype(), m.row(i), out);
     }
-    unpack_row(m.dtype(), m.row(i), out);
+    let blocks = m.cols() / m.dtype().block_len();
+    let mut row = vec![0; blocks * m.dtype().block_bytes()];
+    row_blocks(m, i, 0, &mut row);
+    unpack_row(m.dtype(), &row, out);
+}
+
+/// Blocks `first..` of row `i` of a matrix, whatever its layout, as many as `out` has room for.
+pub(crate) fn row_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
+    match m.layout() {
+        Layout::Rows(_) => {
+            let at = first * m.dtype().block_bytes();
+            out.copy_from_slice(&m.row(i)[at..at + out.len()]);
+        }
+        Layout::Tiles => tiles::take_blocks(m, i, first, out),
+        Layout::Parts(_) => parts::take_blocks(m, i, first, out),
+    }
+}
+
+/// The blocks of all rows, one row behind the other, whatever the layout of the matrix.
+pub fn blocks_of(m: MatRef<'_>) -> Cow<'_, [u8]> {
+    let row_bytes = m.cols() / m.dtype().block_len() * m.dtype().block_bytes();
+    if let Layout::Rows(place) = m.layout()
+        && (place.stride == row_bytes || m.rows() < 2)
+    {
+        return Cow::Borrowed(m.data());
+    }
+    let mut out = vec![0; m.rows() * row_bytes];
+    if row_bytes > 0 {
+        for (i, row) in out.chunks_exact_mut(row_bytes).enumerate() {
+            row_blocks(m, i, 0, row);
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// Unpacks whole blocks of `dtype` into `f32`.

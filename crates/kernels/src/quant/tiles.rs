@@ -68,7 +68,7 @@ fn put_block(block: &[u8], r: usize, out: &mut [u8]) {
 }
 
 /// Blocks `first..` of row `i` of tiles, as many as `out` has room for.
-pub(crate) fn row_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
+pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
     let bytes = m.dtype().block_bytes();
     let tile = &m.data()[i / TILE * TILE * m.row_bytes()..][..TILE * m.row_bytes()];
     let blocks = tile.chunks_exact(TILE * bytes).skip(first);
@@ -82,22 +82,10 @@ pub(crate) fn row_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
     }
 }
 
-/// The bytes of a matrix of tiles as rows.
-///
-/// # Panics
-/// If the matrix is no tiles.
-pub fn untile(m: MatRef) -> Vec<u8> {
-    assert!(m.is_tiled(), "untile: the matrix is rows");
-    let mut out = vec![0; m.rows() * m.row_bytes()];
-    for (i, row) in out.chunks_exact_mut(m.row_bytes()).enumerate() {
-        row_blocks(m, i, 0, row);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{matrix::Layout, quant::blocks_of};
 
     #[test]
     fn tiles_are_rows_in_another_order() {
@@ -113,10 +101,10 @@ mod tests {
                 assert!(!has_tiles(dtype));
                 continue;
             };
-            let t = MatRef::tiles(dtype, 3 * TILE, cols, &tiles).unwrap();
-            assert_eq!(untile(t), data, "{dtype}");
+            let t = MatRef::with_layout(dtype, 3 * TILE, cols, Layout::Tiles, &tiles).unwrap();
+            assert_eq!(*blocks_of(t), data, "{dtype}");
             let part = t.rows_range(TILE..3 * TILE);
-            assert_eq!(untile(part), data[TILE * row_bytes..]);
+            assert_eq!(*blocks_of(part), data[TILE * row_bytes..]);
             // Rows that do not fill a tile.
             let short = MatRef::new(dtype, TILE - 1, cols, &data[..(TILE - 1) * row_bytes]);
             assert!(tile(short.unwrap(), &mut team).is_none());
@@ -124,9 +112,10 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "tiles have no rows")]
+    #[should_panic(expected = "tiles and parts have no rows")]
     fn a_row_of_tiles_is_refused() {
         let data = [0; 16 * 18];
-        let _ = MatRef::tiles(DType::Q4_0, 16, 32, &data).unwrap().row(3);
+        let m = MatRef::with_layout(DType::Q4_0, 16, 32, Layout::Tiles, &data);
+        let _ = m.unwrap().row(3);
     }
 }

@@ -44,6 +44,20 @@ avx2! {
         unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
 
+    /// Eight bytes, in the lower half.
+    #[inline]
+    pub(in crate::cpu) fn b8(w: &[u8; 8]) -> __m128i {
+        // SAFETY: the array is 8 bytes; no alignment is needed.
+        unsafe { _mm_loadl_epi64(w.as_ptr().cast()) }
+    }
+
+    /// `x = v`.
+    #[inline]
+    pub(in crate::cpu) fn put_f32x4(x: &mut [f32; 4], v: __m128) {
+        // SAFETY: the array is 4 floats; no alignment is needed.
+        unsafe { _mm_storeu_ps(x.as_mut_ptr(), v) }
+    }
+
     /// `x[at..at + 16]`.
     #[inline]
     pub(in crate::cpu) fn u8x16(x: &[u8], at: usize) -> __m128i {

@@ -44,6 +44,8 @@ pub(super) static KERNELS: Kernels = Kernels {
         dot::q8_h,
     ],
     tiles: [None; DTYPES],
+    dot_parts: [None; DTYPES],
+    axpy_parts: [None; DTYPES],
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,

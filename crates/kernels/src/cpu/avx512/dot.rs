@@ -14,7 +14,7 @@ use crate::matrix::MatRef;
 use std::arch::x86_64::*;
 
 /// Rows at a time: activations are loaded once for them, and their sums do not wait for each other.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 
 avx512! {
     pub(super) fn f32(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
@@ -141,9 +141,7 @@ avx512! {
                 let v = load::words_over::<8, 0xe000_0000, 88>(load::b64::<0, 88>(w), w);
                 let v = _mm512_castsi512_si256(_mm512_permutexvar_epi16(words, v));
                 let q = with_fifth_bits(q, _mm256_extracti128_si256::<1>(v));
-                let d = _mm_cvtph_ps(_mm256_castsi256_si128(v));
-                let d = _mm512_permutexvar_ps(by_fours(), _mm512_castps128_ps512(d));
-                _mm512_fmadd_ps(x.dot(q), _mm512_mul_ps(d, x.scale), acc)
+                x.add(q, _mm256_castsi256_si128(v), acc)
             },
             |acc| _mm512_reduce_add_ps(acc),
         );
@@ -270,7 +268,7 @@ avx512! {
 
     /// `[0, 0, 0, 0, 1, 1, 1, 1, ...]`.
     #[inline]
-    fn by_fours() -> __m512i {
+    pub(super) fn by_fours() -> __m512i {
         _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
     }
 
@@ -285,7 +283,7 @@ avx512! {
 
     /// `q | bit` in the bytes of the mask, where `q` lacks `bit`.
     #[inline]
-    fn or_bytes(q: __m512i, mask: u64, bit: __m512i) -> __m512i {
+    pub(super) fn or_bytes(q: __m512i, mask: u64, bit: __m512i) -> __m512i {
         _mm512_mask_add_epi8(q, mask, q, bit)
     }
 }
@@ -338,7 +336,7 @@ fn floats<const N: usize>(
 }
 
 /// Activations of four blocks, ordered as [`nibbles`] orders weights.
-struct Halves {
+pub(super) struct Halves {
     levels: [__m512i; 2],
     start: __m512i,
     /// The four scales, four lanes each.
@@ -350,7 +348,7 @@ struct Halves {
 impl Halves {
     avx512! {
         #[inline]
-        fn new(x: &Input, group: usize, offset: u8) -> Halves {
+        pub(super) fn new(x: &Input, group: usize, offset: u8) -> Halves {
             let levels = [0, 64].map(|i| load::i8x64(x.halves(), 128 * group + i));
             let four = |x: &[f32]| _mm512_castps128_ps512(load::f32x4(x, 4 * group));
             Halves {
@@ -363,14 +361,21 @@ impl Halves {
 
         /// Sums of levels times activation levels.
         #[inline]
-        fn dot(&self, q: [__m512i; 2]) -> __m512 {
+        pub(super) fn dot(&self, q: [__m512i; 2]) -> __m512 {
             let s = _mm512_dpbusd_epi32(self.start, q[0], self.levels[0]);
             _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(s, q[1], self.levels[1]))
         }
 
+        /// Adds the products of weights `d q`; `d` is four halves, then anything.
+        #[inline]
+        pub(super) fn add(&self, q: [__m512i; 2], d: __m128i, acc: __m512) -> __m512 {
+            let d = _mm512_permutexvar_ps(by_fours(), _mm512_castps128_ps512(_mm_cvtph_ps(d)));
+            _mm512_fmadd_ps(self.dot(q), _mm512_mul_ps(d, self.scale), acc)
+        }
+
         /// Adds the products of weights `d q + m`; `dm` is four `d`, four `m`.
         #[inline]
-        fn add_affine(&self, q: [__m512i; 2], dm: __m128i, acc: __m512) -> __m512 {
+        pub(super) fn add_affine(&self, q: [__m512i; 2], dm: __m128i, acc: __m512) -> __m512 {
             let dm = _mm512_zextps256_ps512(_mm256_cvtph_ps(dm));
             let d = _mm512_permutexvar_ps(by_fours(), dm);
             let acc = _mm512_fmadd_ps(self.dot(q), _mm512_mul_ps(d, self.scale), acc);

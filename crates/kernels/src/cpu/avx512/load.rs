@@ -1,7 +1,9 @@
 //! Loads and stores whose bounds are checked, of 512 bits; shorter ones are those of AVX2.
 
 use super::avx512;
-pub(super) use crate::cpu::avx2::load::{b16, b32, bytes, f32x4, f32x8, i8x16, i8x32, u8x16};
+pub(super) use crate::cpu::avx2::load::{
+    b8, b16, b32, bytes, f32x4, f32x8, i8x16, i8x32, put_f32x4, u8x16,
+};
 use std::arch::x86_64::*;
 
 avx512! {

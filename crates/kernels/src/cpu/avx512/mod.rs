@@ -5,6 +5,7 @@ mod bf16;
 mod decode;
 mod dot;
 mod load;
+mod parts;
 mod predictor;
 mod tiles;
 
@@ -97,6 +98,8 @@ const PLAIN: Kernels = Kernels {
         dot::q8_h,
     ],
     tiles: tiles::TABLE,
+    dot_parts: parts::DOT,
+    axpy_parts: parts::AXPY,
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,

@@ -7,7 +7,10 @@ use super::{
     },
     *,
 };
-use crate::matrix::interleave;
+use crate::{
+    matrix::{Beside, Layout, Place, interleave},
+    quant,
+};
 
 const INTER: usize = 101;
 const HIDDEN: usize = 64;
@@ -100,8 +103,8 @@ fn check(
                 ..none
             };
             // Rows side by side are the same rows.
-            let (beside, stride) = side_by_side(&poisoned);
-            let beside = ffn_side_by_side(&poisoned, &beside, stride, act);
+            let beside = interleave(&poisoned.each_ref().map(Mat::get));
+            let beside = ffn_beside(&poisoned, &beside, act);
             for threads in [1, 2, 5] {
                 let mut team = Team::new(threads).unwrap();
                 let mut work = FfnWork::new(INTER + 3, HIDDEN + 1);
@@ -130,25 +133,23 @@ fn check(
     }
 }
 
-/// A neuron's rows behind each other, and their bytes.
-fn side_by_side(mats: &[Mat; 3]) -> (Vec<u8>, usize) {
-    let all = mats.each_ref().map(Mat::get);
-    (interleave(&all), all.iter().map(MatRef::row_bytes).sum())
-}
-
-/// The FFN of matrices whose rows are `data`.
-fn ffn_side_by_side<'a>(mats: &[Mat; 3], data: &'a [u8], stride: usize, act: Act) -> SparseFfn<'a> {
-    let mut at = 0;
-    let [gate, up, down] = mats.each_ref().map(|m| {
-        let bytes = m.get().row_bytes();
-        let data = &data[at..][..(m.rows - 1) * stride + bytes];
-        at += bytes;
-        MatRef::strided(m.dtype, m.rows, m.cols, stride, data).unwrap()
-    });
+/// The FFN of three matrices side by side.
+fn ffn_beside<'a>(mats: &[Mat; 3], beside: &'a Beside, act: Act) -> SparseFfn<'a> {
+    let view = |i: usize| {
+        let (m, (range, layout)) = (&mats[i], &beside.views[i]);
+        MatRef::with_layout(
+            m.dtype,
+            m.rows,
+            m.cols,
+            *layout,
+            &beside.data[range.clone()],
+        )
+        .unwrap()
+    };
     SparseFfn {
-        gate,
-        up,
-        down,
+        gate: view(0),
+        up: view(1),
+        down: view(2),
         act,
     }
 }
@@ -278,6 +279,58 @@ fn planes_decide_by_the_high_ones_and_read_the_low_ones_only_where_kept() {
                 results.push(y);
             }
             assert_eq!(results[0], results[1]);
+        }
+    }
+}
+
+#[test]
+fn rows_in_parts_side_by_side_are_the_same_ffn() {
+    for k in Kernels::available() {
+        for dtype in [DType::Q8_0, DType::Q5_0, DType::Q4_1] {
+            let mats = matrices(dtype);
+            let w = ffn(&mats, Act::Silu);
+            let x = input(k, &noise(44, HIDDEN));
+            let [_, up, product] = products(k, &w, &x);
+            let rows = reference::select_above(&up, Score::Magnitude, 0.3);
+            let poisoned = mats.each_ref().map(|m| m.poisoned(&rows));
+            let mut team = Team::new(3).unwrap();
+            let data = poisoned
+                .each_ref()
+                .map(|m| quant::part(m.get(), &mut team).unwrap());
+            let stride = quant::parts_bytes(dtype, HIDDEN);
+            let reach = stride;
+            let layout = Layout::Parts(Place { stride, reach });
+            let parts = [0, 1, 2]
+                .map(|i| MatRef::with_layout(dtype, INTER, HIDDEN, layout, &data[i]).unwrap());
+            let beside = interleave(&parts);
+            let w = SparseFfn {
+                up: w.up,
+                ..ffn_beside(&poisoned, &beside, w.act)
+            };
+            let (mut work, mut y) = (FfnWork::new(INTER, HIDDEN), vec![9.0; HIDDEN]);
+            let score = Score::Magnitude;
+            sparse_ffn(
+                &mut team,
+                k,
+                &w,
+                Decider::Up,
+                score,
+                0.3,
+                &x,
+                &mut work,
+                &mut y,
+            );
+            let (kept, coefficients) = work.kept(INTER);
+            assert_eq!(kept, rows);
+            let largest = product.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (c, &i) in coefficients.iter().zip(&rows) {
+                // The same integers, added in another order.
+                let d = (c - product[i as usize]).abs();
+                assert!(d <= 1e-5 * largest, "{} {dtype}: {d}", k.isa());
+            }
+            for (y, (want, bound)) in y.iter().zip(sums(&mats[2], &rows, &coefficients)) {
+                assert!((f64::from(*y) - want).abs() <= bound, "{} {dtype}", k.isa());
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::{
 mod ffn;
 mod gemm;
 mod parallel;
+mod parts;
 mod tiles;
 
 /// Numbers between -1 and 1 that look random, the same for the same seed.

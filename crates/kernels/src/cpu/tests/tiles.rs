@@ -7,7 +7,10 @@ use super::{
     },
     *,
 };
-use crate::quant::{self, TILE, has_tiles};
+use crate::{
+    matrix::Layout,
+    quant::{self, TILE, has_tiles},
+};
 
 fn tile(m: MatRef) -> Option<Vec<u8>> {
     quant::tile(m, &mut Team::new(1).unwrap())
@@ -18,7 +21,7 @@ fn tiled() -> impl Iterator<Item = DType> {
 }
 
 fn view<'a>(m: &Mat, tiles: &'a [u8]) -> MatRef<'a> {
-    MatRef::tiles(m.dtype, m.rows, m.cols, tiles).unwrap()
+    MatRef::with_layout(m.dtype, m.rows, m.cols, Layout::Tiles, tiles).unwrap()
 }
 
 /// Holds a product of tiles against the reference on the rows.
