@@ -1,0 +1,26 @@
+//! Chores of this repository.
+
+mod peers;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Chores of this repository
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Chore {
+    Peers(peers::PeersArgs),
+}
+
+fn main() -> ExitCode {
+    let done = match Chore::parse() {
+        Chore::Peers(args) => peers::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
