@@ -103,18 +103,19 @@ impl<const R: usize> Coming<R> {
     /// Those [`AHEAD`] places behind the `R` from place `at` on, to be asked for in so many steps.
     #[inline(always)]
     pub(super) fn after(m: MatRef, rows: Rows, at: usize, steps: usize) -> Coming<R> {
-        let none = Coming {
-            rows: [std::ptr::null(); R],
-            reach: 0,
-            part: 1,
+        let later = rows.and_then(|rows| rows.get(at + AHEAD..));
+        let Some(later) = later.filter(|later| !later.is_empty()) else {
+            return Coming {
+                rows: [std::ptr::null(); R],
+                reach: 0,
+                part: LINE,
+            };
         };
-        match rows.and_then(|rows| rows.get(at + AHEAD..)) {
-            Some(later) if later.len() >= R => Coming {
-                rows: std::array::from_fn(|r| m.row_data(later[r] as usize).as_ptr()),
-                reach: m.reach(),
-                part: LINE * m.reach().div_ceil(LINE).div_ceil(steps.max(1)),
-            },
-            _ => none,
+        let row = |r: usize| later[r.min(later.len() - 1)] as usize;
+        Coming {
+            rows: std::array::from_fn(|r| m.row_data(row(r)).as_ptr()),
+            reach: m.reach(),
+            part: LINE * m.reach().div_ceil(LINE).div_ceil(steps.max(1)),
         }
     }
 

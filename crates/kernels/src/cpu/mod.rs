@@ -149,7 +149,7 @@ pub struct Kernels {
     /// Products of tiles, where they are quicker than those of rows.
     tiles: [Option<Tiles>; DTYPES],
     axpy: [Axpy; DTYPES],
-    /// Products with rows in parts, and sums of such rows, where they are quicker than those of rows of blocks.
+    /// Products with rows in parts, and sums of such rows as a whole, where they are quicker than those of rows of blocks.
     dot_parts: [Option<Dot>; DTYPES],
     axpy_parts: [Option<Axpy>; DTYPES],
     unpack: [Unpack; DTYPES],
@@ -420,8 +420,8 @@ impl Kernels {
         let t = m.dtype() as usize;
         let kernel = match m.layout() {
             Layout::Rows(_) => Some(self.axpy[t]),
-            Layout::Parts(_) => self.axpy_parts[t],
-            Layout::Tiles => None,
+            Layout::Parts(_) if cols == (0..m.cols()) => self.axpy_parts[t],
+            Layout::Parts(_) | Layout::Tiles => None,
         };
         if let Some(kernel) = kernel {
             // SAFETY: as in `dot`; rows, columns and lengths were checked.
