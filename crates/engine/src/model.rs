@@ -38,12 +38,13 @@ impl Matrix {
         })
     }
 
-    /// The same matrix lying otherwise: `data` is its bytes in that layout.
+    /// The same matrix lying otherwise: `data` is its bytes in that layout. Those it has now are released, not to be in memory twice.
     ///
     /// # Errors
     /// [`ShapeError`] where the lengths do not fit.
     pub(crate) fn laid_out(&self, layout: Layout, data: Bytes) -> Result<Matrix, ShapeError> {
         MatRef::with_layout(self.dtype, self.rows, self.cols, layout, &data)?;
+        self.data.release();
         Ok(Matrix {
             layout,
             data,
@@ -476,6 +477,7 @@ impl Loader<'_> {
         for row in 0..l.weight.rows {
             data.extend_from_slice(view.row(source(row)));
         }
+        l.weight.data.release();
         Linear {
             bias: l.bias.map(|b| (0..b.len()).map(|i| b[source(i)]).collect()),
             weight: Matrix {
@@ -495,6 +497,7 @@ impl Loader<'_> {
         let dtype = transposed_dtype(stored.dtype, hidden);
         let data = quant::transpose_pack(stored.view(), dtype, &mut self.team)
             .and_then(|data| Matrix::new(dtype, inter, hidden, data.into()));
+        stored.data.release();
         data.map(Down::Transposed)
             .map_err(|e| self.unsupported(format!("tensor {name}: {e}")))
     }

@@ -4,7 +4,8 @@ use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 
 #[derive(Clone)]
 enum Owner {
-    Map(Arc<memmap2::Mmap>),
+    File(Arc<memmap2::Mmap>),
+    HugePages(Arc<memmap2::Mmap>),
     Vec(Arc<Vec<u8>>),
 }
 
@@ -30,9 +31,21 @@ impl Bytes {
         let map = unsafe { memmap2::Mmap::map(&file)? };
         let range = 0..map.len();
         Ok(Bytes {
-            owner: Owner::Map(Arc::new(map)),
+            owner: Owner::File(Arc::new(map)),
             range,
         })
+    }
+
+    /// Says that these bytes are not needed soon. What is mapped from a file leaves the memory of this process, and is read from
+    /// the file again where it is needed after all; nothing happens to other bytes.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Owner::File(map) = &self.owner {
+            let (advice, range) = (memmap2::UncheckedAdvice::DontNeed, &self.range);
+            // SAFETY: the pages are those of a file mapped for reading, so what is dropped is what will be read again. That
+            // it may not have worked is no matter.
+            let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+        }
     }
 
     /// The bytes `range` of these bytes, sharing their memory.
@@ -61,7 +74,7 @@ impl From<Vec<u8>> for Bytes {
     fn from(v: Vec<u8>) -> Bytes {
         let range = 0..v.len();
         let owner = match in_huge_pages(&v) {
-            Some(map) => Owner::Map(Arc::new(map)),
+            Some(map) => Owner::HugePages(Arc::new(map)),
             None => Owner::Vec(Arc::new(v)),
         };
         Bytes { owner, range }
@@ -87,7 +100,7 @@ impl std::ops::Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         let all: &[u8] = match &self.owner {
-            Owner::Map(m) => m,
+            Owner::File(m) | Owner::HugePages(m) => m,
             Owner::Vec(v) => v,
         };
         &all[self.range.clone()]
@@ -116,8 +129,15 @@ mod tests {
             Bytes::from(b"0123456789".to_vec()),
             Bytes::from(long.clone()),
         ] {
+            b.slice(1..9).release();
             assert_eq!(&b.slice(2..8).slice(1..3)[..], b"34");
         }
-        assert_eq!(Bytes::from(long.clone())[..], long);
+        let b = Bytes::from(long.clone());
+        b.release();
+        assert_eq!(b[..], long);
+        std::fs::write(f.path(), &long).unwrap();
+        let b = Bytes::map(f.path()).unwrap();
+        b.release();
+        assert_eq!(b[..], long);
     }
 }

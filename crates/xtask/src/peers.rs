@@ -180,24 +180,32 @@ fn speed(row: &Json) -> Result<f64> {
     speed.ok_or_else(|| format!("a row without a speed: {row}"))
 }
 
+/// A row a model, a column a test and number of threads.
 fn table(cases: &[(Case, Vec<Round>)], peer: &str) -> String {
-    let mut text = String::from(
-        "| model | test | threads | llama.cpp, t/s | countdown, t/s | ratio |\n|---|---|--:|--:|--:|--:|\n",
-    );
-    for (case, rounds) in cases {
-        let of = |f: fn(&Round) -> f64| median(rounds.iter().map(f).collect());
-        let model = case.model.file_stem().unwrap_or_default().display();
-        let (llama, countdown) = (of(|r| r.llama), of(|r| r.countdown));
-        let ratio = of(|r| r.countdown / r.llama);
-        let (test, threads) = (&case.test.0, case.threads);
+    let first = cases.first().map(|(case, _)| case.model);
+    let columns: Vec<_> = cases
+        .iter()
+        .filter(|(case, _)| Some(case.model) == first)
+        .map(|(case, _)| format!("{}, -t {}", case.test.0, case.threads))
+        .collect();
+    let mut text = format!("| model | {} |\n|---|", columns.join(" | "));
+    text += &"--:|".repeat(columns.len());
+    for row in cases.chunks(columns.len().max(1)) {
+        let model = row[0].0.model.file_stem().unwrap_or_default().display();
         // Writing to a string does not fail.
-        let _ = writeln!(
-            text,
-            "| {model} | {test} | {threads} | {llama:.1} | {countdown:.1} | {ratio:.2} |"
-        );
+        let _ = write!(text, "\n| {model} |");
+        for (_, rounds) in row {
+            let of = |f: fn(&Round) -> f64| median(rounds.iter().map(f).collect());
+            let (llama, countdown) = (of(|r| r.llama), of(|r| r.countdown));
+            let ratio = of(|r| r.countdown / r.llama);
+            let _ = write!(text, " **{ratio:.2}** ({countdown:.1} / {llama:.1}) |");
+        }
     }
     let rounds = cases.first().map_or(0, |(_, rounds)| rounds.len());
-    let _ = writeln!(text, "\nMedians of {rounds} rounds in turns; {peer}.");
+    let _ = writeln!(
+        text,
+        "\n\nRatio (countdown / llama.cpp, tokens a second), medians of {rounds} rounds in turns; {peer}."
+    );
     text
 }
 
@@ -243,24 +251,33 @@ mod tests {
 
     #[test]
     fn a_table_has_a_row_a_case_and_says_what_it_was_measured_with() {
-        let model = PathBuf::from("x/some-Q8_0.gguf");
-        let case = Case {
-            model: &model,
-            threads: 2,
-            test: ("pp8".into(), Vec::new()),
-        };
+        let models = ["x/some-Q8_0.gguf", "other.gguf"].map(PathBuf::from);
         let round = |llama, countdown| Round { llama, countdown };
-        let text = table(
-            &[(
-                case,
-                vec![round(10.0, 12.0), round(8.0, 16.0), round(9.0, 9.0)],
-            )],
-            "peer",
-        );
+        let mut cases = Vec::new();
+        for model in &models {
+            for threads in [1, 2] {
+                let test = ("pp8".into(), Vec::new());
+                let rounds = vec![round(10.0, 12.0), round(8.0, 16.0), round(9.0, 9.0)];
+                let case = Case {
+                    model,
+                    threads,
+                    test,
+                };
+                cases.push((case, rounds));
+            }
+        }
+        let text = table(&cases, "peer");
+        let cell = "**1.20** (12.0 / 9.0)";
         assert!(
-            text.contains("| some-Q8_0 | pp8 | 2 | 9.0 | 12.0 | 1.20 |"),
+            text.starts_with("| model | pp8, -t 1 | pp8, -t 2 |\n|---|--:|--:|\n"),
             "{text}"
         );
-        assert!(text.ends_with("Medians of 3 rounds in turns; peer.\n"));
+        assert!(
+            text.contains(&format!(
+                "\n| some-Q8_0 | {cell} | {cell} |\n| other | {cell} | {cell} |\n"
+            )),
+            "{text}"
+        );
+        assert!(text.ends_with("medians of 3 rounds in turns; peer.\n"));
     }
 }
