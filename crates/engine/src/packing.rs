@@ -153,6 +153,7 @@ impl Tiler {
         if m.is_tiled() || !self.kernels.prefers_tiles(m.view()) {
             return;
         }
+        unpack(m);
         if let Some(data) = quant::tile(m.view(), &mut self.team) {
             *m = m.laid_out(Layout::Tiles, data.into()).expect(LAID_OUT);
         }
@@ -185,12 +186,14 @@ impl Tiler {
     /// Rows that are multiplied, and behind them rows that are summed, neuron by neuron in one memory.
     fn side_by_side(&mut self, multiplied: &mut [&mut Matrix], summed: Option<&mut Matrix>) {
         for m in &mut *multiplied {
+            unpack(m);
             if self.kernels.multiplies_parts(m.dtype()) {
                 self.part(m);
             }
         }
         let mut all: Vec<&mut Matrix> = multiplied.iter_mut().map(|m| &mut **m).collect();
         if let Some(m) = summed {
+            unpack(m);
             if self.kernels.sums_parts(m.dtype()) {
                 self.part(m);
             }
@@ -216,6 +219,15 @@ impl Tiler {
         };
         let laid_out = m.laid_out(Layout::Parts(place), data.into());
         *m = laid_out.expect(LAID_OUT);
+    }
+}
+
+/// Back to rows of blocks, should a model or plan be packed again.
+fn unpack(m: &mut Matrix) {
+    let view = m.view();
+    if !matches!(view.layout(), Layout::Rows(_)) {
+        let data = Bytes::from(quant::blocks_of(view).into_owned());
+        *m = Matrix::new(m.dtype(), m.rows(), m.cols(), data).expect(LAID_OUT);
     }
 }
 

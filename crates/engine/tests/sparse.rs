@@ -212,13 +212,15 @@ fn tiles_change_results_by_rounding_only_and_are_kept_from_plans_that_need_rows(
         let by_copy = Arc::new(fitted.unwrap().remove(0));
         for plan in [None, Some(by_up.clone()), Some(by_copy.clone())] {
             let packing = Packing::of(plan.as_deref());
-            let packed = Arc::new(Model::clone(&m).packed(packing, 2).unwrap());
+            // Packed for something else before, which is undone.
+            let packed = Model::clone(&m).packed(Packing::GateUpDown, 1).unwrap();
+            let packed = Arc::new(packed.packed(packing, 2).unwrap());
             let mut s = session(&m, 2);
             s.set_plan(plan.clone()).unwrap();
             let rows = steps(&mut s, &tokens);
             let mut s = session(&packed, 2);
-            s.set_plan(plan.map(|p| Arc::new(p.packed(2).unwrap())))
-                .unwrap();
+            let packed_twice = |p: Arc<SparsityPlan>| p.packed(2).unwrap().packed(1).unwrap();
+            s.set_plan(plan.map(|p| Arc::new(packed_twice(p)))).unwrap();
             let d = difference(&rows, &steps(&mut s, &tokens));
             // The next product rounds its input to 8 bits, so that a last bit may become a whole level, and a neuron near the
             // cut fall to its other side.
