@@ -120,7 +120,7 @@ fn calls_allocate_nothing_the_second_time() {
                     &mut gemm_work,
                 );
                 matmul_transposed(&mut team, k, m, &out, TOKENS, &mut y, &mut gemm_work);
-                k.softmax(&mut y);
+                k.exp_below(&mut y, 0.0);
             };
             run();
             let before = CALLS.load(Relaxed);

@@ -79,6 +79,17 @@ pub(crate) fn kernels() -> Result<&'static Kernels> {
     })
 }
 
+/// Attention of the first token, without a window.
+fn geometry(c: &Config) -> Attention {
+    Attention {
+        heads: c.heads,
+        kv_heads: c.kv_heads,
+        scale: c.attention_scale,
+        window: None,
+        start: 0,
+    }
+}
+
 impl Cpu {
     pub(crate) fn new(
         model: &Model,
@@ -96,7 +107,7 @@ impl Cpu {
             act: c.act,
             cache_dtype,
             input: Input::with_capacity(widest),
-            attention: AttentionWork::new(threads, context, c.head_dim),
+            attention: AttentionWork::new(threads, &geometry(c), c.head_dim, context),
             gemm: GemmWork::new(),
             sparse: FfnWork::new(inter, c.hidden),
             gate: vec![0.0; batch * widest],
@@ -281,11 +292,8 @@ impl Backend for Cpu {
         let dtype = self.cache_dtype;
         if LayerCache::bytes(dtype, c.kv_heads, context, c.head_dim).is_none() {
             return Err(Error::Input {
-                cause: format!(
-                    "a key/value cache of type {dtype} does not fit heads of width {}",
-                    c.head_dim
-                ),
-                remedy: "use F16 or F32 for the cache".into(),
+                cause: format!("a key/value cache of type {dtype} for {context} positions"),
+                remedy: "use F16 or F32 for the cache, or a shorter context".into(),
             });
         }
         let mut ropes: Vec<(Rope, RopeTable)> = Vec::new();
@@ -384,11 +392,9 @@ impl Backend for Cpu {
             layer.store(start + t, &k.data[kv.clone()], &v.data[kv]);
         }
         let shape = Attention {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            scale: c.attention_scale,
             window: spec.window,
             start,
+            ..geometry(c)
         };
         let out = &mut self.up[..tokens * q.width];
         attend(

@@ -177,11 +177,10 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 }
 
 #[inline(always)]
-pub(super) fn softmax(x: &mut [f32]) {
-    let most = max(x);
+pub(super) fn exp_below(x: &mut [f32], so_far: f32) -> (f32, f32) {
+    let most = max(x).max(so_far);
     x.iter_mut().for_each(|x| *x = exp(*x - most));
-    let inverse = 1.0 / sum_by(x, |v| v);
-    x.iter_mut().for_each(|x| *x *= inverse);
+    (most, sum_by(x, |v| v))
 }
 
 #[inline(always)]

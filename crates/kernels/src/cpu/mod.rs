@@ -160,7 +160,7 @@ pub struct Kernels {
     act: unsafe fn(Act, &mut [f32]),
     glu: unsafe fn(Act, &mut [f32], &[f32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    softmax: unsafe fn(&mut [f32]),
+    exp_below: unsafe fn(&mut [f32], f32) -> (f32, f32),
     log_sum_exp: unsafe fn(&[f32]) -> f64,
     kl_divergence: unsafe fn(&[f32], &[f32], [f64; 2]) -> f64,
     select_above: Select,
@@ -206,8 +206,8 @@ macro_rules! elementwise {
             generic::rms_norm(x, weight, eps, out);
         }
         #[target_feature(enable = $features)]
-        fn softmax(x: &mut [f32]) {
-            generic::softmax(x);
+        fn exp_below(x: &mut [f32], so_far: f32) -> (f32, f32) {
+            generic::exp_below(x, so_far)
         }
         #[target_feature(enable = $features)]
         fn log_sum_exp(x: &[f32]) -> f64 {
@@ -463,10 +463,11 @@ impl Kernels {
         unsafe { (self.rms_norm)(x, weight, eps, out) }
     }
 
-    /// `x = exp(x - max x)`, scaled to the sum 1. A NaN, or nothing but negative infinities, makes all NaN.
-    pub fn softmax(&self, x: &mut [f32]) {
+    /// `x = exp(x - m)`, where m is the largest of `x` and `so_far`: a softmax in the making. Returns m and the sum of the new `x`.
+    /// A NaN makes the sum NaN, as does nothing but negative infinities.
+    pub fn exp_below(&self, x: &mut [f32], so_far: f32) -> (f32, f32) {
         // SAFETY: as in `dot`.
-        unsafe { (self.softmax)(x) }
+        unsafe { (self.exp_below)(x, so_far) }
     }
 
     /// `log(sum of exp(x))`: logits less this are log-probabilities. A NaN, or nothing but negative infinities, gives NaN.
@@ -515,9 +516,19 @@ impl Kernels {
     /// Unpacks columns `cols` of row `i`, which begin and end at blocks.
     fn unpack(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [f32]) {
         with_blocks(m, i, cols, out.len(), |blocks| {
-            // SAFETY: as in `dot`; lengths were checked.
-            unsafe { (self.unpack[m.dtype() as usize])(blocks, out) }
+            self.unpack_run(m.dtype(), blocks, out)
         });
+    }
+
+    /// Unpacks blocks that follow each other.
+    fn unpack_run(&self, dtype: DType, blocks: &[u8], out: &mut [f32]) {
+        assert_eq!(
+            Some(blocks.len()),
+            dtype.row_bytes(out.len()),
+            "unpack: lengths"
+        );
+        // SAFETY: as in `dot`; lengths were checked.
+        unsafe { (self.unpack[dtype as usize])(blocks, out) }
     }
 
     /// `acc[r][t] += sum over k of w[r][k] * x[k][t]`, for the `k` that `x` has.

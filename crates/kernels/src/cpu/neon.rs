@@ -22,7 +22,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     act,
     glu,
     rms_norm,
-    softmax,
+    exp_below,
     log_sum_exp,
     kl_divergence,
     select_above,

@@ -16,7 +16,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     act: generic::act,
     glu: generic::glu,
     rms_norm: generic::rms_norm,
-    softmax: generic::softmax,
+    exp_below: generic::exp_below,
     log_sum_exp: generic::log_sum_exp,
     kl_divergence: generic::kl_divergence,
     select_above: generic::select_above,

@@ -54,7 +54,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     act,
     glu,
     rms_norm,
-    softmax,
+    exp_below,
     log_sum_exp,
     kl_divergence,
     select_above,
@@ -67,31 +67,60 @@ avx2! {
         let (w, w_rest) = w.as_chunks::<6>();
         let (most, rest) = acc.as_chunks_mut::<6>();
         for (w, acc) in w.iter().zip(most) {
-            panel_rows(w, x, acc);
+            panel_rows::<6, 2>(w, x, acc);
         }
-        for (w, acc) in w_rest.iter().zip(rest) {
-            panel_rows(std::array::from_ref(w), x, std::array::from_mut(acc));
+        // As many sums as registers hold, and no fewer than hide how long one takes.
+        match w_rest.len() {
+            0 => (),
+            1 => panel_rest::<1, 4>(w_rest, x, rest),
+            2 => panel_rest::<2, 4>(w_rest, x, rest),
+            3 => panel_rest::<3, 4>(w_rest, x, rest),
+            4 => panel_rest::<4, 2>(w_rest, x, rest),
+            _ => panel_rest::<5, 2>(w_rest, x, rest),
         }
     }
 
-    /// `R` rows of a panel, half the lanes at a time, with their sums in registers.
-    fn panel_rows<const R: usize>(w: &[[f32; DEPTH]; R], x: &[[f32; LANES]], acc: &mut [[f32; LANES]; R]) {
+    #[inline]
+    fn panel_rest<const R: usize, const V: usize>(w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
+        let (w, acc) = (w.first_chunk().expect("so many rows"), acc.first_chunk_mut().expect("a sum each"));
+        panel_rows::<R, V>(w, x, acc);
+    }
+
+    /// `R` rows of a panel, `V` vectors of lanes at a time, with their sums in registers.
+    fn panel_rows<const R: usize, const V: usize>(w: &[[f32; DEPTH]; R], x: &[[f32; LANES]], acc: &mut [[f32; LANES]; R]) {
         // Nothing in the loop can panic, or the sums would have to be in memory.
         let x = &x[..x.len().min(DEPTH)];
-        for half in [0, LANES / 2] {
-            let mut sums = [[_mm256_setzero_ps(); 2]; R];
+        for first in (0..LANES).step_by(8 * V) {
+            let mut sums = [[_mm256_setzero_ps(); V]; R];
             for (k, x) in x.iter().enumerate() {
-                let x = [load::f32x8(x, half), load::f32x8(x, half + 8)];
-                for r in 0..R {
-                    let w = _mm256_set1_ps(w[r][k]);
-                    for i in 0..2 {
-                        sums[r][i] = _mm256_fmadd_ps(w, x[i], sums[r][i]);
+                // What there is less of stays in registers.
+                if R < V {
+                    let mut all = [_mm256_setzero_ps(); R];
+                    for r in 0..R {
+                        all[r] = _mm256_set1_ps(w[r][k]);
+                    }
+                    for i in 0..V {
+                        let x = load::f32x8(x, first + 8 * i);
+                        for r in 0..R {
+                            sums[r][i] = _mm256_fmadd_ps(all[r], x, sums[r][i]);
+                        }
+                    }
+                } else {
+                    let mut lanes = [_mm256_setzero_ps(); V];
+                    for (i, lanes) in lanes.iter_mut().enumerate() {
+                        *lanes = load::f32x8(x, first + 8 * i);
+                    }
+                    for r in 0..R {
+                        let w = _mm256_set1_ps(w[r][k]);
+                        for i in 0..V {
+                            sums[r][i] = _mm256_fmadd_ps(w, lanes[i], sums[r][i]);
+                        }
                     }
                 }
             }
             for (acc, sums) in acc.iter_mut().zip(sums) {
                 for (i, sum) in sums.into_iter().enumerate() {
-                    let at = half + 8 * i;
+                    let at = first + 8 * i;
                     let total = _mm256_add_ps(load::f32x8(acc, at), sum);
                     load::put_f32x8(acc, at, total);
                 }

@@ -42,6 +42,12 @@ macro_rules! panel_kernel {
             for (w, acc) in w.iter().zip(some) {
                 panel_rows(w, x, acc);
             }
+            // Sums of one row alone would wait for each other.
+            let (w, w_rest) = w_rest.as_chunks::<3>();
+            let (few, rest) = rest.as_chunks_mut::<3>();
+            for (w, acc) in w.iter().zip(few) {
+                panel_rows(w, x, acc);
+            }
             for (w, acc) in w_rest.iter().zip(rest) {
                 panel_rows(std::array::from_ref(w), x, std::array::from_mut(acc));
             }
@@ -108,7 +114,7 @@ const PLAIN: Kernels = Kernels {
     act,
     glu,
     rms_norm,
-    softmax,
+    exp_below,
     log_sum_exp,
     kl_divergence,
     select_above,

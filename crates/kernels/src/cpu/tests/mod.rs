@@ -407,7 +407,7 @@ fn activations_and_gates_follow_the_formula() {
 }
 
 #[test]
-fn norm_and_softmax_follow_the_formula() {
+fn norm_and_exponentials_follow_the_formula() {
     for k in Kernels::available() {
         for len in [1, 2, 15, 16, 17, 33, 300] {
             let x = noise(27, len);
@@ -429,7 +429,14 @@ fn norm_and_softmax_follow_the_formula() {
             }
             let want = reference::softmax(&x);
             let mut got = x.clone();
-            k.softmax(&mut got);
+            // What was the largest so far must not matter to the shares, be it smaller or larger.
+            let largest = x.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+            for so_far in [f32::NEG_INFINITY, largest + 3.0] {
+                got.copy_from_slice(&x);
+                let (max, sum) = k.exp_below(&mut got, so_far);
+                assert_eq!(max, largest.max(so_far));
+                got.iter_mut().for_each(|g| *g /= sum);
+            }
             for ((got, want), x) in got.iter().zip(want).zip(x) {
                 let bound = (len / 16 + 80) as f64 * f64::from(f32::EPSILON) * want.abs() + 1e-35;
                 assert!(
@@ -439,10 +446,10 @@ fn norm_and_softmax_follow_the_formula() {
                 );
             }
         }
-        k.softmax(&mut []);
-        let mut nan = [1.0, f32::NAN];
-        k.softmax(&mut nan);
-        assert!(nan[0].is_nan());
+        assert_eq!(k.exp_below(&mut [], 2.0), (2.0, 0.0));
+        assert!(k.exp_below(&mut [1.0, f32::NAN], 0.0).1.is_nan());
+        let nothing = f32::NEG_INFINITY;
+        assert!(k.exp_below(&mut [nothing], nothing).1.is_nan());
     }
 }
 
