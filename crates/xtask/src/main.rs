@@ -1,5 +1,6 @@
 //! Chores of this repository.
 
+mod bench;
 mod peers;
 
 use clap::Parser;
