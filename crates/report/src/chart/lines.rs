@@ -87,7 +87,7 @@ pub enum Mark {
 }
 
 /// Room left, right, above and below of the plot.
-const MARGINS: [f64; 4] = [52.0, 14.0, 30.0, 42.0];
+const MARGINS: [f64; 4] = [52.0, 20.0, 30.0, 42.0];
 const LEGEND_LINE: f64 = 18.0;
 const SAMPLE: f64 = 30.0;
 
