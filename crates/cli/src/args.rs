@@ -11,7 +11,8 @@ use countdown::{
     kernels::DType,
     session::physical_cores,
     sparsity::{
-        CUTS, Cut, Form, METHODS, Method, PREDICTORS, Practical, PredictorKind, check_sparsity,
+        CUTS, Cut, Form, METHODS, Method, PREDICTED, PREDICTORS, Practical, PredictorKind,
+        check_sparsity,
     },
     train::Target,
 };
@@ -196,7 +197,7 @@ impl PlanArgs {
         match (self.method, self.sparsity) {
             (None, _) if needs_method => Err(Failure::input(
                 "--sparsity, --ideal and --calibration say nothing without a method",
-                "add --method m-countdown, or another method of `--help`",
+                "add --method with one of the names that `--help` lists",
             )),
             (None, _) => Ok(PlanChoice::Dense),
             (Some(m), _) if m.is_dense() && needs_method => Err(Failure::input(
@@ -212,7 +213,7 @@ impl PlanArgs {
                         "method {} computes its signal, so it has no use for a predictor",
                         method.name
                     ),
-                    "leave --predictor out, or use --method d-countdown",
+                    format!("leave --predictor out, or use --method {}", PREDICTED.name),
                 ))
             }
             (Some(method), Some(sparsity)) => Ok(PlanChoice::Fit(Wish::new(
@@ -268,7 +269,7 @@ impl SweepArgs {
             (None, false) => {
                 return Err(Failure::input(
                     "--sparsity says nothing without a method that skips neurons",
-                    "add --method m-countdown, or another method of `--help`",
+                    "add --method with one of the names that `--help` lists",
                 ));
             }
             (Some(method), true) => return Err(no_sparsity(method)),

@@ -4,7 +4,6 @@ mod answer;
 mod args;
 mod argv;
 mod bandwidth;
-mod chart;
 mod commands;
 mod console;
 mod failure;
@@ -13,11 +12,11 @@ mod load;
 mod machine;
 mod plans;
 mod progress;
-mod table;
 
 use clap::{CommandFactory, Parser};
 use commands::Command;
 use console::{Color, Console};
+use countdown_report::{chart, table};
 use failure::Failure;
 use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
 

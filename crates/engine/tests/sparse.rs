@@ -1,109 +1,23 @@
 //! Sparse decoding against dense: the same sums with neurons left out, and nothing else.
 
+mod common;
+
+use common::{
+    MODELS, by_copy, difference, fixture, in_type, model, plan_of, prose, session, steps, tokens,
+};
 use countdown::{
-    Allocation, DownLayout, Fit, Inputs, Model, Packing, Phase, PlanRequest, Session,
-    SessionOptions, SparsityPlan, Threshold, calibrate,
-    kernels::{DType, cpu::Kernels, quant, reference},
+    Allocation, DownLayout, Fit, Inputs, Model, Packing, Phase, PlanRequest, Session, SparsityPlan,
+    Threshold, calibrate,
+    kernels::DType,
     measure_realised,
     model::{Down, Linear, Matrix},
-    sparsity::{
-        Cut, Form, Keep, METHODS, Method, Outer, Predictor, PredictorKind, Rule, Score, Signal,
-    },
+    sparsity::{Cut, Form, Keep, Method, Outer, Predictor, PredictorKind, Score, Signal},
 };
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
-
-/// The trained model and one random model of each family.
-const MODELS: [&str; 4] = [
-    "byte-llama",
-    "golden/llama",
-    "golden/qwen2",
-    "golden/gemma3",
-];
-
-fn model(name: &str) -> Arc<Model> {
-    Arc::new(Model::open(&fixture(name), DownLayout::Transposed, 2).unwrap())
-}
-
-fn session(model: &Arc<Model>, threads: usize) -> Session {
-    let options = SessionOptions {
-        context: Some(128),
-        threads: Some(threads),
-        batch: 64,
-        cache_dtype: DType::F32,
-    };
-    Session::new(model.clone(), &options).unwrap()
-}
-
-/// Tokens every fixture's vocabulary has, in no particular order.
-fn tokens(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| (i * 37 + 11) % 97).collect()
-}
-
-/// Plain English bytes, for the trained model.
-fn prose(n: usize) -> Vec<u32> {
-    let text = countdown::CALIBRATION_TEXT.bytes().filter(u8::is_ascii);
-    text.map(u32::from).take(n).collect()
-}
-
-/// The same with all weights in F32: several tokens together are then multiplied in f32 whatever the CPU can.
+/// The same model with all weights in F32: several tokens together are then multiplied in f32 whatever the CPU can.
 fn in_f32(m: &Model) -> Arc<Model> {
     in_type(m, DType::F32)
-}
-
-/// The same with all weights stored in another type, where that goes into the width of their rows.
-fn in_type(m: &Model, dtype: DType) -> Arc<Model> {
-    let mut m = m.clone();
-    let converted = |w: &mut Matrix| {
-        let Some(bytes) = dtype.row_bytes(w.cols()) else {
-            return;
-        };
-        let mut data = vec![0; w.rows() * bytes];
-        for (i, out) in data.chunks_exact_mut(bytes).enumerate() {
-            quant::pack_row(dtype, &reference::row(w.view(), i), out);
-        }
-        *w = Matrix::new(dtype, w.rows(), w.cols(), data.into()).unwrap();
-    };
-    converted(&mut m.head);
-    for l in &mut m.layers {
-        for linear in [&mut l.query, &mut l.key, &mut l.value, &mut l.attn_output] {
-            converted(&mut linear.weight);
-        }
-        let Down::Transposed(down) = &mut l.ffn.down else {
-            panic!("down is transposed")
-        };
-        [&mut l.ffn.gate, &mut l.ffn.up, down]
-            .into_iter()
-            .for_each(converted);
-    }
-    Arc::new(m)
-}
-
-fn steps(s: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
-    s.reset();
-    tokens
-        .iter()
-        .map(|t| s.feed(&[*t], Phase::Decode).unwrap().to_vec())
-        .collect()
-}
-
-fn plan_of(model: &Model, signal: Signal, keep: impl Fn(usize) -> Keep) -> Arc<SparsityPlan> {
-    let method = METHODS.iter().find(|m| m.signal == Some(signal)).unwrap();
-    let mut plan = SparsityPlan::ideal(model, method, signal, 0.5).unwrap();
-    for (i, rule) in plan.rules.iter_mut().enumerate() {
-        *rule = Rule {
-            signal,
-            predictor: None,
-            score: Score::Magnitude,
-            keep: keep(i),
-        };
-    }
-    Arc::new(plan)
 }
 
 #[test]
@@ -137,129 +51,6 @@ fn results_do_not_depend_on_the_number_of_threads() {
         s.set_plan(Some(plan.clone())).unwrap();
         assert_eq!(steps(&mut s, &tokens), expected);
     }
-}
-
-#[test]
-fn results_do_not_depend_on_how_neurons_are_packed() {
-    for name in MODELS {
-        let m = model(name);
-        let tokens = tokens(20);
-        let mut plans = vec![None];
-        for signal in [Signal::Gate, Signal::Up] {
-            plans.push(Some(plan_of(&m, signal, |_| Keep::Above(0.1))));
-        }
-        if m.config.hidden.is_multiple_of(32) {
-            let kind = PredictorKind::Copy3;
-            let request = by_copy(&m, "d-countdown", kind, Form::Practical, 0.5);
-            let fitted = calibrate(
-                &mut session(&m, 2),
-                &self::tokens(600),
-                None,
-                &[request],
-                |_, _| (),
-            );
-            plans.push(Some(Arc::new(fitted.unwrap().remove(0))));
-        }
-        let run = |m: &Arc<Model>, plan: &Option<Arc<SparsityPlan>>| {
-            let mut s = session(m, 2);
-            s.set_plan(plan.clone()).unwrap();
-            let mut logits = steps(&mut s, &tokens);
-            s.reset();
-            s.score(&tokens, Phase::Prompt, |_, row| logits.push(row.to_vec()))
-                .unwrap();
-            logits
-        };
-        let apart: Vec<_> = plans.iter().map(|plan| run(&m, plan)).collect();
-        for packing in [Packing::UpDown, Packing::GateDown, Packing::GateUpDown] {
-            let packed = Arc::new(Model::clone(&m).packed(packing, 2).unwrap());
-            assert_eq!(packed.bytes_per_token(), m.bytes_per_token());
-            for (plan, apart) in plans.iter().zip(&apart) {
-                assert_eq!(&run(&packed, plan), apart, "{name} {packing:?}");
-            }
-        }
-        let suited = |plan: &Option<Arc<SparsityPlan>>| Packing::of(plan.as_deref());
-        let all = [Packing::UpDown, Packing::GateDown, Packing::GateUpDown];
-        assert!(
-            plans[1..]
-                .iter()
-                .map(suited)
-                .eq(all[..plans.len() - 1].iter().copied())
-        );
-    }
-}
-
-#[test]
-fn tiles_change_results_by_rounding_only_and_are_kept_from_plans_that_need_rows() {
-    for dtype in [DType::Q4_0, DType::Q5_0] {
-        let m = in_type(&model("byte-llama"), dtype);
-        assert_eq!(m.layers[0].ffn.gate.dtype(), dtype);
-        let tokens = prose(24);
-        let by_up = plan_of(&m, Signal::Up, |_| Keep::Above(0.3));
-        let request = by_copy(
-            &m,
-            "d-countdown",
-            PredictorKind::Copy4,
-            Form::Practical,
-            0.5,
-        );
-        let fitted = calibrate(
-            &mut session(&m, 2),
-            &prose(2000),
-            None,
-            &[request],
-            |_, _| (),
-        );
-        let by_copy = Arc::new(fitted.unwrap().remove(0));
-        for plan in [None, Some(by_up.clone()), Some(by_copy.clone())] {
-            let packing = Packing::of(plan.as_deref());
-            // Packed for something else before, which is undone.
-            let packed = Model::clone(&m).packed(Packing::GateUpDown, 1).unwrap();
-            let packed = Arc::new(packed.packed(packing, 2).unwrap());
-            let mut s = session(&m, 2);
-            s.set_plan(plan.clone()).unwrap();
-            let rows = steps(&mut s, &tokens);
-            let mut s = session(&packed, 2);
-            let packed_twice = |p: Arc<SparsityPlan>| p.packed(2).unwrap().packed(1).unwrap();
-            s.set_plan(plan.map(|p| Arc::new(packed_twice(p)))).unwrap();
-            let d = difference(&rows, &steps(&mut s, &tokens));
-            // The next product rounds its input to 8 bits, so that a last bit may become a whole level, and a neuron near the
-            // cut fall to its other side.
-            assert!(d < 0.03, "{dtype} {packing:?}: {d}");
-        }
-        // What is read as a whole is laid out as the kernels in use want it.
-        let packed = by_copy.packed(2).unwrap();
-        let copies = packed.rules[0].predictor.as_ref().unwrap();
-        for l in copies.outer.linears() {
-            let isa = std::env::var("COUNTDOWN_ISA").ok();
-            let kernels = Kernels::select(isa.as_deref()).unwrap();
-            let wanted = kernels.prefers_tiles(l.weight.view());
-            assert_eq!(
-                l.weight.is_tiled(),
-                wanted && l.weight.rows().is_multiple_of(16)
-            );
-        }
-        // Where they want tiles, a plan that reads rows of them is refused.
-        let dense = Arc::new(Model::clone(&m).packed(Packing::Dense, 2).unwrap());
-        let refused = session(&dense, 1).set_plan(Some(by_up));
-        assert_eq!(refused.is_err(), dense.layers[0].ffn.gate.is_tiled());
-        // Files hold rows, whatever lies in memory.
-        let folder = tempfile::tempdir().unwrap();
-        let files = ["rows", "tiles"].map(|name| folder.path().join(name));
-        by_copy.save(&files[0]).unwrap();
-        by_copy.packed(2).unwrap().save(&files[1]).unwrap();
-        let [rows, tiles] = files.map(|f| std::fs::read(f).unwrap());
-        assert!(rows == tiles);
-    }
-}
-
-/// Largest difference between two runs, relative to the largest logit.
-fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
-    let (mut worst, mut largest) = (0f32, 0f32);
-    for (x, y) in a.iter().flatten().zip(b.iter().flatten()) {
-        worst = worst.max((x - y).abs());
-        largest = largest.max(x.abs());
-    }
-    worst / largest
 }
 
 #[test]
@@ -353,20 +144,6 @@ fn request(method: &str, cut: Cut, form: Form, sparsity: f64) -> PlanRequest {
         form,
         sparsity,
         predictor: None,
-        fit: Fit::default(),
-    }
-}
-
-/// A request for predictions by a copy of the model's weights.
-fn by_copy(m: &Model, method: &str, kind: PredictorKind, form: Form, sparsity: f64) -> PlanRequest {
-    let method = Method::by_name(method).unwrap();
-    let set = kind.untrained(m, method.signal.unwrap(), 2).unwrap();
-    PlanRequest {
-        method,
-        cut: method.cut(None),
-        form,
-        sparsity,
-        predictor: Some(Arc::new(set)),
         fit: Fit::default(),
     }
 }

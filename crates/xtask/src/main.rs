@@ -1,6 +1,8 @@
 //! Chores of this repository.
 
+mod bench;
 mod peers;
+mod scaling;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -10,11 +12,13 @@ use std::process::ExitCode;
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Chore {
     Peers(peers::PeersArgs),
+    Scaling(scaling::ScalingArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Peers(args) => peers::run(&args),
+        Chore::Scaling(args) => scaling::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,11 @@
 //! Speed beside llama.cpp: its `llama-bench` and our `countdown bench` in turns, on the same files.
 
+use crate::bench::{Result, median, number, rows, text};
 use clap::Args;
-use serde_json::Value as Json;
-use std::{fmt::Write as _, fs, path::PathBuf, process::Command};
+use countdown_report::table::Table;
+use std::{ffi::OsString, fs, path::PathBuf};
 
-/// Measure dense speed beside llama.cpp, a round of each in turns
+/// Measure dense speed beside llama.cpp, prompts and decoding, a round of each in turns
 ///
 /// Both are told the same numbers of threads and tokens and do a run that does not count before the one that does. Prints a table of
 /// medians; the ratio is the median of the rounds' ratios, since a noisy machine is noisy for both of a round.
@@ -37,15 +38,33 @@ pub(crate) struct PeersArgs {
         default_value = "1,2"
     )]
     threads: Vec<usize>,
-    /// Length of the prompt; 0 for none
-    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
-    n_prompt: usize,
+    /// Prompt lengths, in tokens; 0 for no prompt
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "512"
+    )]
+    n_prompt: Vec<usize>,
     /// Tokens generated; 0 for none
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 32)]
-    n_gen: usize,
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "32"
+    )]
+    n_gen: Vec<usize>,
     /// Tokens in the context before the generated ones
-    #[arg(short = 'd', long, value_name = "N", default_value_t = 64)]
-    n_depth: usize,
+    #[arg(
+        short = 'd',
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "64"
+    )]
+    n_depth: Vec<usize>,
     /// Rounds
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     rounds: usize,
@@ -54,14 +73,30 @@ pub(crate) struct PeersArgs {
     write: Option<PathBuf>,
 }
 
-type Result<T> = std::result::Result<T, String>;
-
 /// What is measured, and on what.
 struct Case<'a> {
     model: &'a PathBuf,
     threads: usize,
-    /// Its name, and the arguments that ask for it.
-    test: (String, Vec<String>),
+    test: Test,
+}
+
+/// What llama-bench calls a test: a prompt, or tokens generated after a context.
+#[derive(Clone, Copy)]
+struct Test {
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+}
+
+impl Test {
+    /// llama-bench's name of it.
+    fn name(self) -> String {
+        match self {
+            Test { n_gen: 0, .. } => format!("pp{}", self.n_prompt),
+            Test { n_depth: 0, .. } => format!("tg{}", self.n_gen),
+            _ => format!("tg{} @ d{}", self.n_gen, self.n_depth),
+        }
+    }
 }
 
 /// Tokens a second of a round.
@@ -75,9 +110,8 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
     let tests = tests(args);
     let mut cases: Vec<(Case, Vec<Round>)> = Vec::new();
     for model in &args.model {
-        for test in &tests {
+        for &test in &tests {
             for &threads in &args.threads {
-                let test = test.clone();
                 let case = Case {
                     model,
                     threads,
@@ -89,8 +123,8 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
     }
     let mut peer = String::new();
     for round in 0..args.rounds {
-        for (case, rounds) in &mut cases {
-            let name = &case.test.0;
+        for (case, done) in &mut cases {
+            let name = case.test.name();
             let model = case.model.display();
             eprintln!(
                 "round {} of {}: {model} {name}, {} threads",
@@ -98,17 +132,18 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
                 args.rounds,
                 case.threads
             );
-            let llama = row(&args.llama_bench, &[], case)?;
-            let countdown = row(&args.countdown, &["bench", "-q"], case)?;
-            let build = |key| llama[key].as_str().unwrap_or("?").to_owned();
+            let asked = case.arguments();
+            let llama = &rows(&args.llama_bench, &asked)?[0];
+            let before = ["bench", "-q"].map(OsString::from);
+            let countdown = &rows(&args.countdown, before.iter().chain(&asked))?[0];
             peer = format!(
                 "llama.cpp {} on {}",
-                build("build_commit"),
-                build("cpu_info")
+                text(llama, "build_commit"),
+                text(llama, "cpu_info")
             );
-            rounds.push(Round {
-                llama: speed(&llama)?,
-                countdown: speed(&countdown)?,
+            done.push(Round {
+                llama: number(llama, "avg_ts")?,
+                countdown: number(countdown, "avg_ts")?,
             });
         }
     }
@@ -123,61 +158,47 @@ pub(crate) fn run(args: &PeersArgs) -> Result<()> {
     Ok(())
 }
 
-fn tests(args: &PeersArgs) -> Vec<(String, Vec<String>)> {
-    let arguments = |p: usize, n: usize, d: usize| {
-        let all = [
-            "-p",
-            &p.to_string(),
-            "-n",
-            &n.to_string(),
-            "-d",
-            &d.to_string(),
-        ];
-        all.map(str::to_owned).to_vec()
+/// The tests asked for; prompts first, as llama-bench has them.
+fn tests(args: &PeersArgs) -> Vec<Test> {
+    let positive = |list: &[usize]| list.iter().copied().filter(|&n| n > 0).collect::<Vec<_>>();
+    let prompt = |n_prompt| Test {
+        n_prompt,
+        n_gen: 0,
+        n_depth: 0,
     };
-    let (p, n, d) = (args.n_prompt, args.n_gen, args.n_depth);
-    let mut tests = Vec::new();
-    if n > 0 {
-        tests.push((format!("tg{n} @ d{d}"), arguments(0, n, d)));
-    }
-    if p > 0 {
-        tests.push((format!("pp{p}"), arguments(p, 0, 0)));
+    let mut tests: Vec<Test> = positive(&args.n_prompt).into_iter().map(prompt).collect();
+    for n_gen in positive(&args.n_gen) {
+        tests.extend(args.n_depth.iter().map(|&n_depth| Test {
+            n_prompt: 0,
+            n_gen,
+            n_depth,
+        }));
     }
     tests
 }
 
-/// The row of results that a bench prints.
-fn row(program: &PathBuf, before: &[&str], case: &Case) -> Result<Json> {
-    let name = program.display();
-    let output = Command::new(program)
-        .args(before)
-        .args(&case.test.1)
-        .args([
-            "-r",
-            "1",
-            "-o",
-            "jsonl",
-            "-t",
-            &case.threads.to_string(),
-            "-m",
-        ])
-        .arg(case.model)
-        .output()
-        .map_err(|e| format!("{name}: {e}"))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let mut rows = said.lines().filter_map(|l| serde_json::from_str(l).ok());
-    rows.next_back().ok_or_else(|| {
-        let why = String::from_utf8_lossy(&output.stderr);
-        format!(
-            "{name} printed no results: {}",
-            why.lines().last().unwrap_or_default()
-        )
-    })
-}
-
-fn speed(row: &Json) -> Result<f64> {
-    let speed = row["avg_ts"].as_f64();
-    speed.ok_or_else(|| format!("a row without a speed: {row}"))
+impl Case<'_> {
+    /// What asks either bench for one round of it, after one that does not count.
+    fn arguments(&self) -> Vec<OsString> {
+        let Test {
+            n_prompt,
+            n_gen,
+            n_depth,
+        } = self.test;
+        let numbers = [
+            ("-p", n_prompt),
+            ("-n", n_gen),
+            ("-d", n_depth),
+            ("-t", self.threads),
+            ("-r", 1),
+        ];
+        let mut all: Vec<OsString> = ["-o", "jsonl", "-m"].map(OsString::from).to_vec();
+        all.push(self.model.into());
+        for (flag, n) in numbers {
+            all.extend([flag.into(), n.to_string().into()]);
+        }
+        all
+    }
 }
 
 /// A row a model, a column a test and number of threads.
@@ -186,36 +207,28 @@ fn table(cases: &[(Case, Vec<Round>)], peer: &str) -> String {
     let columns: Vec<_> = cases
         .iter()
         .filter(|(case, _)| Some(case.model) == first)
-        .map(|(case, _)| format!("{}, -t {}", case.test.0, case.threads))
+        .map(|(case, _)| format!("{}, -t {}", case.test.name(), case.threads))
         .collect();
-    let mut text = format!("| model | {} |\n|---|", columns.join(" | "));
-    text += &"--:|".repeat(columns.len());
+    let header: Vec<&str> = std::iter::once("model")
+        .chain(columns.iter().map(String::as_str))
+        .collect();
+    let mut table = Table::new(&header);
     for row in cases.chunks(columns.len().max(1)) {
-        let model = row[0].0.model.file_stem().unwrap_or_default().display();
-        // Writing to a string does not fail.
-        let _ = write!(text, "\n| {model} |");
-        for (_, rounds) in row {
-            let of = |f: fn(&Round) -> f64| median(rounds.iter().map(f).collect());
+        let model = row[0].0.model.file_stem().unwrap_or_default();
+        let cell = |(_, rounds): &(Case, Vec<Round>)| {
+            let of = |f: fn(&Round) -> f64| median(rounds.iter().map(f));
             let (llama, countdown) = (of(|r| r.llama), of(|r| r.countdown));
             let ratio = of(|r| r.countdown / r.llama);
-            let _ = write!(text, " **{ratio:.2}** ({countdown:.1} / {llama:.1}) |");
-        }
+            format!("**{ratio:.2}** ({countdown:.1} / {llama:.1})")
+        };
+        let name = model.display().to_string();
+        table.row(std::iter::once(name).chain(row.iter().map(cell)));
     }
     let rounds = cases.first().map_or(0, |(_, rounds)| rounds.len());
-    let _ = writeln!(
-        text,
-        "\n\nRatio (countdown / llama.cpp, tokens a second), medians of {rounds} rounds in turns; {peer}."
-    );
-    text
-}
-
-/// The middle one, or the mean of the two in the middle.
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    match of.len() {
-        0 => f64::NAN,
-        n => (of[(n - 1) / 2] + of[n / 2]) / 2.0,
-    }
+    format!(
+        "{}\nRatio (countdown / llama.cpp, tokens a second), medians of {rounds} rounds in turns; {peer}.\n",
+        table.markdown()
+    )
 }
 
 const BEGIN: &str = "<!-- peers -->\n";
@@ -233,10 +246,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_of_odd_and_even_numbers() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(Vec::new()).is_nan());
+    fn prompts_come_first_and_every_test_has_llama_bench_s_name() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            peers: PeersArgs,
+        }
+        let names = |line: &str| {
+            let line = format!("peers --llama-bench b -m m {line}");
+            let line = <Line as clap::Parser>::try_parse_from(line.split(' ')).unwrap();
+            let tests = tests(&line.peers).into_iter();
+            tests.map(Test::name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("-r 1"), ["pp512", "tg32 @ d64"]);
+        assert_eq!(
+            names("-p 16,0,8 -n 4 -d 0,9"),
+            ["pp16", "pp8", "tg4", "tg4 @ d9"]
+        );
+        assert_eq!(names("-p 0 -n 4"), ["tg4 @ d64"]);
     }
 
     #[test]
@@ -256,7 +283,11 @@ mod tests {
         let mut cases = Vec::new();
         for model in &models {
             for threads in [1, 2] {
-                let test = ("pp8".into(), Vec::new());
+                let test = Test {
+                    n_prompt: 8,
+                    n_gen: 0,
+                    n_depth: 0,
+                };
                 let rounds = vec![round(10.0, 12.0), round(8.0, 16.0), round(9.0, 9.0)];
                 let case = Case {
                     model,
@@ -268,16 +299,13 @@ mod tests {
         }
         let text = table(&cases, "peer");
         let cell = "**1.20** (12.0 / 9.0)";
-        assert!(
-            text.starts_with("| model | pp8, -t 1 | pp8, -t 2 |\n|---|--:|--:|\n"),
-            "{text}"
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<String>(),
+            "|model|pp8,-t1|pp8,-t2|"
         );
-        assert!(
-            text.contains(&format!(
-                "\n| some-Q8_0 | {cell} | {cell} |\n| other | {cell} | {cell} |\n"
-            )),
-            "{text}"
-        );
+        assert_eq!(lines[2], format!("| some-Q8_0 | {cell} | {cell} |"));
+        assert_eq!(lines[3], format!("| other     | {cell} | {cell} |"));
         assert!(text.ends_with("medians of 3 rounds in turns; peer.\n"));
     }
 }

@@ -12,7 +12,7 @@ use countdown::{
     formats::{Checkpoint, Metadata},
     kernels::cpu::Act,
     model::{Matrix, ReadDensely, StepBytes},
-    sparsity::{Cut, Keep, METHODS, PREDICTORS, Practical, Signal},
+    sparsity::{Cut, Keep, METHODS, PREDICTORS, Practical},
 };
 use serde_json::{Value as Json, json};
 use std::{
@@ -144,8 +144,8 @@ fn savings(model: &Model) -> Vec<Saving> {
             continue;
         }
         for kind in PREDICTORS {
-            // S-CountDown reads what D-CountDown does.
-            if signal == Signal::Product
+            // Of methods that differ in their cut alone, which all read the same, the one that has the paper's stands for all.
+            if m.decides_by_coefficients()
                 && m.cuts.contains(&Cut::Layer)
                 && let Some(bytes) = kind.copy_bytes(model, signal)
             {

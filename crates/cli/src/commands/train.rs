@@ -14,7 +14,7 @@ use clap::Args;
 use countdown::{
     DownLayout, Session, SessionOptions, SparsityPlan,
     formats::Checkpoint,
-    sparsity::{Form, Method, PredictorKind},
+    sparsity::{Form, Method, PREDICTED, PredictorKind},
     train::{LayerReport, Target, TrainProgress, TrainReport, TrainRequest, train},
 };
 use std::{
@@ -43,7 +43,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "KIND", value_parser = args::predictors())]
     predictor: PredictorKind,
     /// The method that predictions are for
-    #[arg(long, value_name = "METHOD", default_value = "d-countdown", value_parser = args::methods())]
+    #[arg(long, value_name = "METHOD", default_value = PREDICTED.name, value_parser = args::methods())]
     target: &'static Method,
     /// Share of neurons to skip, in [0, 1)
     #[arg(long, value_name = "S", value_parser = args::sparsity)]

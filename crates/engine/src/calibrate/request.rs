@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    sparsity::{Cut, Form, Method, Practical, PredictorSet, Signal, check_sparsity},
+    sparsity::{Cut, Form, Method, PREDICTED, Practical, PredictorSet, Signal, check_sparsity},
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -135,7 +135,7 @@ impl PlanRequest {
             }),
             (_, Practical::Computed, Some(set)) => Err(Error::Input {
                 cause: format!("method {name} computes its signal, it has no use for predictor {}", set.name),
-                remedy: "leave --predictor out, or use --method d-countdown".into(),
+                remedy: format!("leave --predictor out, or use --method {}", PREDICTED.name),
             }),
             _ => Ok(()),
         }
@@ -143,7 +143,7 @@ impl PlanRequest {
 
     /// Whether the plan follows from the model alone.
     pub fn needs_text(&self) -> bool {
-        let has_partner = self.method.signal != Some(Signal::Product);
+        let has_partner = !self.method.decides_by_coefficients();
         self.form == Form::Practical || (self.cut != Cut::Layer && has_partner)
     }
 }

@@ -14,6 +14,9 @@ pub const METHODS: &[&Method] = &[
     &dejavu::METHOD,
 ];
 
+/// The method that predictors are for where none is named.
+pub const PREDICTED: &Method = &d_countdown::METHOD;
+
 /// How to decide which neurons a token needs.
 #[derive(Debug, PartialEq)]
 pub struct Method {
@@ -36,6 +39,14 @@ pub enum Practical {
     Computed,
     /// It predicts it: to know it exactly is to compute what was to be skipped.
     Predicted,
+}
+
+impl Practical {
+    /// The methods whose practical plans know the signal so, in the order of [`METHODS`]; dense has no signal.
+    pub fn methods(self) -> impl Iterator<Item = &'static Method> {
+        let sparse = METHODS.iter().copied().filter(|m| !m.is_dense());
+        sparse.filter(move |m| m.practical == self)
+    }
 }
 
 /// What a threshold is compared with. The constants of a neuron are the norm of its down row times the root mean square of
@@ -98,6 +109,11 @@ impl Method {
     /// Whether it keeps everything.
     pub fn is_dense(&self) -> bool {
         self.signal.is_none()
+    }
+
+    /// Whether what decides are the coefficients themselves: known exactly, they make the exact choice.
+    pub fn decides_by_coefficients(&self) -> bool {
+        self.signal == Some(Signal::Product)
     }
 
     /// The cut asked for where the method has it, otherwise its best.

@@ -12,7 +12,7 @@ pub mod predictor;
 mod rule;
 mod s_countdown;
 
-pub use method::{CUTS, Cut, Form, METHODS, Method, Practical, names};
+pub use method::{CUTS, Cut, Form, METHODS, Method, PREDICTED, Practical, names};
 pub use plan::{CalibrationText, Provenance, SparsityPlan, check_sparsity};
 pub use predictor::{Estimator, Outer, PREDICTORS, Predictor, PredictorKind, PredictorSet};
 pub use rule::{Keep, NeuronWeights, Rule, Score, Selection, Signal, ideal_drop};

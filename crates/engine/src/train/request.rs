@@ -102,7 +102,7 @@ impl TrainRequest {
         let (method, kind) = (self.method.name, self.kind.name());
         let shaped = match self.kind {
             PredictorKind::LowRank | PredictorKind::Ternary => true,
-            PredictorKind::Product => self.method.signal == Some(Signal::Product),
+            PredictorKind::Product => self.method.decides_by_coefficients(),
             _ => {
                 return refuse(
                     format!("a {kind} predictor needs no training"),
@@ -112,9 +112,10 @@ impl TrainRequest {
         };
         let targets = TrainRequest::targets(self.method);
         if targets.is_empty() {
+            let names: Vec<_> = Practical::Predicted.methods().map(|m| m.name).collect();
             return refuse(
                 format!("method {method} has no use for a predictor"),
-                "train for d-countdown, s-countdown or dejavu",
+                &format!("train for {}", names.join(" or ")),
             );
         }
         if !shaped {

@@ -129,9 +129,9 @@ fn put_row(m: MatRef, i: usize, out: &mut [u8]) {
         let rest = &block[parts.head..];
         match dtype {
             DType::Q8_0 => {
-                let at = b / 4 * 128 + b % 4 * 16;
-                levels[at..at + 16].copy_from_slice(&rest[..16]);
-                levels[at + 64..at + 80].copy_from_slice(&rest[16..]);
+                for (half, rest) in rest.chunks_exact(16).enumerate() {
+                    levels[byte_levels_at(b, half)..][..16].copy_from_slice(rest);
+                }
             }
             DType::Q4_0 | DType::Q4_1 => levels[16 * b..][..16].copy_from_slice(rest),
             DType::Q5_0 | DType::Q5_1 => {
@@ -155,6 +155,11 @@ fn put_row(m: MatRef, i: usize, out: &mut [u8]) {
             }
         }
     }
+}
+
+/// Where the 8-bit levels of half a 32 are.
+fn byte_levels_at(b: usize, half: usize) -> usize {
+    b / 4 * 128 + half * 64 + b % 4 * 16
 }
 
 /// Where the fifth bits of half a 32 are.
@@ -185,9 +190,9 @@ pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
         head.copy_from_slice(&heads[b * parts.head..][..parts.head]);
         match dtype {
             DType::Q8_0 => {
-                let at = b / 4 * 128 + b % 4 * 16;
-                rest[..16].copy_from_slice(&levels[at..at + 16]);
-                rest[16..].copy_from_slice(&levels[at + 64..at + 80]);
+                for (half, rest) in rest.chunks_exact_mut(16).enumerate() {
+                    rest.copy_from_slice(&levels[byte_levels_at(b, half)..][..16]);
+                }
             }
             DType::Q4_0 | DType::Q4_1 => rest.copy_from_slice(&levels[16 * b..][..16]),
             DType::Q5_0 | DType::Q5_1 => {

@@ -68,14 +68,14 @@ fn html(r: &Results) -> String {
     );
     if let Some(choices) = &r.choices {
         let words = format!(
-            "At target {} on {} tokens as the dense model sees them. The exact choice is that of D-CountDown: of each token the \
-             neurons with the largest |s|, as many as the target leaves.",
+            "At target {} on {} tokens as the dense model sees them. The exact choice: of each token the neurons \
+             with the largest |s|, as many as the target leaves.",
             choices.target, choices.tokens
         );
         section("Choices, layer by layer", &words, plots::layers(&lines));
         section(
-            "CATS and M-CountDown beside the exact choice",
-            "The share of neurons that each decides otherwise than the exact choice; the pale part is what the other decides rightly.",
+            "Methods that compute their signal, beside the exact choice",
+            "Two by two: the share of neurons that each decides otherwise than the exact choice; the pale part is what the other decides rightly.",
             plots::agreement(&choices.pairs),
         );
     }

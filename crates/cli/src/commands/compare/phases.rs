@@ -23,7 +23,7 @@ use countdown::{
     eval::{
         ChoiceOptions, ChoiceTask, PairAgreement, PerplexityOptions, agreement, choice, perplexity,
     },
-    sparsity::{Cut, Form},
+    sparsity::{Cut, Form, Practical},
 };
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -31,8 +31,6 @@ use std::{path::Path, sync::Arc, time::Instant};
 const CHOICES_AT: f64 = 0.7;
 /// Tokens that they are compared on.
 const CHOICES_TOKENS: usize = 1024;
-/// The methods whose choices are compared in pairs.
-const PAIR: [&str; 2] = ["cats", "m-countdown"];
 
 /// A comparison under way.
 pub(super) struct Comparison<'a> {
@@ -249,9 +247,9 @@ impl Comparison<'_> {
                 row.layers = Some(layers);
             }
         }
-        let pair = |(&(.., cut, form), agreement): (&Alike, PairAgreement)| Pair {
-            first: PAIR[0].into(),
-            second: PAIR[1].into(),
+        let pair = |(&(a, b, cut, form), agreement): (&Alike, PairAgreement)| Pair {
+            first: ready[a].0.method.clone(),
+            second: ready[b].0.method.clone(),
             cut,
             form,
             agreement,
@@ -449,16 +447,21 @@ fn of(plans: &[Ready], is: impl Fn(&Key) -> bool) -> Vec<Ready> {
 /// Two plans alike in cut and form: their places, and what they have in common.
 type Alike = (usize, usize, Cut, Form);
 
-/// CATS and M-CountDown, where they are alike.
+/// Plans that were fitted here for methods that compute their signal, each with those of the methods behind it.
 fn pairs(ready: &[Ready]) -> Vec<Alike> {
+    let place = |key: &Key| {
+        let mut computed = Practical::Computed.methods();
+        let place = computed.position(|m| m.name == key.method);
+        place.filter(|_| key.plan.is_none())
+    };
     let mut pairs = Vec::new();
     for (a, (first, _)) in ready.iter().enumerate() {
         for (b, (second, _)) in ready.iter().enumerate() {
-            let methods = [&first.method[..], &second.method];
+            let (Some(before), Some(after)) = (place(first), place(second)) else {
+                continue;
+            };
             let alike = (first.cut, first.form) == (second.cut, second.form);
-            let fitted = first.plan.is_none() && second.plan.is_none();
-            if let (true, Some(cut), Some(form)) =
-                (methods == PAIR && alike && fitted, first.cut, first.form)
+            if let (true, Some(cut), Some(form)) = (alike && before < after, first.cut, first.form)
             {
                 pairs.push((a, b, cut, form));
             }

@@ -90,6 +90,14 @@ fn is_practical(line: &&Line<'_>) -> bool {
     first.is_some_and(|r| r.key.form == Some(Form::Practical))
 }
 
+/// Whether a line's plans know the coefficients.
+fn is_bound(line: &&Line<'_>) -> bool {
+    line.rows.first().is_some_and(|r| {
+        let method = Method::by_name(&r.key.method);
+        r.key.predictor.is_none() && method.is_ok_and(Method::decides_by_coefficients)
+    })
+}
+
 fn series(line: &Line<'_>, point: impl Fn(&Row) -> Option<(f64, f64)>) -> Series {
     let points = line.rows.iter().filter_map(|r| {
         let (x, y) = point(r)?;
@@ -177,7 +185,7 @@ pub(super) fn speed(lines: &[Line<'_>]) -> Option<String> {
 /// A figure of a layer: its name and value.
 type LayerFigure = (&'static str, fn(&LayerAgreement) -> f64);
 
-/// Recall, mass and error, layer by layer, of practical rows and of those that know their signal; nothing where they were not compared.
+/// Recall, mass and error, layer by layer, of practical rows and of those that know the coefficients; nothing where they were not compared.
 pub(super) fn layers(lines: &[Line<'_>]) -> Option<String> {
     const FIGURES: [LayerFigure; 4] = [
         ("recall of the exact choice", |l| l.recall),
@@ -201,7 +209,7 @@ pub(super) fn layers(lines: &[Line<'_>]) -> Option<String> {
     };
     let shown: Vec<&Line<'_>> = lines
         .iter()
-        .filter(|l| is_practical(l) || l.name.starts_with("d-countdown,"))
+        .filter(|l| is_practical(l) || is_bound(l))
         .collect();
     let chart = |(title, figure): &LayerFigure| {
         let all = shown.iter().filter_map(|l| of_line(l, *figure));
@@ -227,7 +235,7 @@ pub(super) fn layers(lines: &[Line<'_>]) -> Option<String> {
     ))
 }
 
-/// Where CATS and M-CountDown choose otherwise than the exact choice, and how much of that the other gets right.
+/// Where two methods choose otherwise than the exact choice, and how much of that the other gets right.
 pub(super) fn agreement(pairs: &[Pair]) -> Option<String> {
     if pairs.is_empty() {
         return None;

@@ -176,11 +176,11 @@ pub(super) struct SpeedSettings {
 pub(super) struct Choices {
     pub(super) target: f64,
     pub(super) tokens: usize,
-    /// CATS and M-CountDown beside the exact choice.
+    /// Methods that compute their signal, two by two beside the exact choice.
     pub(super) pairs: Vec<Pair>,
 }
 
-/// CATS and M-CountDown, alike in cut and form.
+/// Two methods, alike in cut and form.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pair {
     pub(super) first: String,

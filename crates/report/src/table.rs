@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 /// Rows of text under a header.
 #[derive(Clone, Debug)]
-pub(crate) struct Table {
+pub struct Table {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(crate) fn new(header: &[&str]) -> Table {
+    /// No rows yet.
+    pub fn new(header: &[&str]) -> Table {
         Table {
             header: header.iter().map(|&h| h.to_owned()).collect(),
             rows: Vec::new(),
@@ -18,14 +19,14 @@ impl Table {
     }
 
     /// Adds a row; as many cells as the header has.
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let row: Vec<String> = cells.into_iter().collect();
         debug_assert_eq!(row.len(), self.header.len(), "{row:?}");
         self.rows.push(row);
     }
 
     /// Columns two blanks apart: the first to the left, the others to the right.
-    pub(crate) fn columns(&self) -> String {
+    pub fn columns(&self) -> String {
         let mut out = String::new();
         for row in self.padded() {
             out.push_str(row.join("  ").trim_end());
@@ -35,7 +36,7 @@ impl Table {
     }
 
     /// A Markdown table that is readable as it stands.
-    pub(crate) fn markdown(&self) -> String {
+    pub fn markdown(&self) -> String {
         let mut out = String::new();
         for (i, row) in self.padded().iter().enumerate() {
             // Writing to a string cannot fail.
@@ -78,7 +79,7 @@ impl Table {
 }
 
 /// A line of comma-separated values, every text quoted as llama-bench does.
-pub(crate) fn csv_line(cells: impl IntoIterator<Item = String>) -> String {
+pub fn csv_line(cells: impl IntoIterator<Item = String>) -> String {
     let quoted: Vec<String> = cells
         .into_iter()
         .map(|c| format!("\"{}\"", c.replace('"', "\"\"")))
@@ -87,7 +88,7 @@ pub(crate) fn csv_line(cells: impl IntoIterator<Item = String>) -> String {
 }
 
 /// Bytes as people read them: 1 GiB is 2^30 bytes.
-pub(crate) fn bytes(n: f64) -> String {
+pub fn bytes(n: f64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = n;
     let mut unit = 0;
@@ -103,7 +104,7 @@ pub(crate) fn bytes(n: f64) -> String {
 }
 
 /// A number of parameters as people read it: 134.52 M.
-pub(crate) fn parameters(n: u64) -> String {
+pub fn parameters(n: u64) -> String {
     match n as f64 {
         n if n >= 1e9 => format!("{:.2} B", n / 1e9),
         n if n >= 1e6 => format!("{:.2} M", n / 1e6),

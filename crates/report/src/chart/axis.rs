@@ -2,18 +2,21 @@
 
 /// One axis.
 #[derive(Clone, Debug)]
-pub(crate) struct Axis {
-    pub(crate) label: String,
-    pub(crate) scale: Scale,
+pub struct Axis {
+    /// What stands beside it.
+    pub label: String,
+    /// How its values are spread.
+    pub scale: Scale,
     /// Values beyond are cut off; otherwise the axis shows all there are.
-    pub(crate) limits: (Option<f64>, Option<f64>),
+    pub limits: (Option<f64>, Option<f64>),
 }
 
 /// How values are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scale {
+pub enum Scale {
+    /// Evenly.
     Linear,
-    /// Values of 0 and less are not shown.
+    /// By their logarithms. Values of 0 and less are not shown.
     Log,
 }
 
@@ -30,7 +33,7 @@ const TICKS: f64 = 6.0;
 
 impl Axis {
     /// An axis over all values there are.
-    pub(crate) fn new(label: impl Into<String>, scale: Scale) -> Axis {
+    pub fn new(label: impl Into<String>, scale: Scale) -> Axis {
         Axis {
             label: label.into(),
             scale,

@@ -9,74 +9,91 @@ use std::fmt::Write;
 
 /// Series of points over two axes.
 #[derive(Clone, Debug)]
-pub(crate) struct Chart {
-    pub(crate) title: String,
-    pub(crate) x: Axis,
-    pub(crate) y: Axis,
-    pub(crate) series: Vec<Series>,
+pub struct Chart {
+    /// Its heading.
+    pub title: String,
+    /// The axis across.
+    pub x: Axis,
+    /// The axis up.
+    pub y: Axis,
+    /// In the order of the legend.
+    pub series: Vec<Series>,
     /// Width and height in pixels, without the legend.
-    pub(crate) size: (f64, f64),
-    pub(crate) legend: Legend,
+    pub size: (f64, f64),
+    /// Where their names stand.
+    pub legend: Legend,
 }
 
 /// Where the series' names stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Legend {
+pub enum Legend {
     /// Under the chart.
     Below,
     /// In a drawing of its own, for several charts; see [`legend`].
     Apart,
 }
 
-/// Points that belong together, in the order of their line.
+/// Points that belong together.
 #[derive(Clone, Debug)]
-pub(crate) struct Series {
-    pub(crate) name: String,
-    pub(crate) style: Style,
-    pub(crate) points: Vec<Point>,
+pub struct Series {
+    /// Its name in the legend.
+    pub name: String,
+    /// What it looks like.
+    pub style: Style,
+    /// In the order of the line.
+    pub points: Vec<Point>,
 }
 
 /// A point; those that an axis cannot show interrupt the line.
 #[derive(Clone, Debug)]
-pub(crate) struct Point {
-    pub(crate) x: f64,
-    pub(crate) y: f64,
+pub struct Point {
+    /// Value on the axis across.
+    pub x: f64,
+    /// Value on the axis up.
+    pub y: f64,
     /// Shown where the pointer rests; may be empty.
-    pub(crate) note: String,
+    pub note: String,
 }
 
 /// What a series looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Style {
+pub struct Style {
     /// Number in the palette.
-    pub(crate) colour: usize,
-    pub(crate) stroke: Stroke,
-    pub(crate) mark: Mark,
+    pub colour: usize,
+    /// Its line.
+    pub stroke: Stroke,
+    /// What stands at its points.
+    pub mark: Mark,
 }
 
 /// A series' line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stroke {
+pub enum Stroke {
+    /// Without gaps.
     Solid,
+    /// With gaps.
     Dashed,
 }
 
 /// What stands at a series' points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mark {
+pub enum Mark {
+    /// A full circle.
     Disc,
+    /// An empty circle.
     Ring,
+    /// A full square.
     Square,
 }
 
 /// Room left, right, above and below of the plot.
-const MARGINS: [f64; 4] = [52.0, 14.0, 30.0, 42.0];
+const MARGINS: [f64; 4] = [52.0, 20.0, 30.0, 42.0];
 const LEGEND_LINE: f64 = 18.0;
 const SAMPLE: f64 = 30.0;
 
 impl Chart {
     /// The drawing.
-    pub(crate) fn svg(&self) -> String {
+    pub fn svg(&self) -> String {
         let (height, content) = self.content();
         drawing(self.size.0, height, &self.title, &content)
     }
@@ -163,7 +180,7 @@ impl Chart {
 }
 
 /// The names of some series as a drawing of their own.
-pub(crate) fn legend(series: &[Series], width: f64) -> String {
+pub fn legend(series: &[Series], width: f64) -> String {
     let (names, rows) = entries(series, width);
     drawing(width, rows as f64 * LEGEND_LINE + 4.0, "Legend", &names)
 }

@@ -4,9 +4,9 @@ mod axis;
 mod bars;
 mod lines;
 
-pub(crate) use axis::{Axis, Scale};
-pub(crate) use bars::{Bar, Bars};
-pub(crate) use lines::{Chart, Legend, Mark, Point, Series, Stroke, Style, legend};
+pub use axis::{Axis, Scale};
+pub use bars::{Bar, Bars};
+pub use lines::{Chart, Legend, Mark, Point, Series, Stroke, Style, legend};
 
 use std::fmt::{Display, Write};
 
@@ -29,7 +29,7 @@ const PALETTE: [(&str, &str); 12] = [
 const CHARACTER: f64 = 6.3;
 
 /// Charts as one document, `columns` side by side, on paper of its own: a file that a browser opens by itself.
-pub(crate) fn document(title: &str, charts: &[Chart], columns: usize) -> String {
+pub fn document(title: &str, charts: &[Chart], columns: usize) -> String {
     let mut out = String::from("<rect width=\"100%\" height=\"100%\" fill=\"var(--paper)\"/>");
     let (mut width, mut height) = (0f64, 0f64);
     for row in charts.chunks(columns.max(1)) {
@@ -99,7 +99,7 @@ fn colour(i: usize) -> String {
 }
 
 /// Text as HTML and SVG take it, in content and attributes.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -9,25 +9,28 @@ use std::fmt::Write;
 
 /// Bars under each other.
 #[derive(Clone, Debug)]
-pub(crate) struct Bars {
-    pub(crate) title: String,
+pub struct Bars {
+    /// Its heading.
+    pub title: String,
     /// What their length means.
-    pub(crate) label: String,
+    pub label: String,
     /// What the parts mean: the first is drawn full, those behind it paler and paler.
-    pub(crate) parts: Vec<String>,
-    pub(crate) bars: Vec<Bar>,
+    pub parts: Vec<String>,
+    /// From top to bottom.
+    pub bars: Vec<Bar>,
     /// Pixels.
-    pub(crate) width: f64,
+    pub width: f64,
 }
 
 /// One bar.
 #[derive(Clone, Debug)]
-pub(crate) struct Bar {
-    pub(crate) name: String,
+pub struct Bar {
+    /// What stands beside it.
+    pub name: String,
     /// Number in the palette.
-    pub(crate) colour: usize,
+    pub colour: usize,
     /// The lengths of its parts.
-    pub(crate) parts: Vec<f64>,
+    pub parts: Vec<f64>,
 }
 
 const BAR: f64 = 16.0;
@@ -35,7 +38,7 @@ const ABOVE: f64 = 30.0;
 
 impl Bars {
     /// The drawing.
-    pub(crate) fn svg(&self) -> String {
+    pub fn svg(&self) -> String {
         let longest = self.bars.iter().map(|b| b.name.chars().count()).max();
         let left = 16.0 + longest.unwrap_or(0) as f64 * CHARACTER;
         let w = self.width - left - 20.0;
