@@ -77,7 +77,7 @@ pub(super) fn by_rows<const R: usize>(
     };
     for j in 0..part {
         let first = j * onwards;
-        let w = std::array::from_fn(|r| row_of(rows, first + r * apart));
+        let w = array(0, |r| row_of(rows, first + r * apart));
         for (r, product) in many(w, Coming::after(m, rows, first, steps))
             .into_iter()
             .enumerate()
@@ -88,6 +88,16 @@ pub(super) fn by_rows<const R: usize>(
     for (j, out) in out.iter_mut().enumerate().skip(part * R) {
         [*out] = one([row_of(rows, j)], Coming::after(m, rows, j, steps));
     }
+}
+
+/// `[f(0), f(1), ...]`. The standard library's way calls `f` out of line where that is compiled for more target features.
+#[inline(always)]
+pub(super) fn array<const R: usize, T: Copy>(blank: T, f: impl Fn(usize) -> T) -> [T; R] {
+    let mut all = [blank; R];
+    for (r, to) in all.iter_mut().enumerate() {
+        *to = f(r);
+    }
+    all
 }
 
 /// Rows of a list that come later, asked for while those before them are computed.
@@ -113,7 +123,7 @@ impl<const R: usize> Coming<R> {
         };
         let row = |r: usize| later[r.min(later.len() - 1)] as usize;
         Coming {
-            rows: std::array::from_fn(|r| m.row_data(row(r)).as_ptr()),
+            rows: array(std::ptr::null(), |r| m.row_data(row(r)).as_ptr()),
             reach: m.reach(),
             part: LINE * m.reach().div_ceil(LINE).div_ceil(steps.max(1)),
         }
@@ -198,7 +208,7 @@ pub(super) fn axpy<const N: usize, const E: usize, const P: usize, S: Copy, Y>(
     let rest = coef.len() / ROWS * ROWS;
     let (together, alone) = coef.split_at(rest);
     for (j, c) in together.as_chunks::<ROWS>().0.iter().enumerate() {
-        let w: [&[u8]; ROWS] = std::array::from_fn(|r| row(j * ROWS + r));
+        let w = array(&[][..], |r| row(j * ROWS + r));
         let coming = Coming::after(m, rows, j * ROWS, steps);
         pass::<ROWS, N, E, P, S, Y>(w, coming, c, y, blank, &prepare, &get, &add, &put);
     }

@@ -17,6 +17,8 @@ mod input;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod parallel;
+#[cfg(target_arch = "x86_64")]
+mod parts;
 mod scalar;
 mod team;
 #[cfg(test)]

@@ -89,6 +89,14 @@ avx2! {
         unsafe { _mm_loadu_ps(x.as_ptr()) }
     }
 
+    /// `x[at..at + 4]`.
+    #[inline]
+    pub(in crate::cpu) fn i32x4(x: &[i32], at: usize) -> __m128i {
+        let x = &x[at..at + 4];
+        // SAFETY: the slice is 4 numbers; no alignment is needed.
+        unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+    }
+
     /// `x[at..at + 8]`.
     #[inline]
     pub(in crate::cpu) fn f32x8(x: &[f32], at: usize) -> __m256 {

@@ -4,6 +4,7 @@ mod axpy;
 pub(super) mod decode;
 mod dot;
 pub(super) mod load;
+mod parts;
 mod predictor;
 
 use super::{
@@ -44,8 +45,8 @@ pub(super) static KERNELS: Kernels = Kernels {
         dot::q8_h,
     ],
     tiles: [None; DTYPES],
-    dot_parts: [None; DTYPES],
-    axpy_parts: [None; DTYPES],
+    dot_parts: parts::DOT,
+    axpy_parts: parts::AXPY,
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,

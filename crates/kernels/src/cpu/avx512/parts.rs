@@ -4,19 +4,15 @@
 use super::{
     super::{
         Axpy, DTYPES, Dot, Rows,
-        drive::{self, Coming},
-        row_of,
+        drive::Coming,
+        parts::{self, Lot, Shape},
     },
     avx512, decode,
     dot::{Halves, ROWS, by_fours, or_bytes},
     load,
 };
-use crate::{
-    cpu::Input,
-    matrix::MatRef,
-    quant::{GROUP, Parts, groups},
-};
-use std::{arch::x86_64::*, marker::PhantomData, ops::Range};
+use crate::{cpu::Input, matrix::MatRef, quant::GROUP};
+use std::{arch::x86_64::*, ops::Range};
 
 /// By `DType as usize`.
 pub(super) const DOT: [Option<Dot>; DTYPES] = [
@@ -43,54 +39,6 @@ pub(super) const AXPY: [Option<Axpy>; DTYPES] = {
     table[crate::dtype::DType::Q8_0 as usize] = Some(sum_q8_0);
     table
 };
-
-/// Where levels, fifth bits and heads begin in a row, and how many groups it has.
-#[derive(Clone, Copy)]
-struct Shape {
-    fifth: usize,
-    heads: usize,
-    groups: usize,
-}
-
-impl Shape {
-    fn of(m: MatRef) -> Shape {
-        let parts = Parts::of(m.dtype()).expect("a matrix in parts is of a type that has them");
-        let groups = groups(m.dtype(), m.cols());
-        let [levels, fifth, _] = parts.sizes(groups);
-        Shape {
-            fifth: levels,
-            heads: levels + fifth,
-            groups,
-        }
-    }
-}
-
-/// Some rows, equally long, so that a bound is checked once for all of them.
-#[derive(Clone, Copy)]
-struct Lot<'a, const R: usize> {
-    rows: [*const u8; R],
-    len: usize,
-    bytes: PhantomData<&'a [u8]>,
-}
-
-impl<'a, const R: usize> Lot<'a, R> {
-    #[inline(always)]
-    fn of(m: MatRef<'a>, rows: [usize; R]) -> Lot<'a, R> {
-        Lot {
-            rows: rows.map(|i| m.row_data(i).as_ptr()),
-            len: m.row_bytes(),
-            bytes: PhantomData,
-        }
-    }
-
-    /// Bytes `at..at + N` of row `r`.
-    #[inline(always)]
-    fn get<const N: usize>(&self, r: usize, at: usize) -> &'a [u8; N] {
-        assert!(at + N <= self.len);
-        // SAFETY: a row is `len` bytes that live as long as the matrix; in bounds by the assertion.
-        unsafe { &*self.rows[r].add(at).cast() }
-    }
-}
 
 avx512! {
     fn q8_0(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
@@ -186,10 +134,10 @@ avx512! {
         activations: impl Fn(usize) -> X,
         step: impl Fn(&Lot<ROWS>, usize, usize, &X, __m512) -> __m512,
     ) {
-        steps(m, rows, out, groups(m.dtype(), m.cols()), activations, step);
+        steps(m, rows, out, Shape::of(m).groups, activations, step);
     }
 
-    /// Products in so many steps a row: `step(rows, r, s, activations(s), sums)` for row `r` of some.
+    /// So many steps a row.
     #[inline]
     fn steps<X>(
         m: MatRef,
@@ -199,37 +147,7 @@ avx512! {
         activations: impl Fn(usize) -> X,
         step: impl Fn(&Lot<ROWS>, usize, usize, &X, __m512) -> __m512,
     ) {
-        drive::by_rows::<ROWS>(
-            m,
-            rows,
-            steps,
-            out,
-            |w, coming| {
-                let lot = Lot::of(m, w);
-                let mut acc = [_mm512_setzero_ps(); ROWS];
-                for s in 0..steps {
-                    let x = activations(s);
-                    coming.ask(s);
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        *acc = step(&lot, r, s, &x, *acc);
-                    }
-                }
-                let mut sums = [0.0; ROWS];
-                for (sum, acc) in sums.iter_mut().zip(acc) {
-                    *sum = _mm512_reduce_add_ps(acc);
-                }
-                sums
-            },
-            |w, coming| {
-                let lot = Lot::of(m, [w[0]; ROWS]);
-                let mut acc = _mm512_setzero_ps();
-                for s in 0..steps {
-                    coming.ask(s);
-                    acc = step(&lot, 0, s, &activations(s), acc);
-                }
-                [_mm512_reduce_add_ps(acc)]
-            },
-        );
+        parts::dot(m, rows, out, steps, _mm512_setzero_ps(), activations, step, |acc| _mm512_reduce_add_ps(acc));
     }
 
     /// The levels of group `g` of row `r`, ordered as [`Input::halves`].
@@ -258,15 +176,14 @@ avx512! {
     /// Whole rows, whatever the columns asked for: `y` is as long.
     fn sum_q8_0(m: MatRef, rows: Rows, coef: &[f32], _: Range<usize>, y: &mut [f32]) {
         let s = Shape::of(m);
-        let (fours, rest) = coef.as_chunks::<ROWS>();
-        for (j, c) in fours.iter().enumerate() {
-            let lot = Lot::of(m, std::array::from_fn(|r| row_of(rows, ROWS * j + r)));
-            add_rows(s, lot, c, Coming::after(m, rows, ROWS * j, s.groups), y);
-        }
-        for (j, c) in rest.iter().enumerate() {
-            let j = ROWS * fours.len() + j;
-            add_rows(s, Lot::of(m, [row_of(rows, j)]), &[*c], Coming::after(m, rows, j, s.groups), y);
-        }
+        parts::axpy::<ROWS>(
+            m,
+            rows,
+            coef,
+            y,
+            |lot, c, coming, y| add_rows(s, lot, c, coming, y),
+            |lot, c, coming, y| add_rows(s, lot, c, coming, y),
+        );
     }
 
     /// Adds some rows of Q8_0, scaled.
