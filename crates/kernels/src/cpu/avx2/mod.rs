@@ -5,6 +5,7 @@ pub(super) mod decode;
 mod dot;
 pub(super) mod load;
 mod predictor;
+mod tiles;
 
 use super::{
     Act, DTYPES, Input, Isa, Kernels, Score, elementwise,
@@ -43,7 +44,7 @@ pub(super) static KERNELS: Kernels = Kernels {
         predictor::t2,
         dot::q8_h,
     ],
-    tiles: [None; DTYPES],
+    tiles: tiles::TABLE,
     dot_parts: [None; DTYPES],
     axpy_parts: [None; DTYPES],
     axpy: axpy::SUMS,

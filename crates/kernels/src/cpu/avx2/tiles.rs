@@ -1,0 +1,369 @@
+//! Dot products of tiles: a lane is a row, so a word of the sixteen rows is two vectors, which meet four activations at a time,
+//! broadcast to all lanes. Sums need no adding across lanes, and the scales of rows are decoded together.
+//!
+//! `vpmaddubsw` multiplies unsigned levels with activations and adds pairs in 16 bits, where there is room for more: levels up
+//! to 15 give at most 2 * 15 * 127 a pair, so that the eight words of a block of 32 stay below 2^15; levels up to 31 leave room for
+//! four words. Only then does `vpmaddwd` add pairs of those sums in 32 bits.
+//!
+//! What a format subtracts from its levels is subtracted in integers, as the sum of activations. A tile's bytes follow each
+//! other, and so do the tiles: one stream through memory.
+
+use super::{
+    super::{DTYPES, Input, Tiles},
+    avx2, load,
+};
+use crate::{dtype::DType, matrix::MatRef, quant::TILE};
+use std::arch::x86_64::*;
+
+pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
+    let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
+    table[DType::F16 as usize] = Some(f16);
+    table[DType::Q4_0 as usize] = Some(q4_0);
+    table[DType::Q5_0 as usize] = Some(q5_0);
+    table[DType::Q3_0 as usize] = Some(q3_0);
+    table[DType::Q4_K as usize] = Some(q4_k);
+    table[DType::T2 as usize] = Some(t2);
+    table[DType::Q8_H as usize] = Some(q8_h);
+    table
+};
+
+/// Something of sixteen rows in 32 bits each: a word of their blocks, or sums.
+type Ints = [__m256i; 2];
+/// A number a row.
+type Floats = [__m256; 2];
+/// Levels of a block of activations.
+type Block = [i8; 32];
+
+avx2! {
+    fn f16(m: MatRef, x: &Input, out: &mut [f32]) {
+        let add = |w: &[u8; 32], x: f32, acc: Floats| {
+            let x = _mm256_set1_ps(x);
+            let [a, b] = sixteen_halves(w);
+            [_mm256_fmadd_ps(a, x, acc[0]), _mm256_fmadd_ps(b, x, acc[1])]
+        };
+        let (fours, rest) = x.x().as_chunks::<4>();
+        let tiles = m.data().chunks_exact(TILE * m.row_bytes());
+        for (tile, out) in tiles.zip(out.chunks_exact_mut(TILE)) {
+            let (w, w_rest) = tile.as_chunks::<32>().0.split_at(4 * fours.len());
+            // Four sums, which do not wait for each other.
+            let mut acc = [[_mm256_setzero_ps(); 2]; 4];
+            for (w, x) in w.as_chunks::<4>().0.iter().zip(fours) {
+                for i in 0..4 {
+                    acc[i] = add(&w[i], x[i], acc[i]);
+                }
+            }
+            for (w, x) in w_rest.iter().zip(rest) {
+                acc[0] = add(w, *x, acc[0]);
+            }
+            for half in 0..2 {
+                let pairs = [0, 2].map(|i| _mm256_add_ps(acc[i][half], acc[i + 1][half]));
+                load::put_f32x8(out, 8 * half, _mm256_add_ps(pairs[0], pairs[1]));
+            }
+        }
+    }
+
+    fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        sixteen_levels(m, x, out, 1, 8);
+    }
+
+    fn q8_h(m: MatRef, x: &Input, out: &mut [f32]) {
+        sixteen_levels(m, x, out, 16, 120);
+    }
+
+    /// Blocks of a scale and nibbles: levels that far apart, less the offset.
+    #[inline]
+    fn sixteen_levels(m: MatRef, x: &Input, out: &mut [f32], apart: i16, offset: i32) {
+        tiles::<288>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let mut sums = nothing();
+            for v in 0..4 {
+                let [low, high] = halves(word(w, 32 + 64 * v));
+                sums = meet(low, x32, v, sums);
+                sums = meet(high, x32, 4 + v, sums);
+            }
+            let sums = widen(sums, [_mm256_set1_epi16(apart); 2], start(x, b, offset));
+            add(w, sums, x, b, acc)
+        });
+    }
+
+    fn q5_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        // The same byte of a row's word of fifth bits four times, and the bit for each level of a group of four.
+        let first = _mm256_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12);
+        let first = _mm256_mullo_epi32(first, _mm256_set1_epi32(0x0101_0101));
+        let bits = _mm256_set1_epi32(0x8040_2010_u32 as i32);
+        tiles::<352>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let fifth = word(w, 32);
+            // The bits of even groups, where those of odd ones are.
+            let even = both(fifth, |h| _mm256_slli_epi32::<4>(h));
+            let spread = |h: Ints, byte: usize| {
+                let at = _mm256_add_epi8(first, _mm256_set1_epi8(byte as i8));
+                both(h, |h| _mm256_shuffle_epi8(h, at))
+            };
+            let mut sums = start(x, b, 16);
+            for pair in 0..2 {
+                let mut narrow = nothing();
+                for v in 2 * pair..2 * pair + 2 {
+                    let h = if v % 2 == 0 { even } else { fifth };
+                    let [low, high] = halves(word(w, 96 + 64 * v));
+                    narrow = meet(with_fifth(low, spread(h, pair), bits), x32, v, narrow);
+                    narrow = meet(with_fifth(high, spread(h, 2 + pair), bits), x32, 4 + v, narrow);
+                }
+                sums = widen(narrow, [_mm256_set1_epi16(1); 2], sums);
+            }
+            add(w, sums, x, b, acc)
+        });
+    }
+
+    fn q3_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        let (pair, third) = (_mm256_set1_epi8(0x33), _mm256_set1_epi8(0x44));
+        tiles::<224>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let high = word(w, 160);
+            let mut sums = nothing();
+            // As the format's drawing says: group 2 p + v has its low bits at pair p of word v.
+            for (v, high) in [high, both(high, |h| _mm256_slli_epi16::<2>(h))].into_iter().enumerate() {
+                let low = word(w, 32 + 64 * v);
+                let with = |low, high| _mm256_or_si256(_mm256_and_si256(low, pair), _mm256_and_si256(high, third));
+                let later = |low, high| with(_mm256_srli_epi16::<2>(low), _mm256_srli_epi16::<1>(high));
+                let q = [
+                    [with(low[0], high[0]), with(low[1], high[1])],
+                    [later(low[0], high[0]), later(low[1], high[1])],
+                ];
+                for (p, q) in q.into_iter().enumerate() {
+                    let [a, b] = halves(q);
+                    sums = meet(a, x32, 2 * p + v, sums);
+                    sums = meet(b, x32, 2 * p + 4 + v, sums);
+                }
+            }
+            let sums = widen(sums, [_mm256_set1_epi16(1); 2], start(x, b, 4));
+            add(w, sums, x, b, acc)
+        });
+    }
+
+    fn t2(m: MatRef, x: &Input, out: &mut [f32]) {
+        let (first, second) = (_mm256_set1_epi8(3), _mm256_set1_epi8(12));
+        tiles::<128>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            // Sums of products with levels, and with levels where they lie two bits higher.
+            let (mut sums, mut fourfold) = (nothing(), nothing());
+            // As the format's drawing says: group 2 p + v is pair p of word v.
+            for v in 0..2 {
+                let w = word(w, 64 * v);
+                for (p, w) in [(0, w), (2, both(w, |w| _mm256_srli_epi16::<4>(w)))] {
+                    sums = meet(both(w, |w| _mm256_and_si256(w, first)), x32, 2 * p + v, sums);
+                    fourfold = meet(both(w, |w| _mm256_and_si256(w, second)), x32, 2 * p + 2 + v, fourfold);
+                }
+            }
+            for half in 0..2 {
+                let more = _mm256_srai_epi16::<2>(fourfold[half]);
+                sums[half] = _mm256_add_epi16(sums[half], more);
+            }
+            let sums = widen(sums, [_mm256_set1_epi16(1); 2], start(x, b, 1));
+            scaled(sums, x, b, acc)
+        });
+    }
+
+    fn q4_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<2304>(m, out, |b, w, acc| {
+            super_block::<2304, 8>(w, x, b, acc, |chunk, v| halves(word(w, 256 + 512 * chunk + 64 * v)))
+        });
+    }
+
+    /// Adds the products of block `b` of a format that begins as Q4_K does. `levels(chunk, v)` gives word `v` of sub-blocks `2 chunk` and
+    /// `2 chunk + 1`, so small that products with `ROOM` words can be added in 16 bits.
+    #[inline]
+    fn super_block<const N: usize, const ROOM: usize>(
+        w: &[u8; N],
+        x: &Input,
+        b: usize,
+        acc: Floats,
+        levels: impl Fn(usize, usize) -> [Ints; 2],
+    ) -> Floats {
+        let [s, n, rest] = [64, 128, 192].map(|i| word(w, i));
+        let six = _mm256_set1_epi8(63);
+        // Four bits of a byte of `rest`, below the upper two bits of one of `upper`.
+        let later = |rest, upper| {
+            let low = _mm256_and_si256(rest, _mm256_set1_epi8(15));
+            let upper = _mm256_and_si256(_mm256_srli_epi16::<2>(upper), _mm256_set1_epi8(0x30));
+            _mm256_or_si256(low, upper)
+        };
+        let scales = [
+            both(s, |s| _mm256_and_si256(s, six)),
+            [later(rest[0], s[0]), later(rest[1], s[1])],
+        ];
+        let four = both(rest, |rest| _mm256_srli_epi16::<4>(rest));
+        let minima = [
+            both(n, |n| _mm256_and_si256(n, six)),
+            [later(four[0], n[0]), later(four[1], n[1])],
+        ];
+        let (mut products, mut below) = ([_mm256_setzero_ps(); 2], [_mm256_setzero_ps(); 2]);
+        for chunk in 0..4 {
+            let mut sums = [nothing(); 2];
+            let scale = [0, 1].map(|i| spread_byte(scales[chunk / 2], 2 * chunk % 4 + i));
+            for part in 0..8 / ROOM {
+                let mut narrow = [nothing(); 2];
+                for v in ROOM * part..ROOM * part + ROOM {
+                    for (i, q) in levels(chunk, v).into_iter().enumerate() {
+                        narrow[i] = meet(q, block(x, 8 * b + 2 * chunk + i), v, narrow[i]);
+                    }
+                }
+                for i in 0..2 {
+                    sums[i] = widen(narrow[i], scale[i], sums[i]);
+                }
+            }
+            for (i, sums) in sums.into_iter().enumerate() {
+                let j = 2 * chunk + i;
+                products = scaled(sums, x, 8 * b + j, products);
+                // The byte alone in its lane.
+                let bits = _mm256_set1_epi32(8 * (j % 4) as i32);
+                let byte = _mm256_set1_epi32(255);
+                let min = both(minima[chunk / 2], |n| _mm256_and_si256(_mm256_srlv_epi32(n, bits), byte));
+                let sum = _mm256_set1_ps(x.sums()[8 * b + j]);
+                for half in 0..2 {
+                    below[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min[half]), sum, below[half]);
+                }
+            }
+        }
+        let [d, dmin] = two_halves(word(w, 0));
+        let add = |half: usize| {
+            let acc = _mm256_fmadd_ps(products[half], d[half], acc[half]);
+            _mm256_fnmadd_ps(below[half], dmin[half], acc)
+        };
+        [add(0), add(1)]
+    }
+
+    /// Runs `step(block, bytes, sums)` over the blocks of each tile.
+    #[inline]
+    fn tiles<const N: usize>(
+        m: MatRef,
+        out: &mut [f32],
+        step: impl Fn(usize, &[u8; N], Floats) -> Floats,
+    ) {
+        let tiles = m.data().chunks_exact(TILE * m.row_bytes());
+        for (tile, out) in tiles.zip(out.chunks_exact_mut(TILE)) {
+            let mut acc = [_mm256_setzero_ps(); 2];
+            for (b, w) in tile.as_chunks::<N>().0.iter().enumerate() {
+                acc = step(b, w, acc);
+            }
+            load::put_f32x8(out, 0, acc[0]);
+            load::put_f32x8(out, 8, acc[1]);
+        }
+    }
+
+    /// Block `b` of the activations.
+    #[inline]
+    fn block(x: &Input, b: usize) -> &Block {
+        x.levels()[32 * b..].first_chunk().expect("levels are padded to whole blocks")
+    }
+
+    /// The word at byte `at` of a tile's block.
+    #[inline]
+    fn word<const N: usize>(w: &[u8; N], at: usize) -> Ints {
+        [load::u8x32(w, at), load::u8x32(w, at + 32)]
+    }
+
+    /// The same with both vectors.
+    #[inline]
+    fn both(v: Ints, f: impl Fn(__m256i) -> __m256i) -> Ints {
+        [f(v[0]), f(v[1])]
+    }
+
+    /// Low nibbles, high nibbles.
+    #[inline]
+    fn halves(q: Ints) -> [Ints; 2] {
+        let low = _mm256_set1_epi8(15);
+        [
+            both(q, |q| _mm256_and_si256(q, low)),
+            both(q, |q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), low)),
+        ]
+    }
+
+    /// Nibbles with their fifth bits, which are set where that bit of `high`, from 16 up, is.
+    #[inline]
+    fn with_fifth(q: Ints, high: Ints, bit: __m256i) -> Ints {
+        let sixteen = _mm256_set1_epi8(16);
+        let fifth = both(high, |h| _mm256_min_epu8(_mm256_and_si256(h, bit), sixteen));
+        [_mm256_or_si256(q[0], fifth[0]), _mm256_or_si256(q[1], fifth[1])]
+    }
+
+    /// Sums of nothing yet.
+    #[inline]
+    fn nothing() -> Ints {
+        [_mm256_setzero_si256(); 2]
+    }
+
+    /// Adds, in 16 bits, pairs of products of levels with activations `4 group..4 group + 4` of a block.
+    #[inline]
+    fn meet(q: Ints, x: &Block, group: usize, sums: Ints) -> Ints {
+        let x = &x[4 * group..4 * group + 4];
+        let x = _mm256_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]));
+        let add = |half: usize| _mm256_add_epi16(sums[half], _mm256_maddubs_epi16(q[half], x));
+        [add(0), add(1)]
+    }
+
+    /// Adds a row's two sums of 16 bits, each times its factor, to that of 32.
+    #[inline]
+    fn widen(narrow: Ints, factor: Ints, sums: Ints) -> Ints {
+        let add = |half: usize| _mm256_add_epi32(sums[half], _mm256_madd_epi16(narrow[half], factor[half]));
+        [add(0), add(1)]
+    }
+
+    /// Byte `i` of every row's four, not negative, in both halves of its lane.
+    #[inline]
+    fn spread_byte(v: Ints, i: usize) -> Ints {
+        let first = _mm256_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12);
+        let at = _mm256_add_epi32(_mm256_mullo_epi32(first, _mm256_set1_epi32(0x1_0001)), _mm256_set1_epi32(0x8000_8000_u32 as i32));
+        let at = _mm256_add_epi32(at, _mm256_set1_epi32(0x1_0001 * i as i32));
+        both(v, |v| _mm256_shuffle_epi8(v, at))
+    }
+
+    /// Sums that begin at what `offset` takes off the products with block `b`.
+    #[inline]
+    fn start(x: &Input, b: usize, offset: i32) -> Ints {
+        [_mm256_set1_epi32(-offset * x.totals()[b]); 2]
+    }
+
+    /// Adds the sums for block `b`, times its scale.
+    #[inline]
+    fn scaled(sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
+        let scale = _mm256_set1_ps(x.scales()[b]);
+        let add = |half: usize| _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[half]), scale, acc[half]);
+        [add(0), add(1)]
+    }
+
+    /// The same for a tile's block that begins with the scales of its rows.
+    #[inline]
+    fn add<const N: usize>(w: &[u8; N], sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
+        let scale = _mm256_set1_ps(x.scales()[b]);
+        let d = sixteen_halves(w);
+        let add = |half: usize| {
+            let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[half]), scale);
+            _mm256_fmadd_ps(sum, d[half], acc[half])
+        };
+        [add(0), add(1)]
+    }
+
+    /// The `f16` of sixteen rows at the beginning of some bytes.
+    #[inline]
+    fn sixteen_halves<const N: usize>(w: &[u8; N]) -> Floats {
+        [_mm256_cvtph_ps(load::b16::<0, N>(w)), _mm256_cvtph_ps(load::b16::<16, N>(w))]
+    }
+
+    /// The lower and the upper `f16` of each word.
+    #[inline]
+    fn two_halves(v: Ints) -> [Floats; 2] {
+        let apart = _mm256_setr_epi8(
+            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+        );
+        let v = both(v, |v| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(v, apart)));
+        [
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(v[0])), _mm256_cvtph_ps(_mm256_castsi256_si128(v[1]))],
+            [
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(v[0])),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(v[1])),
+            ],
+        ]
+    }
+}
