@@ -18,10 +18,15 @@ use std::arch::x86_64::*;
 pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
     table[DType::F16 as usize] = Some(f16);
+    table[DType::Q8_0 as usize] = Some(q8_0);
     table[DType::Q4_0 as usize] = Some(q4_0);
+    table[DType::Q4_1 as usize] = Some(q4_1);
     table[DType::Q5_0 as usize] = Some(q5_0);
-    table[DType::Q3_0 as usize] = Some(q3_0);
+    table[DType::Q5_1 as usize] = Some(q5_1);
     table[DType::Q4_K as usize] = Some(q4_k);
+    table[DType::Q5_K as usize] = Some(q5_k);
+    table[DType::Q6_K as usize] = Some(q6_k);
+    table[DType::Q3_0 as usize] = Some(q3_0);
     table[DType::T2 as usize] = Some(t2);
     table[DType::Q8_H as usize] = Some(q8_h);
     table
@@ -38,8 +43,8 @@ avx2! {
     fn f16(m: MatRef, x: &Input, out: &mut [f32]) {
         let add = |w: &[u8; 32], x: f32, acc: Floats| {
             let x = _mm256_set1_ps(x);
-            let [a, b] = sixteen_halves(w);
-            [_mm256_fmadd_ps(a, x, acc[0]), _mm256_fmadd_ps(b, x, acc[1])]
+            let w = scales(w);
+            [_mm256_fmadd_ps(w[0], x, acc[0]), _mm256_fmadd_ps(w[1], x, acc[1])]
         };
         let (fours, rest) = x.x().as_chunks::<4>();
         let tiles = m.data().chunks_exact(TILE * m.row_bytes());
@@ -55,11 +60,26 @@ avx2! {
             for (w, x) in w_rest.iter().zip(rest) {
                 acc[0] = add(w, *x, acc[0]);
             }
-            for half in 0..2 {
+            for (half, out) in out.chunks_exact_mut(8).enumerate() {
                 let pairs = [0, 2].map(|i| _mm256_add_ps(acc[i][half], acc[i + 1][half]));
-                load::put_f32x8(out, 8 * half, _mm256_add_ps(pairs[0], pairs[1]));
+                load::put_f32x8(out, 0, _mm256_add_ps(pairs[0], pairs[1]));
             }
         }
+    }
+
+    fn q8_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        let ones = [_mm256_set1_epi16(1); 2];
+        tiles::<544>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let mut sums = nothing();
+            for v in 0..8 {
+                let (q, x) = (word(w, 32 + 64 * v), four(x32, v));
+                // |w| (x sign w): the magnitude of -128 is 128 as an unsigned byte. A pair of those fills 16 bits.
+                let pairs = both(q, |q| _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)));
+                sums = widen(pairs, ones, sums);
+            }
+            add(scales(w), sums, x, b, acc)
+        });
     }
 
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
@@ -74,45 +94,69 @@ avx2! {
     #[inline]
     fn sixteen_levels(m: MatRef, x: &Input, out: &mut [f32], apart: i16, offset: i32) {
         tiles::<288>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
-            let mut sums = nothing();
-            for v in 0..4 {
-                let [low, high] = halves(word(w, 32 + 64 * v));
-                sums = meet(low, x32, v, sums);
-                sums = meet(high, x32, 4 + v, sums);
-            }
+            let sums = nibbles(w, 32, block(x, b));
             let sums = widen(sums, [_mm256_set1_epi16(apart); 2], start(x, b, offset));
-            add(w, sums, x, b, acc)
+            add(scales(w), sums, x, b, acc)
         });
     }
 
-    fn q5_0(m: MatRef, x: &Input, out: &mut [f32]) {
-        // The same byte of a row's word of fifth bits four times, and the bit for each level of a group of four.
-        let first = _mm256_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12);
-        let first = _mm256_mullo_epi32(first, _mm256_set1_epi32(0x0101_0101));
-        let bits = _mm256_set1_epi32(0x8040_2010_u32 as i32);
-        tiles::<352>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
-            let fifth = word(w, 32);
-            // The bits of even groups, where those of odd ones are.
-            let even = both(fifth, |h| _mm256_slli_epi32::<4>(h));
-            let spread = |h: Ints, byte: usize| {
-                let at = _mm256_add_epi8(first, _mm256_set1_epi8(byte as i8));
-                both(h, |h| _mm256_shuffle_epi8(h, at))
-            };
-            let mut sums = start(x, b, 16);
-            for pair in 0..2 {
-                let mut narrow = nothing();
-                for v in 2 * pair..2 * pair + 2 {
-                    let h = if v % 2 == 0 { even } else { fifth };
-                    let [low, high] = halves(word(w, 96 + 64 * v));
-                    narrow = meet(with_fifth(low, spread(h, pair), bits), x32, v, narrow);
-                    narrow = meet(with_fifth(high, spread(h, 2 + pair), bits), x32, 4 + v, narrow);
-                }
-                sums = widen(narrow, [_mm256_set1_epi16(1); 2], sums);
-            }
-            add(w, sums, x, b, acc)
+    fn q4_1(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<320>(m, out, |b, w, acc| {
+            let sums = nibbles(w, 64, block(x, b));
+            let sums = widen(sums, [_mm256_set1_epi16(1); 2], nothing());
+            add_affine(two_halves(word(w, 0)), sums, x, b, acc)
         });
+    }
+
+    /// Sums, in 16 bits, of products with a block of nibbles, which are at byte `at` of a tile's.
+    #[inline]
+    fn nibbles<const N: usize>(w: &[u8; N], at: usize, x: &Block) -> Ints {
+        let mut sums = nothing();
+        for v in 0..4 {
+            let [low, high] = halves(word(w, at + 64 * v));
+            sums = meet(low, x, v, sums);
+            sums = meet(high, x, 4 + v, sums);
+        }
+        sums
+    }
+
+    fn q5_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<352>(m, out, |b, w, acc| {
+            let sums = five_bits(w, 32, block(x, b), start(x, b, 16));
+            add(scales(w), sums, x, b, acc)
+        });
+    }
+
+    fn q5_1(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<384>(m, out, |b, w, acc| {
+            let sums = five_bits(w, 64, block(x, b), nothing());
+            add_affine(two_halves(word(w, 0)), sums, x, b, acc)
+        });
+    }
+
+    /// Adds the products with a block's fifth bits and nibbles, which are from byte `at` of a tile's on.
+    #[inline]
+    fn five_bits<const N: usize>(w: &[u8; N], at: usize, x: &Block, mut sums: Ints) -> Ints {
+        // The same byte of a row's word of fifth bits four times, and the bit for each level of a group of four.
+        let first = _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
+        let bits = _mm256_set1_epi32(0x8040_2010_u32 as i32);
+        let spread = |fifth: Ints, byte: usize| {
+            let bytes = _mm256_add_epi8(first, _mm256_set1_epi8(byte as i8));
+            both(fifth, |f| _mm256_shuffle_epi8(f, bytes))
+        };
+        let odd = word(w, at);
+        // The bits of even groups, where those of odd ones are.
+        let even = both(odd, |f| _mm256_slli_epi32::<4>(f));
+        for byte in 0..2 {
+            let mut narrow = nothing();
+            for (v, fifth) in [(2 * byte, even), (2 * byte + 1, odd)] {
+                let [low, high] = halves(word(w, at + 64 + 64 * v));
+                narrow = meet(with_fifth(low, spread(fifth, byte), bits), x, v, narrow);
+                narrow = meet(with_fifth(high, spread(fifth, 2 + byte), bits), x, 4 + v, narrow);
+            }
+            sums = widen(narrow, [_mm256_set1_epi16(1); 2], sums);
+        }
+        sums
     }
 
     fn q3_0(m: MatRef, x: &Input, out: &mut [f32]) {
@@ -137,7 +181,7 @@ avx2! {
                 }
             }
             let sums = widen(sums, [_mm256_set1_epi16(1); 2], start(x, b, 4));
-            add(w, sums, x, b, acc)
+            add(scales(w), sums, x, b, acc)
         });
     }
 
@@ -170,6 +214,68 @@ avx2! {
         });
     }
 
+    fn q5_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<2816>(m, out, |b, w, acc| {
+            super_block::<2816, 4>(w, x, b, acc, |chunk, v| {
+                let fifth = word(w, 256 + 64 * v);
+                // The bits of the first chunks, where those of the last are.
+                let fifth = if chunk < 2 { both(fifth, |f| _mm256_slli_epi16::<4>(f)) } else { fifth };
+                let bit = |i: usize| _mm256_set1_epi8((16_u8 << (2 * chunk % 4 + i)) as i8);
+                let [low, high] = halves(word(w, 768 + 512 * chunk + 64 * v));
+                [with_fifth(low, fifth, bit(0)), with_fifth(high, fifth, bit(1))]
+            })
+        });
+    }
+
+    fn q6_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        let (low, upper) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+        let six = |q, high| _mm256_or_si256(_mm256_and_si256(q, low), _mm256_and_si256(high, upper));
+        tiles::<3360>(m, out, |b, w, acc| {
+            let mut products = [_mm256_setzero_ps(); 2];
+            // As the format's drawing says: half h has its low nibbles in words 16 h.., its upper pairs in words 32 + 8 h...
+            // The 32 bytes k of its nibbles are blocks k and k + 2 of the activations' four.
+            for (h, k) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let blocks = [4 * h + k, 4 * h + k + 2];
+                let offsets = blocks.map(|j| offsets(x, 8 * b + j));
+                let mut sums = [nothing(); 2];
+                for s in 0..2 {
+                    // Less the offset, 4 words are at most 8 * 32 * 127, so that it is taken off in 16 bits.
+                    let mut narrow = [0, 1].map(|i| [offsets[i][s]; 2]);
+                    for v in 4 * s..4 * s + 4 {
+                        let q = word(w, 32 + 64 * (16 * h + 8 * k + v));
+                        let high = word(w, 32 + 64 * (32 + 8 * h + v));
+                        let high = if k == 0 { high } else { both(high, |h| _mm256_srli_epi16::<2>(h)) };
+                        let first = |i: usize| six(q[i], _mm256_slli_epi16::<4>(high[i]));
+                        let second = |i: usize| six(_mm256_srli_epi16::<4>(q[i]), high[i]);
+                        narrow[0] = meet([first(0), first(1)], block(x, 8 * b + blocks[0]), v, narrow[0]);
+                        narrow[1] = meet([second(0), second(1)], block(x, 8 * b + blocks[1]), v, narrow[1]);
+                    }
+                    for i in 0..2 {
+                        let j = 2 * blocks[i] + s;
+                        let scale = spread_byte(word(w, 32 + 64 * (48 + j / 4)), j % 4);
+                        sums[i] = widen(narrow[i], scale, sums[i]);
+                    }
+                }
+                for i in 0..2 {
+                    products = scaled(sums[i], x, 8 * b + blocks[i], products);
+                }
+            }
+            let d = scales(w);
+            [_mm256_fmadd_ps(products[0], d[0], acc[0]), _mm256_fmadd_ps(products[1], d[1], acc[1])]
+        });
+    }
+
+    /// What 32 below each level takes off the products with the first and the second half of block `b`, in 16 bits: every two
+    /// activations of four by themselves.
+    #[inline]
+    fn offsets(x: &Input, b: usize) -> [__m256i; 2] {
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load::i8x32(x.levels(), 32 * b));
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        let less = _mm256_sub_epi16(_mm256_setzero_si256(), pairs);
+        [_mm256_permute2x128_si256::<0x00>(less, less), _mm256_permute2x128_si256::<0x11>(less, less)]
+    }
+
     /// Adds the products of block `b` of a format that begins as Q4_K does. `levels(chunk, v)` gives word `v` of sub-blocks `2 chunk` and
     /// `2 chunk + 1`, so small that products with `ROOM` words can be added in 16 bits.
     #[inline]
@@ -188,7 +294,7 @@ avx2! {
             let upper = _mm256_and_si256(_mm256_srli_epi16::<2>(upper), _mm256_set1_epi8(0x30));
             _mm256_or_si256(low, upper)
         };
-        let scales = [
+        let factors = [
             both(s, |s| _mm256_and_si256(s, six)),
             [later(rest[0], s[0]), later(rest[1], s[1])],
         ];
@@ -200,7 +306,7 @@ avx2! {
         let (mut products, mut below) = ([_mm256_setzero_ps(); 2], [_mm256_setzero_ps(); 2]);
         for chunk in 0..4 {
             let mut sums = [nothing(); 2];
-            let scale = [0, 1].map(|i| spread_byte(scales[chunk / 2], 2 * chunk % 4 + i));
+            let scale = [0, 1].map(|i| spread_byte(factors[chunk / 2], 2 * chunk % 4 + i));
             for part in 0..8 / ROOM {
                 let mut narrow = [nothing(); 2];
                 for v in ROOM * part..ROOM * part + ROOM {
@@ -293,11 +399,17 @@ avx2! {
         [_mm256_setzero_si256(); 2]
     }
 
+    /// Activations `4 group..4 group + 4` of a block, in all lanes.
+    #[inline]
+    fn four(x: &Block, group: usize) -> __m256i {
+        let x = &x[4 * group..4 * group + 4];
+        _mm256_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]))
+    }
+
     /// Adds, in 16 bits, pairs of products of levels with activations `4 group..4 group + 4` of a block.
     #[inline]
     fn meet(q: Ints, x: &Block, group: usize, sums: Ints) -> Ints {
-        let x = &x[4 * group..4 * group + 4];
-        let x = _mm256_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]));
+        let x = four(x, group);
         let add = |half: usize| _mm256_add_epi16(sums[half], _mm256_maddubs_epi16(q[half], x));
         [add(0), add(1)]
     }
@@ -309,13 +421,15 @@ avx2! {
         [add(0), add(1)]
     }
 
-    /// Byte `i` of every row's four, not negative, in both halves of its lane.
+    /// Byte `i` of every row's four, with its sign, in both halves of its lane.
     #[inline]
     fn spread_byte(v: Ints, i: usize) -> Ints {
-        let first = _mm256_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12);
-        let at = _mm256_add_epi32(_mm256_mullo_epi32(first, _mm256_set1_epi32(0x1_0001)), _mm256_set1_epi32(0x8000_8000_u32 as i32));
-        let at = _mm256_add_epi32(at, _mm256_set1_epi32(0x1_0001 * i as i32));
-        both(v, |v| _mm256_shuffle_epi8(v, at))
+        // Into the upper byte of each half; 0x80 leaves the lower one empty.
+        let first = _mm256_setr_epi32(
+            0x0080_0080, 0x0480_0480, 0x0880_0880, 0x0c80_0c80, 0x0080_0080, 0x0480_0480, 0x0880_0880, 0x0c80_0c80,
+        );
+        let at = _mm256_add_epi16(first, _mm256_set1_epi16((i as i16) << 8));
+        both(v, |v| _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(v, at)))
     }
 
     /// Sums that begin at what `offset` takes off the products with block `b`.
@@ -332,11 +446,10 @@ avx2! {
         [add(0), add(1)]
     }
 
-    /// The same for a tile's block that begins with the scales of its rows.
+    /// The same for weights that have a scale a row as well.
     #[inline]
-    fn add<const N: usize>(w: &[u8; N], sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
+    fn add(d: Floats, sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
         let scale = _mm256_set1_ps(x.scales()[b]);
-        let d = sixteen_halves(w);
         let add = |half: usize| {
             let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[half]), scale);
             _mm256_fmadd_ps(sum, d[half], acc[half])
@@ -344,9 +457,17 @@ avx2! {
         [add(0), add(1)]
     }
 
-    /// The `f16` of sixteen rows at the beginning of some bytes.
+    /// The same for weights `d q + m`.
     #[inline]
-    fn sixteen_halves<const N: usize>(w: &[u8; N]) -> Floats {
+    fn add_affine([d, m]: [Floats; 2], sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
+        let acc = add(d, sums, x, b, acc);
+        let sum = _mm256_set1_ps(x.sums()[b]);
+        [_mm256_fmadd_ps(m[0], sum, acc[0]), _mm256_fmadd_ps(m[1], sum, acc[1])]
+    }
+
+    /// The `f16` that a block of a tile begins with, one a row.
+    #[inline]
+    fn scales<const N: usize>(w: &[u8; N]) -> Floats {
         [_mm256_cvtph_ps(load::b16::<0, N>(w)), _mm256_cvtph_ps(load::b16::<16, N>(w))]
     }
 
