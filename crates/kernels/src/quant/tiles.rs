@@ -1,12 +1,12 @@
 //! Tiles: the rows of a matrix sixteen at a time, block by block, so that a vector holds the same elements of sixteen rows.
 //!
 //! ```text
+//! a row's block:      | head | word 0 | word 1 | ...        in Q6_K:  | word 0 | word 1 | ... | head |
 //! a block of a tile:  | heads of 16 rows | word 0 of 16 rows | word 1 of 16 rows | ...
 //! ```
 //!
 //! A row's block is cut into a head, the bytes that are no whole word (the scale of formats whose blocks are 4 n + 2 bytes, otherwise
-//! nothing), and words of four bytes. The head is where a block begins but in Q6_K, whose scale is at its end; in a tile all heads come first.
-//! Nothing but the order of bytes changes. Products with tiles need no sums across lanes and
+//! nothing), and words of four bytes. Nothing but the order of bytes changes. Products with tiles need no sums across lanes and
 //! decode the scales of sixteen rows at once: two to four times fewer instructions than row by row. In return
 //! a row is no run of bytes any more: tiles are for matrices that are read as a whole.
 
