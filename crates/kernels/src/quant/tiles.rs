@@ -1,6 +1,7 @@
 //! Tiles: the rows of a matrix sixteen at a time, block by block, so that a vector holds the same elements of sixteen rows.
 //!
 //! ```text
+//! a row's block:      | head | word 0 | word 1 | ...        in Q6_K:  | word 0 | word 1 | ... | head |
 //! a block of a tile:  | heads of 16 rows | word 0 of 16 rows | word 1 of 16 rows | ...
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! a row is no run of bytes any more: tiles are for matrices that are read as a whole.
 
 use crate::{cpu::Team, dtype::DType, matrix::MatRef};
+use std::ops::Range;
 
 /// Rows of a tile.
 pub const TILE: usize = 16;
@@ -19,18 +21,28 @@ pub const fn has_tiles(dtype: DType) -> bool {
     matches!(
         dtype,
         DType::F16
+            | DType::Q8_0
             | DType::Q4_0
+            | DType::Q4_1
             | DType::Q5_0
+            | DType::Q5_1
             | DType::Q4_K
+            | DType::Q5_K
+            | DType::Q6_K
             | DType::Q3_0
             | DType::T2
             | DType::Q8_H
     )
 }
 
-/// Where the first word of a row is in the block of a tile, for blocks of `bytes`.
-fn first_word(bytes: usize, row: usize) -> usize {
-    TILE * (bytes % 4) + 4 * row
+/// Where the head is in a row's block.
+fn head(dtype: DType) -> Range<usize> {
+    let bytes = dtype.block_bytes();
+    let len = bytes % 4;
+    match dtype {
+        DType::Q6_K => bytes - len..bytes,
+        _ => 0..len,
+    }
 }
 
 /// The bytes of a matrix of rows as tiles; `None` for a type that has no tiles, or rows that do not fill them.
@@ -42,6 +54,7 @@ pub fn tile(m: MatRef, team: &mut Team) -> Option<Vec<u8>> {
         return None;
     }
     let (bytes, row_bytes) = (m.dtype().block_bytes(), m.row_bytes());
+    let head = head(m.dtype());
     let mut out = vec![0; m.rows() * row_bytes];
     team.split(&mut out, TILE * row_bytes, |at, part| {
         let first = at / row_bytes;
@@ -49,7 +62,7 @@ pub fn tile(m: MatRef, team: &mut Team) -> Option<Vec<u8>> {
             for r in 0..TILE {
                 let row = m.row(first + i * TILE + r).chunks_exact(bytes);
                 for (block, out) in row.zip(tile.chunks_exact_mut(TILE * bytes)) {
-                    put_block(block, r, out);
+                    put_block(block, head.clone(), r, out);
                 }
             }
         }
@@ -58,27 +71,36 @@ pub fn tile(m: MatRef, team: &mut Team) -> Option<Vec<u8>> {
 }
 
 /// Puts the block of row `r` into that of a tile.
-fn put_block(block: &[u8], r: usize, out: &mut [u8]) {
-    let (head, words) = block.split_at(block.len() % 4);
-    out[r * head.len()..][..head.len()].copy_from_slice(head);
-    let at = first_word(block.len(), r);
-    for (w, word) in words.as_chunks::<4>().0.iter().enumerate() {
-        out[at + w * 4 * TILE..][..4].copy_from_slice(word);
+fn put_block(block: &[u8], head: Range<usize>, r: usize, out: &mut [u8]) {
+    let (heads, words) = out.split_at_mut(TILE * head.len());
+    heads[r * head.len()..][..head.len()].copy_from_slice(&block[head.clone()]);
+    let (before, behind) = (&block[..head.start], &block[head.end..]);
+    let row = [before, behind].map(|words| words.as_chunks::<4>().0);
+    for (w, word) in row.into_iter().flatten().enumerate() {
+        words[4 * (TILE * w + r)..][..4].copy_from_slice(word);
+    }
+}
+
+/// The block of row `r` of that of a tile.
+fn take_block(block: &[u8], head: Range<usize>, r: usize, out: &mut [u8]) {
+    let (heads, words) = block.split_at(TILE * head.len());
+    let (before, rest) = out.split_at_mut(head.start);
+    let (scale, behind) = rest.split_at_mut(head.len());
+    scale.copy_from_slice(&heads[r * head.len()..][..head.len()]);
+    let row = [before, behind].map(|words| words.as_chunks_mut::<4>().0);
+    for (w, word) in row.into_iter().flatten().enumerate() {
+        word.copy_from_slice(&words[4 * (TILE * w + r)..][..4]);
     }
 }
 
 /// Blocks `first..` of row `i` of tiles, as many as `out` has room for.
 pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
+    let head = head(m.dtype());
     let bytes = m.dtype().block_bytes();
     let tile = &m.data()[i / TILE * TILE * m.row_bytes()..][..TILE * m.row_bytes()];
     let blocks = tile.chunks_exact(TILE * bytes).skip(first);
     for (out, block) in out.chunks_exact_mut(bytes).zip(blocks) {
-        let (head, words) = out.split_at_mut(bytes % 4);
-        head.copy_from_slice(&block[i % TILE * head.len()..][..head.len()]);
-        let at = first_word(bytes, i % TILE);
-        for (w, word) in words.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            word.copy_from_slice(&block[at + w * 4 * TILE..][..4]);
-        }
+        take_block(block, head.clone(), i % TILE, out);
     }
 }
 

@@ -6,9 +6,10 @@ mod dot;
 pub(super) mod load;
 mod parts;
 mod predictor;
+mod tiles;
 
 use super::{
-    Act, DTYPES, Input, Isa, Kernels, Score, elementwise,
+    Act, Input, Isa, Kernels, Score, elementwise,
     gemm::{DEPTH, LANES},
     generic,
 };
@@ -44,7 +45,7 @@ pub(super) static KERNELS: Kernels = Kernels {
         predictor::t2,
         dot::q8_h,
     ],
-    tiles: [None; DTYPES],
+    tiles: tiles::TABLE,
     dot_parts: parts::DOT,
     axpy_parts: parts::AXPY,
     axpy: axpy::SUMS,

@@ -14,10 +14,15 @@ use std::arch::x86_64::*;
 pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
     table[DType::F16 as usize] = Some(f16);
+    table[DType::Q8_0 as usize] = Some(q8_0);
     table[DType::Q4_0 as usize] = Some(q4_0);
+    table[DType::Q4_1 as usize] = Some(q4_1);
     table[DType::Q5_0 as usize] = Some(q5_0);
-    table[DType::Q3_0 as usize] = Some(q3_0);
+    table[DType::Q5_1 as usize] = Some(q5_1);
     table[DType::Q4_K as usize] = Some(q4_k);
+    table[DType::Q5_K as usize] = Some(q5_k);
+    table[DType::Q6_K as usize] = Some(q6_k);
+    table[DType::Q3_0 as usize] = Some(q3_0);
     table[DType::T2 as usize] = Some(t2);
     table[DType::Q8_H as usize] = Some(q8_h);
     table
@@ -50,6 +55,20 @@ avx512! {
         }
     }
 
+    fn q8_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        // A signed level plus 128 is the level with its sign bit flipped.
+        let sign = _mm512_set1_epi8(-128);
+        tiles::<544>(m, out, |b, w, acc| {
+            let x32 = block(x, b);
+            let mut sums = start(x, b, 128);
+            for v in 0..8 {
+                let q = _mm512_xor_si512(load::u8x64(w, 32 + 64 * v), sign);
+                sums[v % 2] = _mm512_dpbusd_epi32(sums[v % 2], q, four(x32, v));
+            }
+            add(w, sums, x, b, acc)
+        });
+    }
+
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
         tiles::<288>(m, out, |b, w, acc| {
             let q = |v: usize| halves(load::u8x64(w, 32 + 64 * v));
@@ -67,32 +86,49 @@ avx512! {
         });
     }
 
+    fn q4_1(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<320>(m, out, |b, w, acc| {
+            let q = |v: usize| halves(load::u8x64(w, 64 + 64 * v));
+            add_affine(w, groups([q(0), q(1), q(2), q(3)], x, b, 0), x, b, acc)
+        });
+    }
+
     fn q5_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<352>(m, out, |b, w, acc| {
+            add(w, five_bits(w, 32, block(x, b), start(x, b, 16)), x, b, acc)
+        });
+    }
+
+    fn q5_1(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<384>(m, out, |b, w, acc| {
+            add_affine(w, five_bits(w, 64, block(x, b), start(x, b, 0)), x, b, acc)
+        });
+    }
+
+    /// Adds the products with a block's fifth bits and nibbles, which are from byte `at` of a tile's on.
+    #[inline]
+    fn five_bits<const N: usize>(w: &[u8; N], at: usize, x: &Block, mut sums: [__m512i; 2]) -> [__m512i; 2] {
         // Which byte of a row's word has the fifth bits of a group of four, and which of its bits.
         let bytes = _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
         let bytes = _mm512_mullo_epi32(bytes, _mm512_set1_epi32(0x0404_0404));
         let bits = [_mm512_set1_epi32(0x0804_0201), _mm512_set1_epi32(0x8040_2010_u32 as i32)];
         let fifth = _mm512_set1_epi8(16);
-        tiles::<352>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
-            let high = load::u8x64(w, 32);
-            let mut sums = start(x, b, 16);
-            let mut spread = [high; 4];
-            for (i, s) in spread.iter_mut().enumerate() {
-                let byte = _mm512_add_epi8(bytes, _mm512_set1_epi8(i as i8));
-                *s = _mm512_shuffle_epi8(high, byte);
+        let high = load::u8x64(w, at);
+        let mut spread = [high; 4];
+        for (i, s) in spread.iter_mut().enumerate() {
+            let byte = _mm512_add_epi8(bytes, _mm512_set1_epi8(i as i8));
+            *s = _mm512_shuffle_epi8(high, byte);
+        }
+        for v in 0..4 {
+            let q = load::u8x64(w, at + 64 + 64 * v);
+            for (half, q) in halves(q).into_iter().enumerate() {
+                let group = 4 * half + v;
+                let set = _mm512_test_epi8_mask(spread[group / 2], bits[group % 2]);
+                let q = _mm512_mask_add_epi8(q, set, q, fifth);
+                sums[half] = _mm512_dpbusd_epi32(sums[half], q, four(x, group));
             }
-            for v in 0..4 {
-                let q = load::u8x64(w, 96 + 64 * v);
-                for (half, q) in halves(q).into_iter().enumerate() {
-                    let group = 4 * half + v;
-                    let set = _mm512_test_epi8_mask(spread[group / 2], bits[group % 2]);
-                    let q = _mm512_mask_add_epi8(q, set, q, fifth);
-                    sums[half] = _mm512_dpbusd_epi32(sums[half], q, four(x32, group));
-                }
-            }
-            add(w, sums, x, b, acc)
-        });
+        }
+        sums
     }
 
     fn q3_0(m: MatRef, x: &Input, out: &mut [f32]) {
@@ -147,47 +183,121 @@ avx512! {
     }
 
     fn q4_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        tiles::<2304>(m, out, |b, w, acc| {
+            super_block(w, x, b, acc, |chunk, v| halves(load::u8x64(w, 256 + 512 * chunk + 64 * v)))
+        });
+    }
+
+    fn q5_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        let fifth = _mm512_set1_epi8(16);
+        tiles::<2816>(m, out, |b, w, acc| {
+            super_block(w, x, b, acc, |chunk, v| {
+                let high = load::u8x64(w, 256 + 64 * v);
+                let [low, upper] = halves(load::u8x64(w, 768 + 512 * chunk + 64 * v));
+                let with = |q, j: usize| {
+                    let set = _mm512_test_epi8_mask(high, _mm512_set1_epi8((1_u8 << j) as i8));
+                    _mm512_mask_add_epi8(q, set, q, fifth)
+                };
+                [with(low, 2 * chunk), with(upper, 2 * chunk + 1)]
+            })
+        });
+    }
+
+    /// Adds the products of block `b` of a format that begins as Q4_K does. `levels(chunk, v)` gives word `v` of sub-blocks `2 chunk` and
+    /// `2 chunk + 1`.
+    #[inline]
+    fn super_block<const N: usize>(
+        w: &[u8; N],
+        x: &Input,
+        b: usize,
+        acc: __m512,
+        levels: impl Fn(usize, usize) -> [__m512i; 2],
+    ) -> __m512 {
         let six = _mm512_set1_epi32(63);
         let low = _mm512_set1_epi32(15);
         // Bits 6 and 7 of a byte, as bits 4 and 5.
         let upper = _mm512_set1_epi32(0x30);
         let at = |v, bits: i32| _mm512_srlv_epi32(v, _mm512_set1_epi32(bits));
-        tiles::<2304>(m, out, |b, w, acc| {
-            let [s, n, rest] = [64, 128, 192].map(|i| load::u8x64(w, i));
-            let (mut scaled, mut minima) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-            for chunk in 0..4 {
-                let q = |v: usize| load::u8x64(w, 256 + 512 * chunk + 64 * v);
-                let mut sums = [_mm512_setzero_si512(); 2];
-                for v in 0..8 {
-                    let [a, b2] = halves(q(v));
-                    sums[0] = _mm512_dpbusd_epi32(sums[0], a, four(block(x, 8 * b + 2 * chunk), v));
-                    sums[1] = _mm512_dpbusd_epi32(sums[1], b2, four(block(x, 8 * b + 2 * chunk + 1), v));
+        let [s, n, rest] = [64, 128, 192].map(|i| load::u8x64(w, i));
+        let (mut scaled, mut minima) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        for chunk in 0..4 {
+            let mut sums = [_mm512_setzero_si512(); 2];
+            for v in 0..8 {
+                let [low, high] = levels(chunk, v);
+                sums[0] = _mm512_dpbusd_epi32(sums[0], low, four(block(x, 8 * b + 2 * chunk), v));
+                sums[1] = _mm512_dpbusd_epi32(sums[1], high, four(block(x, 8 * b + 2 * chunk + 1), v));
+            }
+            for (half, sum) in sums.into_iter().enumerate() {
+                let j = 2 * chunk + half;
+                let byte = 8 * (j % 4) as i32;
+                let (scale, min) = if j < 4 {
+                    (_mm512_and_si512(at(s, byte), six), _mm512_and_si512(at(n, byte), six))
+                } else {
+                    let scale = _mm512_and_si512(at(rest, byte), low);
+                    let min = _mm512_and_si512(at(rest, byte + 4), low);
+                    (
+                        _mm512_or_si512(scale, _mm512_and_si512(at(s, byte + 2), upper)),
+                        _mm512_or_si512(min, _mm512_and_si512(at(n, byte + 2), upper)),
+                    )
+                };
+                let of_block = |x: &[f32]| _mm512_set1_ps(x[8 * b + j]);
+                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), of_block(x.scales()));
+                scaled = _mm512_fmadd_ps(product, _mm512_cvtepi32_ps(scale), scaled);
+                minima = _mm512_fmadd_ps(of_block(x.sums()), _mm512_cvtepi32_ps(min), minima);
+            }
+        }
+        let [d, dmin] = two_halves(w);
+        _mm512_fnmadd_ps(minima, dmin, _mm512_fmadd_ps(scaled, d, acc))
+    }
+
+    fn q6_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        let (low, upper) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+        let six = |q, high| _mm512_or_si512(_mm512_and_si512(q, low), _mm512_and_si512(high, upper));
+        tiles::<3360>(m, out, |b, w, acc| {
+            let mut scaled = _mm512_setzero_ps();
+            // As the format's drawing says: half h has its low nibbles from word 16 h on, its upper pairs from word 32 + 8 h on. The
+            // 32 bytes k of its nibbles belong to blocks k and k + 2 of the activations' four.
+            for (h, k) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let blocks = [4 * h + k, 4 * h + k + 2];
+                let starts = blocks.map(|j| starts(x, 8 * b + j));
+                let mut products = [_mm512_setzero_si512(); 2];
+                for s in 0..2 {
+                    let mut sums = starts.map(|starts| starts[s]);
+                    for v in 4 * s..4 * s + 4 {
+                        let q = load::u8x64(w, 32 + 64 * (16 * h + 8 * k + v));
+                        let high = load::u8x64(w, 32 + 64 * (32 + 8 * h + v));
+                        let high = if k == 0 { high } else { _mm512_srli_epi16::<2>(high) };
+                        let levels = [six(q, _mm512_slli_epi16::<4>(high)), six(_mm512_srli_epi16::<4>(q), high)];
+                        for i in 0..2 {
+                            sums[i] = _mm512_dpbusd_epi32(sums[i], levels[i], four(block(x, 8 * b + blocks[i]), v));
+                        }
+                    }
+                    for i in 0..2 {
+                        // The sub-block's scale, a byte with its sign.
+                        let j = 2 * blocks[i] + s;
+                        let scales = load::u8x64(w, 32 + 64 * (48 + j / 4));
+                        let upmost = _mm512_sllv_epi32(scales, _mm512_set1_epi32(24 - 8 * (j % 4) as i32));
+                        let scale = _mm512_srai_epi32::<24>(upmost);
+                        products[i] = _mm512_add_epi32(products[i], _mm512_mullo_epi32(sums[i], scale));
+                    }
                 }
-                for (half, sum) in sums.into_iter().enumerate() {
-                    let j = 2 * chunk + half;
-                    let byte = 8 * (j % 4) as i32;
-                    let (scale, min) = if j < 4 {
-                        (_mm512_and_si512(at(s, byte), six), _mm512_and_si512(at(n, byte), six))
-                    } else {
-                        let scale = _mm512_and_si512(at(rest, byte), low);
-                        let min = _mm512_and_si512(at(rest, byte + 4), low);
-                        (
-                            _mm512_or_si512(scale, _mm512_and_si512(at(s, byte + 2), upper)),
-                            _mm512_or_si512(min, _mm512_and_si512(at(n, byte + 2), upper)),
-                        )
-                    };
-                    let of_block = |x: &[f32]| _mm512_set1_ps(x[8 * b + j]);
-                    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), of_block(x.scales()));
-                    scaled = _mm512_fmadd_ps(product, _mm512_cvtepi32_ps(scale), scaled);
-                    minima = _mm512_fmadd_ps(of_block(x.sums()), _mm512_cvtepi32_ps(min), minima);
+                for i in 0..2 {
+                    let scale = _mm512_set1_ps(x.scales()[8 * b + blocks[i]]);
+                    scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), scale, scaled);
                 }
             }
-            // Two halves a row: d below dmin.
-            let both = load::u8x64(w, 0);
-            let half = |v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
-            let acc = _mm512_fmadd_ps(scaled, half(both), acc);
-            _mm512_fnmadd_ps(minima, half(_mm512_srli_epi32::<16>(both)), acc)
+            _mm512_fmadd_ps(scaled, _mm512_cvtph_ps(load::b32::<0, 3360>(w)), acc)
         });
+    }
+
+    /// Sums that begin at what 32 below each level takes off the products with the first and the second half of block `b`.
+    #[inline]
+    fn starts(x: &Input, b: usize) -> [__m512i; 2] {
+        let fours = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load::i8x32(x.levels(), 32 * b));
+        let fours = _mm256_madd_epi16(fours, _mm256_set1_epi16(-1));
+        let eights = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
+        let all = _mm256_add_epi32(eights, _mm256_shuffle_epi32::<0b10_11_00_01>(eights));
+        [_mm512_broadcastd_epi32(_mm256_castsi256_si128(all)), _mm512_broadcastd_epi32(_mm256_extracti128_si256::<1>(all))]
     }
 
     /// Runs `step(block, bytes, sums)` over the blocks of each tile.
@@ -251,5 +361,21 @@ avx512! {
         let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
         let scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x.scales()[b]));
         _mm512_fmadd_ps(scaled, _mm512_cvtph_ps(load::b32::<0, N>(w)), acc)
+    }
+    /// Adds the sums for block `b`, scaled, of weights `d q + m`; the tile's block begins with `d` and `m` of its rows.
+    #[inline]
+    fn add_affine<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: &Input, b: usize, acc: __m512) -> __m512 {
+        let [d, m] = two_halves(w);
+        let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
+        let acc = _mm512_fmadd_ps(_mm512_mul_ps(sum, _mm512_set1_ps(x.scales()[b])), d, acc);
+        _mm512_fmadd_ps(m, _mm512_set1_ps(x.sums()[b]), acc)
+    }
+
+    /// The lower and the upper `f16` of the first word of each row.
+    #[inline]
+    fn two_halves<const N: usize>(w: &[u8; N]) -> [__m512; 2] {
+        let both = load::u8x64(w, 0);
+        let half = |v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+        [half(both), half(_mm512_srli_epi32::<16>(both))]
     }
 }

@@ -144,6 +144,17 @@ fn dot_products_are_within_the_rounding_of_their_sum() {
     });
 }
 
+/// Where a block of a quantised type has its `f16`.
+fn halves(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
+        DType::Q3_0 | DType::Q2_0 | DType::Q8_H => &[0],
+        DType::T2 => &[],
+        DType::Q6_K => &[208],
+        _ => &[0, 2],
+    }
+}
+
 #[test]
 fn extreme_levels_neither_saturate_nor_lose_their_sign() {
     // Every byte 0x80, 0x7f, 0xff or 0x00 against activations of the largest level and either sign.
@@ -153,14 +164,7 @@ fn extreme_levels_neither_saturate_nor_lose_their_sign() {
                 for signs in [[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]] {
                     let mut data = vec![byte; 2 * dtype.block_bytes()];
                     for block in data.chunks_exact_mut(dtype.block_bytes()) {
-                        let halves: &[usize] = match dtype {
-                            DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
-                            DType::Q3_0 | DType::Q2_0 | DType::Q8_H => &[0],
-                            DType::T2 => &[],
-                            DType::Q6_K => &[208],
-                            _ => &[0, 2],
-                        };
-                        for &at in halves {
+                        for &at in halves(dtype) {
                             block[at..at + 2]
                                 .copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
                         }
