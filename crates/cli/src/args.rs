@@ -97,6 +97,9 @@ pub(crate) struct PlanArgs {
     /// Text to calibrate on where no plan is cached [default: a built-in one]
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
+    /// Follow the plan even where steps that read all weights are measured to be quicker
+    #[arg(long)]
+    pub(crate) always_sparse: bool,
 }
 
 /// A model, what computes it and by which plan: what it takes to answer.

@@ -8,12 +8,13 @@ use crate::{
     progress::Progress,
 };
 use countdown::{
-    DownLayout, Fit, Model, Packing, PlanRequest, Session, SessionOptions, SparsityPlan,
+    DownLayout, FfnTimes, Fit, Model, Packing, PlanRequest, Session, SessionOptions, SparsityPlan,
     bench::Variant,
     calibrate,
     formats::Checkpoint,
     measure_realised,
-    sparsity::{PredictorKind, PredictorSet, Signal},
+    model::Layer,
+    sparsity::{Form, PredictorKind, PredictorSet, Signal},
     tokenizer::Tokenizer,
 };
 use std::{
@@ -55,7 +56,12 @@ pub(crate) fn session(
         tokenizer,
         threads,
     };
-    let plan = planner.plan(choice, args.plan.calibration.as_deref())?;
+    let (model, plan) = match planner.plan(choice, args.plan.calibration.as_deref())? {
+        Some(plan) if !args.plan.always_sparse => {
+            quicker(console, checkpoint, model, plan, threads)?
+        }
+        plan => (model, plan),
+    };
     let (model, plan) = {
         let _spinner = Progress::spinner(console, "laying out weights");
         let packing = Packing::of(plan.as_deref());
@@ -66,6 +72,42 @@ pub(crate) fn session(
     session.set_plan(plan.map(Arc::new))?;
     load::announce(console, &session, options.cache_dtype);
     Ok(session)
+}
+
+/// FFNs of fewer bytes take too little time to be told apart.
+const SMALL_FFN: usize = 1 << 20;
+
+/// The model and the plan, or, where that is quicker on this machine, the model as stored and no plan. Announces a change.
+fn quicker(
+    console: &Console,
+    checkpoint: &Checkpoint,
+    model: Arc<Model>,
+    plan: Arc<SparsityPlan>,
+    threads: usize,
+) -> Result<(Arc<Model>, Option<Arc<SparsityPlan>>)> {
+    let is_small = |l: &Layer| l.ffn.gate.bytes() + l.ffn.up.bytes() < SMALL_FFN;
+    // Nobody asks for an ideal plan to be quick.
+    if plan.provenance.form == Form::Ideal || model.layers.iter().any(is_small) {
+        return Ok((model, Some(plan)));
+    }
+    let dense = load::model(console, checkpoint, DownLayout::Stored, threads)?;
+    let times = {
+        let _spinner = Progress::spinner(console, "timing the plan");
+        FfnTimes::measure(&dense, &model, &plan, threads)?
+    };
+    let gain = times.dense.as_secs_f64() / times.sparse.as_secs_f64();
+    let of = &plan.provenance;
+    let what = format!("{} at {}", of.method, of.target);
+    if gain > 1.0 {
+        console.detail(format_args!(
+            "{what}: FFNs {gain:.2} times as fast as dense here"
+        ));
+        return Ok((model, Some(plan)));
+    }
+    console.note(format_args!(
+        "{what} would run FFNs at {gain:.2} of dense's speed here: decoding without it (--always-sparse follows it anyway)"
+    ));
+    Ok((dense, None))
 }
 
 /// Variants of a benchmark, and a model for the session of each.

@@ -24,6 +24,7 @@ pub mod synth;
 pub mod text;
 pub mod tokenizer;
 pub mod train;
+mod worth;
 
 pub use backend::{FfnTrace, Observer, Phase};
 pub use calibrate::{
@@ -38,6 +39,7 @@ pub use packing::Packing;
 pub use profile::{Part, Profile};
 pub use session::{Session, SessionOptions, Stats};
 pub use sparsity::SparsityPlan;
+pub use worth::FfnTimes;
 
 /// The text that plans are calibrated on where the user names none: public domain, prose and code; see data/README.md.
 pub const CALIBRATION_TEXT: &str = include_str!("../data/calibration.txt");

@@ -106,6 +106,22 @@ impl Model {
         }
         Ok(self)
     }
+
+    /// The FFNs of some layers, packed so.
+    pub(crate) fn packed_ffns(
+        &self,
+        layers: &[usize],
+        packing: Packing,
+        threads: usize,
+    ) -> Result<Vec<Ffn>> {
+        let mut tiler = Tiler::new(threads)?;
+        let mut packed = |l: &usize| {
+            let mut ffn = self.layers[*l].ffn.clone();
+            tiler.pack(&mut ffn, packing);
+            ffn
+        };
+        Ok(layers.iter().map(&mut packed).collect())
+    }
 }
 
 impl SparsityPlan {

@@ -103,8 +103,8 @@ avx2! {
                     }
                     for i in 0..V {
                         let x = load::f32x8(x, first + 8 * i);
-                        for r in 0..R {
-                            sums[r][i] = _mm256_fmadd_ps(all[r], x, sums[r][i]);
+                        for (sums, w) in sums.iter_mut().zip(all) {
+                            sums[i] = _mm256_fmadd_ps(w, x, sums[i]);
                         }
                     }
                 } else {

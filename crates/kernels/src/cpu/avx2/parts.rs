@@ -40,7 +40,7 @@ avx2! {
     fn q8_0(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
         let s = Shape::of(m);
         by_groups(m, rows, out, |g| Group::new(x, g, 0), |lot, r, g, x, acc| {
-x.add(signed_products(lot.get(r, 128 * g), x.levels), load::b8(lot.get(r, s.heads + 8 * g)), acc)
+            x.add(signed_products(lot.get(r, 128 * g), x.levels), load::b8(lot.get(r, s.heads + 8 * g)), acc)
         });
     }
 

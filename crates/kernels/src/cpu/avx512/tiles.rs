@@ -11,17 +11,16 @@ use super::{
 use crate::{dtype::DType, matrix::MatRef, quant::TILE};
 use std::arch::x86_64::*;
 
+/// Not those types whose rows are multiplied at the speed of memory as they are.
 pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
     table[DType::F16 as usize] = Some(f16);
-    table[DType::Q8_0 as usize] = Some(q8_0);
     table[DType::Q4_0 as usize] = Some(q4_0);
     table[DType::Q4_1 as usize] = Some(q4_1);
     table[DType::Q5_0 as usize] = Some(q5_0);
     table[DType::Q5_1 as usize] = Some(q5_1);
     table[DType::Q4_K as usize] = Some(q4_k);
     table[DType::Q5_K as usize] = Some(q5_k);
-    table[DType::Q6_K as usize] = Some(q6_k);
     table[DType::Q3_0 as usize] = Some(q3_0);
     table[DType::T2 as usize] = Some(t2);
     table[DType::Q8_H as usize] = Some(q8_h);
@@ -53,20 +52,6 @@ avx512! {
             let pairs = [_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])];
             load::put_f32x16(out, 0, _mm512_add_ps(pairs[0], pairs[1]));
         }
-    }
-
-    fn q8_0(m: MatRef, x: &Input, out: &mut [f32]) {
-        // A signed level plus 128 is the level with its sign bit flipped.
-        let sign = _mm512_set1_epi8(-128);
-        tiles::<544>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
-            let mut sums = start(x, b, 128);
-            for v in 0..8 {
-                let q = _mm512_xor_si512(load::u8x64(w, 32 + 64 * v), sign);
-                sums[v % 2] = _mm512_dpbusd_epi32(sums[v % 2], q, four(x32, v));
-            }
-            add(w, sums, x, b, acc)
-        });
     }
 
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
@@ -250,56 +235,6 @@ avx512! {
         _mm512_fnmadd_ps(minima, dmin, _mm512_fmadd_ps(scaled, d, acc))
     }
 
-    fn q6_k(m: MatRef, x: &Input, out: &mut [f32]) {
-        let (low, upper) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
-        let six = |q, high| _mm512_or_si512(_mm512_and_si512(q, low), _mm512_and_si512(high, upper));
-        tiles::<3360>(m, out, |b, w, acc| {
-            let mut scaled = _mm512_setzero_ps();
-            // As the format's drawing says: half h has its low nibbles from word 16 h on, its upper pairs from word 32 + 8 h on. The
-            // 32 bytes k of its nibbles belong to blocks k and k + 2 of the activations' four.
-            for (h, k) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let blocks = [4 * h + k, 4 * h + k + 2];
-                let starts = blocks.map(|j| starts(x, 8 * b + j));
-                let mut products = [_mm512_setzero_si512(); 2];
-                for s in 0..2 {
-                    let mut sums = starts.map(|starts| starts[s]);
-                    for v in 4 * s..4 * s + 4 {
-                        let q = load::u8x64(w, 32 + 64 * (16 * h + 8 * k + v));
-                        let high = load::u8x64(w, 32 + 64 * (32 + 8 * h + v));
-                        let high = if k == 0 { high } else { _mm512_srli_epi16::<2>(high) };
-                        let levels = [six(q, _mm512_slli_epi16::<4>(high)), six(_mm512_srli_epi16::<4>(q), high)];
-                        for i in 0..2 {
-                            sums[i] = _mm512_dpbusd_epi32(sums[i], levels[i], four(block(x, 8 * b + blocks[i]), v));
-                        }
-                    }
-                    for i in 0..2 {
-                        // The sub-block's scale, a byte with its sign.
-                        let j = 2 * blocks[i] + s;
-                        let scales = load::u8x64(w, 32 + 64 * (48 + j / 4));
-                        let upmost = _mm512_sllv_epi32(scales, _mm512_set1_epi32(24 - 8 * (j % 4) as i32));
-                        let scale = _mm512_srai_epi32::<24>(upmost);
-                        products[i] = _mm512_add_epi32(products[i], _mm512_mullo_epi32(sums[i], scale));
-                    }
-                }
-                for i in 0..2 {
-                    let scale = _mm512_set1_ps(x.scales()[8 * b + blocks[i]]);
-                    scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), scale, scaled);
-                }
-            }
-            _mm512_fmadd_ps(scaled, _mm512_cvtph_ps(load::b32::<0, 3360>(w)), acc)
-        });
-    }
-
-    /// Sums that begin at what 32 below each level takes off the products with the first and the second half of block `b`.
-    #[inline]
-    fn starts(x: &Input, b: usize) -> [__m512i; 2] {
-        let fours = _mm256_maddubs_epi16(_mm256_set1_epi8(32), load::i8x32(x.levels(), 32 * b));
-        let fours = _mm256_madd_epi16(fours, _mm256_set1_epi16(-1));
-        let eights = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
-        let all = _mm256_add_epi32(eights, _mm256_shuffle_epi32::<0b10_11_00_01>(eights));
-        [_mm512_broadcastd_epi32(_mm256_castsi256_si128(all)), _mm512_broadcastd_epi32(_mm256_extracti128_si256::<1>(all))]
-    }
-
     /// Runs `step(block, bytes, sums)` over the blocks of each tile.
     #[inline]
     fn tiles<const N: usize>(
@@ -362,6 +297,7 @@ avx512! {
         let scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x.scales()[b]));
         _mm512_fmadd_ps(scaled, _mm512_cvtph_ps(load::b32::<0, N>(w)), acc)
     }
+
     /// Adds the sums for block `b`, scaled, of weights `d q + m`; the tile's block begins with `d` and `m` of its rows.
     #[inline]
     fn add_affine<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: &Input, b: usize, acc: __m512) -> __m512 {
