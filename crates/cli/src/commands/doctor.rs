@@ -10,7 +10,11 @@ use crate::{
     table,
 };
 use clap::Args;
-use countdown::{Error, kernels::cpu::Kernels, session::physical_cores};
+use countdown::{
+    Error,
+    kernels::{cpu::Kernels, cuda::Card},
+    session::physical_cores,
+};
 use serde::Serialize;
 use std::{
     fs::File,
@@ -64,11 +68,32 @@ struct Report {
     memory_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
     huge_pages: Option<String>,
+    cuda_cards: Vec<CudaCard>,
+    /// Why there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cuda_missing: Option<String>,
     cache_folder: Option<PathBuf>,
     cache_writable: bool,
     environment: Vec<Variable>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     bandwidth: Vec<Bandwidth>,
+}
+
+#[derive(Serialize)]
+struct CudaCard {
+    name: String,
+    compute_capability: String,
+    memory_bytes: usize,
+}
+
+impl From<Card> for CudaCard {
+    fn from(card: Card) -> CudaCard {
+        CudaCard {
+            compute_capability: format!("{}.{}", card.capability.0, card.capability.1),
+            memory_bytes: card.memory,
+            name: card.name,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -89,6 +114,10 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     let kernels = Kernels::select(forced.as_deref());
     let memory = machine::memory();
     let cache = cache_folder();
+    let (cuda_cards, cuda_missing) = match Card::all() {
+        Ok(cards) => (cards.into_iter().map(CudaCard::from).collect(), None),
+        Err(e) => (Vec::new(), Some(e.to_string())),
+    };
     let variable = |&(name, meaning): &(&'static str, &'static str)| Variable {
         name,
         meaning,
@@ -114,6 +143,8 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         memory_bytes: memory.map(|(all, _)| all),
         memory_available_bytes: memory.map(|(_, available)| available),
         huge_pages: machine::huge_pages(),
+        cuda_cards,
+        cuda_missing,
         cache_writable: cache.as_deref().is_some_and(is_writable),
         cache_folder: cache,
         environment: VARIABLES.iter().map(variable).collect(),
@@ -166,6 +197,14 @@ impl Report {
             ),
             ("cache folder", self.cache()),
         ];
+        for card in &self.cuda_cards {
+            let memory = table::bytes(card.memory_bytes as f64);
+            let what = format!("{}, {memory} (models run on the CPU yet)", card.name);
+            lines.push(("CUDA card", what));
+        }
+        if let Some(why) = &self.cuda_missing {
+            lines.push(("CUDA", why.clone()));
+        }
         for b in &self.bandwidth {
             let threads = match b.threads {
                 1 => "1 thread".to_owned(),

@@ -1,0 +1,393 @@
+//! CUDA kernels against their definition in double precision. Without a card that runs them, tests say so and check nothing.
+
+use countdown_kernels::{
+    DType, MatRef,
+    cpu::Act,
+    cuda::{
+        Cuda,
+        ffn::{Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Score, copy4},
+    },
+    quant, reference,
+};
+use half::{bf16, f16};
+
+/// Half the distance of neighbouring floats from 1 on.
+const U: f64 = 1.0 / (1 << 24) as f64;
+
+fn card() -> Option<Cuda> {
+    match Cuda::open(0, None) {
+        Ok(cuda) => Some(cuda),
+        Err(e) => {
+            eprintln!("SKIPPED: {e}");
+            None
+        }
+    }
+}
+
+/// Numbers in -1..1 in no order that matters.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn many(&mut self, n: usize, scale: f32) -> Vec<f32> {
+        (0..n).map(|_| self.next() * scale).collect()
+    }
+}
+
+/// A matrix as the card has it, and as numbers.
+struct Weights {
+    bits: Vec<u16>,
+    values: Vec<f64>,
+    cols: usize,
+}
+
+impl Weights {
+    fn new(noise: &mut Noise, dtype: DType, rows: usize, cols: usize) -> Weights {
+        let scale = 1.7 / (cols as f32).sqrt();
+        let one = |x: f32| match dtype {
+            DType::F16 => (f16::from_f32(x).to_bits(), f16::from_f32(x).to_f64()),
+            _ => (bf16::from_f32(x).to_bits(), bf16::from_f32(x).to_f64()),
+        };
+        let drawn = noise.many(rows * cols, scale);
+        let (bits, values) = drawn.into_iter().map(one).unzip();
+        Weights { bits, values, cols }
+    }
+
+    /// Products of all rows with x, and those of absolute values.
+    fn times(&self, x: &[f64]) -> [Vec<f64>; 2] {
+        let rows = || self.values.chunks_exact(self.cols);
+        let dot = |f: fn(f64) -> f64| {
+            rows()
+                .map(|row| row.iter().zip(x).map(|(w, x)| f(w * x)).sum())
+                .collect()
+        };
+        [dot(|p| p), dot(f64::abs)]
+    }
+
+    /// The rows that are not kept become what must not be read.
+    fn poisoned(&self, kept: &[bool]) -> Vec<u16> {
+        let rows = self.bits.chunks_exact(self.cols).zip(kept);
+        rows.flat_map(|(row, kept)| {
+            row.iter().map(|b| {
+                if *kept {
+                    *b
+                } else {
+                    f16::NAN.to_bits() | bf16::NAN.to_bits()
+                }
+            })
+        })
+        .collect()
+    }
+
+    /// In Q4_0; nothing where rows are no whole number of blocks.
+    fn q4_0(&self) -> Vec<u8> {
+        if !self.cols.is_multiple_of(32) {
+            return Vec::new();
+        }
+        let mut out = vec![0; DType::Q4_0.row_bytes(self.values.len()).unwrap()];
+        let values: Vec<f32> = self.values.iter().map(|v| *v as f32).collect();
+        quant::pack_row(DType::Q4_0, &values, &mut out);
+        out
+    }
+}
+
+fn act(act: Act, x: f64) -> f64 {
+    match act {
+        Act::Silu => x / (1.0 + (-x).exp()),
+        Act::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            0.5 * x * (1.0 + u.tanh())
+        }
+    }
+}
+
+/// x as blocks of 8-bit levels say it.
+fn rounded(x: &[f32]) -> Vec<f64> {
+    x.chunks_exact(32)
+        .flat_map(|x| {
+            let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let scale = f64::from(largest / 127.0);
+            x.iter()
+                .map(move |v| scale * f64::from((v * (127.0 / largest)).round_ties_even()))
+        })
+        .collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    All,
+    Gate,
+    Up,
+    LowRank,
+    Copy4,
+}
+
+/// A threshold in a wide gap between scores, near the one that keeps so many.
+fn threshold(scores: &[f64], keep: usize) -> f32 {
+    let mut order = scores.to_vec();
+    order.sort_by(|a, b| b.total_cmp(a));
+    if keep == 0 {
+        return order[0] as f32 + 1.0;
+    }
+    if keep >= order.len() {
+        return order[order.len() - 1] as f32 - 1.0;
+    }
+    let near = keep.saturating_sub(20).max(1)..(keep + 20).min(order.len());
+    let at = near.max_by(|&a, &b| (order[a - 1] - order[a]).total_cmp(&(order[b - 1] - order[b])));
+    let at = at.unwrap();
+    ((order[at - 1] + order[at]) / 2.0) as f32
+}
+
+struct Layer {
+    gate: Weights,
+    up: Weights,
+    down: Weights,
+    a: Weights,
+    b: Weights,
+    bias: Vec<f32>,
+    positive: Vec<f32>,
+    negative: Vec<f32>,
+}
+
+fn check(
+    cuda: &Cuda,
+    kernels: &mut FfnKernels,
+    s: FfnShape,
+    blocks: usize,
+    layer: &Layer,
+    how: How,
+    keep: usize,
+) {
+    let (hidden, inter) = (s.hidden, s.inter);
+    let mut noise = Noise(keep as u64 + 99);
+    let (x, residual) = (noise.many(hidden, 1.7), noise.many(hidden, 1.0));
+    let xd: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    let [g, g_abs] = layer.gate.times(&xd);
+    let [u, u_abs] = layer.up.times(&xd);
+    let bias = |i: usize| f64::from(layer.bias[i]);
+    let copies = [layer.gate.q4_0(), layer.up.q4_0()];
+    let signal: Vec<f64> = match how {
+        How::All => vec![1.0; inter],
+        How::Gate => g.iter().map(|g| act(s.act, *g)).collect(),
+        How::Up => u.clone(),
+        How::LowRank => {
+            let z = layer.a.times(&xd)[0].clone();
+            let logits = &layer.b.times(&z)[0];
+            logits
+                .iter()
+                .enumerate()
+                .map(|(i, l)| l + bias(i))
+                .collect()
+        }
+        How::Copy4 => {
+            let z = rounded(&x);
+            let products = copies.each_ref().map(|data| {
+                let m = MatRef::new(DType::Q4_0, inter, hidden, data).unwrap();
+                let row = |i: usize| -> f64 {
+                    let w = reference::row(m, i);
+                    w.iter().zip(&z).map(|(w, z)| f64::from(*w) * z).sum()
+                };
+                (0..inter).map(row).collect::<Vec<f64>>()
+            });
+            let [g, u] = &products;
+            g.iter().zip(u).map(|(g, u)| act(s.act, *g) * u).collect()
+        }
+    };
+    // One kind of score for each way.
+    let score = |i: usize| match how {
+        How::Up | How::Copy4 => {
+            let s = signal[i];
+            (s * f64::from(layer.positive[i])).max(-s * f64::from(layer.negative[i]))
+        }
+        How::Gate => signal[i].abs(),
+        How::All | How::LowRank => signal[i],
+    };
+    let scores: Vec<f64> = (0..inter).map(score).collect();
+    let tau = threshold(&scores, keep);
+    let kept: Vec<bool> = scores
+        .iter()
+        .map(|s| how == How::All || *s > f64::from(tau))
+        .collect();
+    let count = kept.iter().filter(|k| **k).count();
+
+    // Sixteen products a thread, then a warp and a team; a block's neurons, then the blocks.
+    let dot = (8 + 2 + 5 + 32 + 2) as f64 * U;
+    let depth = (inter / blocks + 2 + blocks + 8) as f64 * U;
+    let mut expected: Vec<f64> = residual.iter().map(|r| f64::from(*r)).collect();
+    let mut bound: Vec<f64> = expected.iter().map(|r| depth * r.abs()).collect();
+    for i in (0..inter).filter(|i| kept[*i]) {
+        let a = act(s.act, g[i]);
+        let coefficient = a * u[i];
+        let (g_error, u_error) = (dot * g_abs[i], dot * u_abs[i]);
+        let error = 1.2 * g_error * (u[i].abs() + u_error)
+            + a.abs() * u_error
+            + 16.0 * U * coefficient.abs();
+        let row = &layer.down.values[i * hidden..(i + 1) * hidden];
+        for ((y, bound), w) in expected.iter_mut().zip(&mut bound).zip(row) {
+            *y += coefficient * w;
+            *bound += (depth * coefficient.abs() + error) * w.abs();
+        }
+    }
+
+    let all = vec![true; inter];
+    let read = |reads: bool| if reads { &all } else { &kept };
+    let up16 = |w: &Weights, kept: &[bool]| cuda.upload(&w.poisoned(kept)).unwrap();
+    let gate = up16(&layer.gate, read(matches!(how, How::All | How::Gate)));
+    let up = up16(&layer.up, read(matches!(how, How::All | How::Up)));
+    let down = up16(&layer.down, read(how == How::All));
+    let (a, b) = (up16(&layer.a, &vec![true; s.rank]), up16(&layer.b, &all));
+    let [positive, negative, bias] =
+        [&layer.positive, &layer.negative, &layer.bias].map(|v| cuda.upload(v).unwrap());
+    let [copy_gate, copy_up] = copies.each_ref().map(|data| {
+        hidden
+            .is_multiple_of(32)
+            .then(|| MatRef::new(DType::Q4_0, inter, hidden, data).unwrap())
+    });
+    let copy = copy_gate
+        .zip(copy_up)
+        .map(|(gate, up)| cuda.upload(&copy4(gate, up)).unwrap());
+    let weighted = Cut {
+        score: Score::Weighted {
+            positive: &positive,
+            negative: &negative,
+        },
+        tau,
+        expected: keep,
+    };
+    let by = |score| Cut {
+        score,
+        tau,
+        expected: keep,
+    };
+    let decide = match how {
+        How::All => Decide::All,
+        How::Gate => Decide::Gate(by(Score::Magnitude)),
+        How::Up => Decide::Up(weighted),
+        How::LowRank => Decide::LowRank {
+            a: &a,
+            b: &b,
+            bias: Some(&bias),
+            cut: by(Score::Value),
+        },
+        How::Copy4 => Decide::Copy4 {
+            copy: copy.as_ref().unwrap(),
+            cut: weighted,
+        },
+    };
+    let (x, residual) = (cuda.upload(&x).unwrap(), cuda.upload(&residual).unwrap());
+    let what = format!("{s:?} {how:?} keeping {count}");
+    let runs = [0, 1].map(|_| {
+        let mut y = cuda.upload(&vec![f32::NAN; hidden]).unwrap();
+        let mut counted = cuda.upload(&[u32::MAX]).unwrap();
+        let weights = FfnWeights {
+            gate: &gate,
+            up: &up,
+            down: &down,
+        };
+        let buffers = FfnBuffers {
+            x: &x,
+            residual: Some(&residual),
+            y: &mut y,
+            kept: &mut counted,
+        };
+        kernels.run(cuda, weights, decide, buffers).unwrap();
+        if how != How::All {
+            assert_eq!(cuda.download(&counted).unwrap(), [count as u32], "{what}");
+        }
+        cuda.download(&y).unwrap()
+    });
+    for ((y, expected), bound) in runs[0].iter().zip(&expected).zip(&bound) {
+        let off = (f64::from(*y) - expected).abs();
+        assert!(off <= *bound, "{what}: {y} for {expected}, {bound} allowed");
+    }
+    assert!(runs[0] == runs[1], "{what}: two runs differ");
+    assert!(
+        kernels.is_at_rest(cuda).unwrap(),
+        "{what}: memory is not empty"
+    );
+}
+
+#[test]
+fn ffns_are_their_definition_and_read_only_what_is_kept() {
+    let Some(cuda) = card() else { return };
+    let many = cuda.card().multiprocessors;
+    for (hidden, inter, rank, weights, act, blocks) in [
+        (896, 4864, 64, DType::BF16, Act::GeluTanh, many),
+        (576, 1536, 512, DType::F16, Act::Silu, many),
+        (600, 1001, 8, DType::BF16, Act::Silu, 7),
+        (4096, 3001, 512, DType::BF16, Act::Silu, many),
+        (5120, 777, 520, DType::F16, Act::GeluTanh, many),
+        (64, 50, 16, DType::BF16, Act::Silu, 3),
+    ] {
+        let shape = FfnShape {
+            hidden,
+            inter,
+            rank,
+            weights,
+            act,
+        };
+        let mut noise = Noise(hidden as u64);
+        let mut matrix = |rows, cols| Weights::new(&mut noise, weights, rows, cols);
+        let [gate, up, down] = [(); 3].map(|()| matrix(inter, hidden));
+        let (a, b) = (matrix(rank, hidden), matrix(inter, rank));
+        let mut spread =
+            || -> Vec<f32> { noise.many(inter, 0.5).iter().map(|v| v + 1.0).collect() };
+        let (positive, negative) = (spread(), spread());
+        let layer = Layer {
+            gate,
+            up,
+            down,
+            a,
+            b,
+            bias: noise.many(inter, 0.1),
+            positive,
+            negative,
+        };
+        let mut kernels = FfnKernels::with_blocks(&cuda, shape, blocks).unwrap();
+        check(&cuda, &mut kernels, shape, blocks, &layer, How::All, inter);
+        for how in [How::Gate, How::Up, How::LowRank, How::Copy4] {
+            if how == How::Copy4 && !hidden.is_multiple_of(32) {
+                continue;
+            }
+            for keep in [0, 1, inter / 10, inter * 3 / 10, inter] {
+                check(&cuda, &mut kernels, shape, blocks, &layer, how, keep);
+            }
+        }
+    }
+}
+
+#[test]
+fn compiled_code_is_kept_and_found_again() {
+    let Some(_) = card() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let shape = FfnShape {
+        hidden: 64,
+        inter: 40,
+        rank: 8,
+        weights: DType::F16,
+        act: Act::Silu,
+    };
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    for _ in 0..2 {
+        let cuda = Cuda::open(0, Some(folder.path())).unwrap();
+        FfnKernels::new(&cuda, shape).unwrap();
+        assert_eq!(files(), 1);
+    }
+    let cuda = Cuda::open(0, Some(folder.path())).unwrap();
+    FfnKernels::new(&cuda, FfnShape { inter: 41, ..shape }).unwrap();
+    assert_eq!(files(), 2);
+}
+
+#[test]
+fn a_card_that_is_not_there_is_named() {
+    let Some(_) = card() else { return };
+    let e = Cuda::open(99, None).err().unwrap();
+    assert!(e.to_string().contains("no CUDA card number 99"), "{e}");
+}
