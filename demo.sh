@@ -51,7 +51,7 @@ sparse=(--method m-countdown --sparsity "$sparsity")
 say "dense: $question"
 "$countdown" chat -m "$model" -st -p "$question" -n 120 --temp 0
 say "M-CountDown, $sparsity of the neurons skipped (calibrates once, on a built-in text): $question"
-"$countdown" chat -m "$model" -st -p "$question" -n 120 --temp 0 "${sparse[@]}"
+"$countdown" chat -m "$model" -st -p "$question" -n 120 --temp 0 "${sparse[@]}" --always-sparse
 
 say "measuring speed (dense and sparse in turns) and perplexity (on a text that nothing was fitted on)"
 "$countdown" bench -m "$model" -p 0 -n 64 -r 5 --method dense,m-countdown --sparsity "$sparsity" -o csv >"$folder/speed.csv"
