@@ -1,0 +1,78 @@
+// y from the sums of all blocks: each publishes its own, and adds up all blocks' sums of a few columns.
+
+constexpr u32 QUADS = HIDDEN / 4;
+// Columns of a block, in fours, at most.
+constexpr u32 STRIPE = ceil_div(QUADS, BLOCKS);
+static_assert(STRIPE * 4 <= CONSUMERS, "a column a thread");
+constexpr u32 STRIPE_GROUPS = CONSUMERS / STRIPE;
+static_assert(TEAMS * ROW_BYTES * 2 <= SLOTS * SLOT_BYTES, "every team's sums fit in the ring");
+
+__device__ void put_columns(float* to, const Columns& y, bool publish) {
+#pragma unroll
+    for (u32 k = 0; k < 2; k++) {
+        if (!has_run(k)) continue;
+        const float* v = y.v + 8 * k;
+        float4 lo = make_float4(v[0], v[1], v[2], v[3]), hi = make_float4(v[4], v[5], v[6], v[7]);
+        if (publish) {
+            lo = make_float4(not_empty(lo.x), not_empty(lo.y), not_empty(lo.z), not_empty(lo.w));
+            hi = make_float4(not_empty(hi.x), not_empty(hi.y), not_empty(hi.z), not_empty(hi.w));
+            put(to + 8 * run(k), lo);
+            put(to + 8 * run(k) + 4, hi);
+        } else {
+            reinterpret_cast<float4*>(to)[2 * run(k)] = lo;
+            reinterpret_cast<float4*>(to)[2 * run(k) + 1] = hi;
+        }
+    }
+}
+
+// Adds up and writes y. For all consumers; the ring is theirs.
+__device__ void gather(const Ffn& f, Columns& y) {
+    float* room = reinterpret_cast<float*>(shared_memory);
+    if (TEAMS > 1) {
+        sync_some(15, CONSUMERS);
+        if (team() > 0) put_columns(room + team() * HIDDEN, y, false);
+        sync_some(15, CONSUMERS);
+        if (team() == 0)
+            for (u32 t = 1; t < TEAMS; t++) {
+                const Columns other = load_columns(room + t * HIDDEN);
+#pragma unroll
+                for (u32 i = 0; i < 16; i++) y.v[i] += other.v[i];
+            }
+    }
+    if (team() == 0) put_columns(f.partial + blockIdx.x * HIDDEN, y, true);
+    sync_some(15, CONSUMERS);
+
+    constexpr u32 EACH = ceil_div(BLOCKS, STRIPE_GROUPS);
+    const u32 quad = threadIdx.x % STRIPE, group = threadIdx.x / STRIPE;
+    const u32 first = range_begin(QUADS, blockIdx.x), quads = range_begin(QUADS, blockIdx.x + 1) - first;
+    const u32 column = 4 * (first + quad);
+    const bool mine = quad < quads && group < STRIPE_GROUPS;
+    const u32 c = 4 * first + threadIdx.x;
+    float total = f.residual && threadIdx.x < 4 * quads ? f.residual[c] : 0;
+    float4 v[EACH];
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) v[i] = mine && group + i * STRIPE_GROUPS < BLOCKS ? empty4() : make_float4(0, 0, 0, 0);
+    bool missing;
+    do {
+        // All that are missing are asked for before any is looked at.
+        missing = false;
+#pragma unroll
+        for (u32 i = 0; i < EACH; i++)
+            if (is_empty(v[i])) v[i] = peek4(f.partial + (group + i * STRIPE_GROUPS) * HIDDEN + column);
+#pragma unroll
+        for (u32 i = 0; i < EACH; i++) missing |= is_empty(v[i]);
+        if (missing) pause();
+    } while (missing);
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        if (mine && group + i * STRIPE_GROUPS < BLOCKS) put(f.partial + (group + i * STRIPE_GROUPS) * HIDDEN + column, empty4());
+        sum = make_float4(sum.x + v[i].x, sum.y + v[i].y, sum.z + v[i].z, sum.w + v[i].w);
+    }
+    if (mine) reinterpret_cast<float4*>(room)[threadIdx.x] = sum;
+    sync_some(15, CONSUMERS);
+    if (threadIdx.x < 4 * quads) {
+        for (u32 g = 0; g < STRIPE_GROUPS; g++) total += room[g * STRIPE * 4 + threadIdx.x];
+        f.y[c] = total;
+    }
+}

@@ -1,0 +1,55 @@
+// The neurons kept: for each a stream of its rows, the product with x, and its row of down added to y.
+
+// Streams the rows of a neuron.
+template <class Method> __device__ void fill_neuron(const Ffn& f, Producer& p, u64 e) {
+    const u64 row = entry_row(e);
+    p.wait();
+    shared().items[p.slot] = {entry_signal(e), 1};
+    if constexpr (Method::ROWS == 3) {
+        p.fill<ROW_BYTES>(f.gate + row * f.gate_stride);
+        p.fill<ROW_BYTES>(f.up + row * f.up_stride);
+    } else {
+        p.fill<ROW_BYTES>(Method::row_kept(f, row));
+    }
+    p.fill<ROW_BYTES>(f.down + row * f.down_stride);
+}
+
+// Tells every team that there are no more neurons.
+template <class Method> __device__ void fill_end(Producer& p) {
+    for (u32 t = 0; t < TEAMS; t++) {
+        p.wait();
+        shared().items[p.slot] = {0, 0};
+        barrier_arrive(shared().ring.full[p.slot]);
+        for (u32 i = 0; i < Method::ROWS; i++) p.next(p.slot, p.phase);
+    }
+}
+
+// Takes a team's neurons, until there are no more.
+template <class Method> __device__ void consume_neurons(u32 start, const Columns& x, Columns& y) {
+    constexpr u32 DOTS = Method::ROWS - 1;
+    const u32 lane = threadIdx.x % 32;
+    for (u32 i = 0, item = team();; i++, item += TEAMS) {
+        const u32 place = start + item * Method::ROWS;
+        wait_full(place);
+        const Item about = shared().items[place % SLOTS];
+        if (!about.more) return;
+        float v[DOTS];
+        if (DOTS > 1) wait_full(place + 1);
+#pragma unroll
+        for (u32 d = 0; d < DOTS; d++) v[d] = dot(place + d, x);
+        release(place, DOTS);
+        const float sum = warp_sums(v);
+        // Two sets of sums in turns: nobody writes one again before all have read it.
+        float(*sums)[WARPS] = shared().exchange[team()][i % 2];
+        if (lane % (32 / DOTS) == 0) sums[lane / (32 / DOTS)][team_warp()] = sum;
+        sync_team();
+#pragma unroll
+        for (u32 d = 0; d < DOTS; d++) v[d] = sum_of_warps(sums[d], WARPS);
+        float c;
+        if constexpr (DOTS == 2) c = act(v[0]) * v[1];
+        else c = Method::coefficient(v[0], about.signal);
+        wait_full(place + DOTS);
+        axpy(c, place + DOTS, y);
+        release(place + DOTS, 1);
+    }
+}

@@ -1,0 +1,215 @@
+// What a gated FFN is given, and what a block keeps in shared memory.
+
+// y = residual + sum over the neurons kept of act(gate_i . x) * (up_i . x) * down_i.
+struct Ffn {
+    const u8* gate;  // [INTER, HIDDEN], each row HIDDEN 16-bit weights
+    const u8* up;    // the same
+    const u8* down;  // the same: a row holds what the neuron adds to y
+    const float* x;         // [HIDDEN], at a multiple of 16 bytes
+    const float* residual;  // [HIDDEN], or null for 0
+    float* y;               // [HIDDEN]; may be residual
+    u32* kept;              // 1: how many neurons were kept; or null. Not written by the dense kernel
+
+    // The cut: a neuron of signal s is kept where its score exceeds tau. A score that is not a number exceeds nothing.
+    const float* positive;  // [INTER], for SCORE_WEIGHTED
+    const float* negative;  // [INTER], for SCORE_WEIGHTED
+    float tau;
+    u32 score;
+    // Neurons that a block may take of those it keeps before all counts are known: somewhat less (0.85) than its part of those that are kept on average.
+    u32 early;
+    // Bytes from one row to the next, multiples of 16: a neuron's rows may lie beside each other or apart, which is as fast here.
+    u32 gate_stride;
+    u32 up_stride;
+    u32 down_stride;
+
+    // The predictor: A [RANK, HIDDEN] and B [INTER, RANK], 16-bit, with a bias [INTER] or null; or the copy of gate and up (score_copy.cu) as `first`.
+    const u8* first;
+    const u8* second;
+    const float* bias;
+
+    // Passed between blocks (flow.cu): EMPTY before the first launch and after each.
+    float* partial;  // [BLOCKS, HIDDEN]
+    float* low;      // [RANK]: A x
+    u16* shares;     // [BLOCKS, up to a multiple of 8]
+    u64* entries;    // [BLOCKS, ROWS_MAX]
+};
+
+constexpr u32 SCORE_MAGNITUDE = 0;  // |s|
+constexpr u32 SCORE_VALUE = 1;      // s
+constexpr u32 SCORE_WEIGHTED = 2;   // max(s * positive, -s * negative)
+
+// Of the item that begins in a slot: the neuron's signal, if it has one, and whether there is an item at all.
+struct Item {
+    float signal;
+    u32 more;
+};
+
+// Groups of neurons whose scores are waited for together: of 32, or of what four slots of a low-rank predictor hold.
+constexpr u32 GROUPS_MAX = ROWS_MAX / 4;
+
+// Batches of neurons to take: the early ones, 32 at a time, and an empty one.
+constexpr u32 BATCHES_MAX = ceil_div(ROWS_MAX, 32) + 2;
+
+// Sums of each warp for all rows; or scores of all rows, sums of a few rows, and A x.
+constexpr u32 ROOM_LOW = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
+constexpr u32 ROOM = ROWS_MAX * WARPS > ROWS_MAX + ROOM_LOW + RANK ? ROWS_MAX * WARPS : ROWS_MAX + ROOM_LOW + RANK;
+
+struct alignas(16) Shared {
+    float room[ROOM];            // sums of rows and what the methods make of them
+    RingState ring;
+    u16 left_before[256];        // neurons that blocks before that one did not take early
+    u64 scored[GROUPS_MAX];
+    u64 kept[ROWS_MAX];          // neurons that this block's scores keep, with their signals; then those that it takes
+    u64 chosen[BATCHES_MAX];     // flips when a batch of the latter is there
+    u32 batch[BATCHES_MAX];      // how many there are in it
+    u32 takes;                   // how many this block takes in all; with the second batch
+    Item items[SLOTS_MAX];
+    float cuts[3][ROWS_MAX];     // what this block's neurons are decided by: positive, negative, bias
+    float exchange[TEAMS][2][2][WARPS];
+};
+
+constexpr u32 SLOTS_FIT = (SHARED_BYTES - sizeof(Shared)) / SLOT_BYTES;
+constexpr u32 SLOTS = SLOTS_FIT < SLOTS_MAX ? SLOTS_FIT : SLOTS_MAX;
+static_assert(SHARED_BYTES > sizeof(Shared) && SLOTS_FIT >= 4, "a ring of four rows fits in no less shared memory");
+
+extern __shared__ __align__(128) u8 shared_memory[];
+
+__device__ Shared& shared() { return *reinterpret_cast<Shared*>(shared_memory + SLOTS * SLOT_BYTES); }
+__device__ u8* slot(u32 place) { return shared_memory + place % SLOTS * SLOT_BYTES; }
+
+// Waits until the bytes of a place are there. For consumers.
+__device__ void wait_full(u32 place) { barrier_wait(shared().ring.full[place % SLOTS], place / SLOTS % 2); }
+
+// Bytes of weights that a block asks for at a time. Fewer do not fill the memory's latency; with more, blocks get unequal shares of it and what blocks tell each
+// other queues up behind weights.
+#ifndef WINDOW_BYTES
+#define WINDOW_BYTES 40960
+#endif
+// The same while blocks wait for each other's words: before the kernel before has ended, and until all counts are known.
+#ifndef CALM_BYTES
+#define CALM_BYTES 24576
+#endif
+// Picoseconds a byte: no block asks for more than its share of what the memory can give, so that none falls behind. 0 for no limit; here 132 blocks share 3.2 TB/s.
+#ifndef PACE
+#define PACE 41
+#endif
+
+__device__ u64 nanoseconds() {
+    u64 now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+
+// The producer: one thread, which fills places in turn. It issues a copy every 300 ns, so it counts slots instead of dividing.
+struct Producer {
+    u32 slot = 0, phase = 0;                   // where the next place lies
+    u32 asked = 0, arrived = 0;                // places filled, and those known to be there
+    u32 arrived_slot = 0, arrived_phase = 0;   // where the first of those lies that are not known to be
+    u32 window = CALM_BYTES;                   // bytes that may be on their way
+    u64 policy = read_once();
+    u64 due = nanoseconds();
+
+    __device__ static void next(u32& slot, u32& phase) {
+        if (++slot == SLOTS) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+    __device__ void wait() { barrier_wait(shared().ring.empty[slot], phase ^ 1); }
+
+    // Streams bytes to the next place; BYTES of them or, at an end, fewer.
+    template <u32 BYTES> __device__ void fill(const u8* from, u32 bytes = BYTES) {
+        wait();
+        // A slot cannot be waited for once it is asked to be filled again.
+        while ((asked - arrived) * BYTES >= window || asked - arrived == SLOTS) {
+            barrier_wait(shared().ring.full[arrived_slot], arrived_phase);
+            next(arrived_slot, arrived_phase);
+            arrived++;
+        }
+        if (PACE) {
+            while (nanoseconds() < due) {}
+            due += BYTES * PACE / 1000;
+        }
+        u64& full = shared().ring.full[slot];
+        barrier_arrive_for_bytes(full, bytes);
+        bulk_copy(shared_memory + slot * SLOT_BYTES, from, bytes, full, policy);
+        asked++;
+        next(slot, phase);
+    }
+};
+
+// Gives `count` places from `place` back. For every warp of the team that they were meant for.
+__device__ void release(u32 place, u32 count) {
+    __syncwarp();
+    if (threadIdx.x % 32 < count) barrier_arrive(shared().ring.empty[(place + threadIdx.x % 32) % SLOTS]);
+}
+
+__device__ void init_shared() {
+    Shared& s = shared();
+    for (u32 i = threadIdx.x; i < SLOTS; i += THREADS) {
+        barrier_init(s.ring.full[i], 1);
+        barrier_init(s.ring.empty[i], WARPS);
+    }
+    if (threadIdx.x < BATCHES_MAX) barrier_init(s.chosen[threadIdx.x], 1);
+}
+
+// Neurons are dealt to blocks in runs of `RUN`, so that blocks which are about as far read memory about the same place. The neuron of a block's row, and how many rows it has.
+// In each round they come in another order, lest a block always meets the same memory channels.
+constexpr u32 TURN = 37;
+__device__ u32 turn(u32 round) { return (blockIdx.x + round * TURN) % BLOCKS; }
+template <u32 RUN> __device__ u32 neuron(u32 row) { return (row / RUN * BLOCKS + turn(row / RUN)) * RUN + row % RUN; }
+template <u32 RUN> __device__ u32 row_count() {
+    constexpr u32 RUNS_ALL = ceil_div(INTER, RUN);
+    constexpr u32 ROUNDS = RUNS_ALL / BLOCKS, REST = RUNS_ALL % BLOCKS;
+    constexpr u32 MISSING = RUNS_ALL * RUN - INTER;
+    if constexpr (REST == 0) return ROUNDS * RUN - (turn(ROUNDS - 1) == BLOCKS - 1 ? MISSING : 0);
+    const u32 last = turn(ROUNDS);
+    return REST > 0 && last < REST ? (ROUNDS + 1) * RUN - (last + 1 == REST ? MISSING : 0) : ROUNDS * RUN;
+}
+
+__device__ u32 team() { return threadIdx.x / TEAM; }
+__device__ u32 team_thread() { return threadIdx.x % TEAM; }
+__device__ u32 team_warp() { return threadIdx.x % TEAM / 32; }
+__device__ void sync_team() { sync_some(1 + team(), TEAM); }
+
+// A thread's columns of x or y: runs of 8 from column 8 * team_thread() and from 8 * (TEAM + team_thread()).
+struct Columns {
+    float v[16];
+};
+
+__device__ bool has_run(u32 k) { return RUNS == 2 * TEAM || team_thread() + k * TEAM < RUNS; }
+__device__ u32 run(u32 k) { return team_thread() + k * TEAM; }
+
+__device__ Columns load_columns(const float* x) {
+    Columns c;
+#pragma unroll
+    for (u32 k = 0; k < 2; k++) {
+        float4 lo = make_float4(0, 0, 0, 0), hi = lo;
+        if (has_run(k)) {
+            lo = reinterpret_cast<const float4*>(x)[2 * run(k)];
+            hi = reinterpret_cast<const float4*>(x)[2 * run(k) + 1];
+        }
+        const float v[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) c.v[8 * k + i] = v[i];
+    }
+    return c;
+}
+
+// This thread's part of the product of the row at a place and x.
+__device__ float dot(u32 place, const Columns& x) {
+    const uint4* row = reinterpret_cast<const uint4*>(slot(place));
+    float sum[2] = {0, 0};
+#pragma unroll
+    for (u32 k = 0; k < 2; k++)
+        if (has_run(k)) dot8(row[run(k)], x.v + 8 * k, sum[k]);
+    return sum[0] + sum[1];
+}
+
+// Adds c times the row at a place to y.
+__device__ void axpy(float c, u32 place, Columns& y) {
+    const uint4* row = reinterpret_cast<const uint4*>(slot(place));
+#pragma unroll
+    for (u32 k = 0; k < 2; k++)
+        if (has_run(k)) axpy8(c, row[run(k)], y.v + 8 * k);
+}
