@@ -11,6 +11,8 @@
 //   WEIGHTS_F16   1: weights are f16, 0: bf16
 //   ACT_GELU      1: the activation is GELU by tanh, 0: SiLU
 //   RANK          width of the low-rank predictor, a multiple of 8
+//
+// and may define what was tuned on an H100: TEAMS, WINDOW_BYTES, CALM_BYTES, PACE (state.cu), AHEAD_ROWS, AHEAD_BYTES (ffn.cu).
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -40,10 +42,11 @@ constexpr u32 DEAL_MAX = 16;
 constexpr u32 ROWS_MAX = ceil_div(ceil_div(INTER, BLOCKS) + DEAL_MAX, 4) * 4;
 
 static_assert(HIDDEN % 8 == 0 && RANK % 8 == 0, "rows are whole 16-byte vectors");
-static_assert(BLOCKS <= 512, "prefix sums over blocks are one warp's");
+static_assert(BLOCKS <= 256, "eight blocks' counts a lane");
 
 // The first of n things dealt to block b in contiguous ranges.
-__device__ u32 range_begin(u32 n, u32 b) { return u32(u64(n) * b / BLOCKS); }
+__device__ u32 range_begin(u32 n, u32 b) { return n * b / BLOCKS; }
+static_assert(INTER < 65536, "counts of neurons are half words, and their products with blocks words");
 
 // Two 16-bit weights of one word, the one at the lower address first.
 __device__ float2 unpack(u32 w) {

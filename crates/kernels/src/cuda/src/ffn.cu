@@ -1,8 +1,14 @@
 // Gated FFNs for one token, each one launch: BLOCKS blocks of THREADS threads with SHARED_BYTES of dynamic shared memory.
 //
-// A block scores its range of neurons, decides, and takes its share of all that are kept; a method says how neurons are scored. The stream of
-// weights through a block's ring never stops: the rows to score, then the first neurons kept, then the share. Its beginning depends on no other kernel, so
-// that it is there when the one before ends (programmatic dependent launch).
+// A block scores the neurons dealt to it, decides, and takes its share of all that are kept; a method says how neurons are scored. The stream of
+// weights through a block's ring never stops: the rows to score, then some of the block's own neurons, then the rest of its share. Its beginning depends on no
+// other kernel, so that it is there when the one before ends (programmatic dependent launch). Consumers multiply, the producer (one thread) fills the
+// ring, the chooser (one warp) decides and deals.
+
+// Rows to score, or of a dense product, that wait in the second-level cache beside those in the ring until x is known.
+#ifndef AHEAD_ROWS
+#define AHEAD_ROWS 4
+#endif
 
 // The dense product: every neuron, three rows each.
 struct Dense {
@@ -15,24 +21,29 @@ template <bool UP> struct ByRows {
     static constexpr u32 DEAL = 1;
     static constexpr bool LOW = false;
 
-    __device__ static const u8* rows_kept(const Ffn& f) { return UP ? f.gate : f.up; }
+    __device__ static const u8* row_scored(const Ffn& f, u64 row) { return UP ? f.up + row * f.up_stride : f.gate + row * f.gate_stride; }
+    __device__ static const u8* row_kept(const Ffn& f, u64 row) { return UP ? f.gate + row * f.gate_stride : f.up + row * f.up_stride; }
     __device__ static u32 places() { return row_count<1>(); }
     __device__ static u32 groups() { return ceil_div(row_count<1>(), 32); }
     __device__ static u32 group_begin(u32 group) { return 32 * group; }
     __device__ static u32 arrivals(u32 group) { return ceil_div(min(32u, row_count<1>() - 32 * group), ROWS_AT_ONCE); }
-    __device__ static void stream(const Ffn& f, u32 place) {
-        fill<ROW_BYTES>(place, (UP ? f.up : f.gate) + u64(neuron<1>(place)) * ROW_BYTES);
+    __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
+        p.fill<ROW_BYTES>(row_scored(f, neuron<1>(place)));
+    }
+    __device__ static void ahead(const Ffn& f) {
+        for (u32 place = SLOTS; place < min(SLOTS + AHEAD_ROWS, places()); place++)
+            prefetch(row_scored(f, neuron<1>(place)), ROW_BYTES);
     }
     __device__ static void score(const Ffn& f, const Columns& x) {
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_rows(0, row, rows, x, shared().sums);
+            four_rows(0, row, rows, x, shared().room);
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
     }
-    __device__ static float signal(const float* sums) {
-        const float v = sum_of_warps(sums, WARPS);
+    __device__ static float signal(u32 row) {
+        const float v = sum_of_warps(shared().room + row * WARPS, WARPS);
         return UP ? v : act(v);
     }
     __device__ static float coefficient(float product, float signal) { return UP ? act(product) * signal : product * signal; }
@@ -48,19 +59,27 @@ struct LowRank {
     __device__ static u32 groups() { return low_groups(); }
     __device__ static u32 group_begin(u32 group) { return low_group_slot(group) * LOW_ROWS; }
     __device__ static u32 arrivals(u32) { return 1; }
-    __device__ static void stream(const Ffn& f, u32 place) {
+    __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         if (place < low_count()) {
-            fill<ROW_BYTES>(place, f.first + u64(first_low() + place) * ROW_BYTES);
+            p.fill<ROW_BYTES>(f.first + u64(first_low() + place) * ROW_BYTES);
         } else {
             const u32 row = (place - low_count()) * LOW_ROWS;
-            fill<LOW_ROWS * LOW_BYTES>(place, f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, min(LOW_ROWS, row_count<LOW_ROWS>() - row) * LOW_BYTES);
+            p.fill<LOW_ROWS * LOW_BYTES>(f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, low_bytes(row));
         }
     }
+    // Rows of B that find no room in the ring before x is known wait in the second-level cache.
+    __device__ static void ahead(const Ffn& f) {
+        for (u32 place = SLOTS; place < places(); place++) {
+            const u32 row = (place - low_count()) * LOW_ROWS;
+            prefetch(f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, low_bytes(row));
+        }
+    }
+    __device__ static u32 low_bytes(u32 row) { return min(LOW_ROWS, row_count<LOW_ROWS>() - row) * LOW_BYTES; }
     __device__ static void score(const Ffn& f, const Columns& x) {
         multiply_low(f, x);
         score_low(low_count());
     }
-    __device__ static float signal(const float* sums) { return sums[0]; }
+    __device__ static float signal(u32 row) { return low_scores()[row]; }
 };
 
 #if HIDDEN % 32 == 0
@@ -74,19 +93,24 @@ struct Copy4 {
     __device__ static u32 groups() { return ceil_div(row_count<1>(), 32); }
     __device__ static u32 group_begin(u32 group) { return 32 * group; }
     __device__ static u32 arrivals(u32 group) { return ceil_div(min(32u, row_count<1>() - 32 * group), ROWS_AT_ONCE); }
-    __device__ static void stream(const Ffn& f, u32 place) {
-        fill<COPY_BYTES>(place, f.first + u64(neuron<1>(place)) * COPY_BYTES);
+    __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
+        p.fill<COPY_BYTES>(f.first + u64(neuron<1>(place)) * COPY_BYTES);
     }
     __device__ static void score(const Ffn& f, const Columns&) {
         const Levels x = load_levels(f.x);
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_copies(row, rows, x, shared().sums);
+            four_copies(row, rows, x, shared().room);
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
     }
-    __device__ static float signal(const float* sums) {
+    __device__ static void ahead(const Ffn& f) {
+        for (u32 place = SLOTS; place < min(SLOTS + AHEAD_ROWS * ROW_BYTES / COPY_BYTES, places()); place++)
+            prefetch(f.first + u64(neuron<1>(place)) * COPY_BYTES, COPY_BYTES);
+    }
+    __device__ static float signal(u32 row) {
+        const float* sums = shared().room + row * WARPS;
         return act(sum_of_warps(sums, WARPS / 2)) * sum_of_warps(sums + WARPS / 2, WARPS / 2);
     }
 };
@@ -94,15 +118,22 @@ struct Copy4 {
 
 // Neurons before its last at which a block lets the next kernel start, so that the memory is busy while blocks end, some sooner than others.
 #ifndef AHEAD_BYTES
-#define AHEAD_BYTES 98304
+#define AHEAD_BYTES 49152
 #endif
 template <class Method> constexpr u32 AHEAD = AHEAD_BYTES / (Method::ROWS * ROW_BYTES);
 
 // For one thread.
 template <class Method> __device__ void produce(const Ffn& f) {
     Shared& s = shared();
+    Producer p;
     const u32 start = Method::places();
-    for (u32 place = 0; place < start; place++) Method::stream(f, place);
+    for (u32 place = 0; place < start; place++) {
+        if (place == SLOTS) {
+            Method::ahead(f);
+            p.window = WINDOW_BYTES;
+        }
+        Method::stream(f, p, place);
+    }
     u32 items = 0;
     for (u32 batch = 0;; batch++) {
         barrier_wait(s.chosen[batch], 0);
@@ -110,12 +141,13 @@ template <class Method> __device__ void produce(const Ffn& f) {
         if (batch > 0 && end == items) break;
         for (; items < end; items++) {
             if (batch > 0 && items + AHEAD<Method> >= s.takes) let_next_kernel_start();
-            fill_neuron<Method>(f, start, items, s.kept[items]);
+            p.window = batch > 0 || barrier_done(s.chosen[1], 0) ? WINDOW_BYTES : CALM_BYTES;
+            fill_neuron<Method>(f, p, s.kept[items]);
         }
     }
     // Where it said so already, or there were too few neurons for it.
     let_next_kernel_start();
-    fill_end<Method>(start, items);
+    fill_end<Method>(p);
 }
 
 template <class Method> __device__ void ffn_sparse(const Ffn& f) {
@@ -128,6 +160,7 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
         if (threadIdx.x == PRODUCER) produce<Method>(f);
         return;
     }
+    if (threadIdx.x >= CHOOSER) fetch_cuts<Method>(f);
     wait_for_previous_kernel();
     if (threadIdx.x >= CHOOSER) {
         choose<Method>(f);
@@ -152,17 +185,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_con
     __syncthreads();
     if (threadIdx.x >= PRODUCER) {
         if (threadIdx.x != PRODUCER) return;
+        Producer p;
         const u32 rows = row_count<1>();
         for (u32 i = 0; i < rows; i++) {
+            if (i == SLOTS / 3) p.window = WINDOW_BYTES;
+            if (i == SLOTS / 3)
+                for (u32 k = 0; k < AHEAD_ROWS / 3 && i + k < rows; k++) {
+                    const u64 row = neuron<1>(i + k);
+                    prefetch(f.gate + row * f.gate_stride, ROW_BYTES);
+                    prefetch(f.up + row * f.up_stride, ROW_BYTES);
+                    prefetch(f.down + row * f.down_stride, ROW_BYTES);
+                }
             if (i + AHEAD<Dense> == rows) {
                 wait_for_previous_kernel();
                 let_next_kernel_start();
             }
-            fill_neuron<Dense>(f, 0, i, entry(neuron<1>(i), 0));
+            fill_neuron<Dense>(f, p, entry(neuron<1>(i), 0));
         }
         wait_for_previous_kernel();
         let_next_kernel_start();
-        fill_end<Dense>(0, rows);
+        fill_end<Dense>(p);
         return;
     }
     wait_for_previous_kernel();

@@ -9,26 +9,40 @@ constexpr u32 EMPTY = 0xffffffffu;
 constexpr u64 EMPTY_PAIR = ~0ull;
 constexpr u16 EMPTY_HALF = 0xffff;
 
-__device__ void put(u32* to, u32 v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory"); }
-__device__ void put(u16* to, u16 v) { asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(to), "h"(v) : "memory"); }
-__device__ void put(u64* to, u64 v) { asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(v) : "memory"); }
+// Such words should never leave the second-level cache: a part of a sector written, or looked at, that has left it costs a trip to memory, behind the weights.
+__device__ u64 keep_cached() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ void put(u16* to, u16 v) { asm volatile("st.relaxed.gpu.global.L2::cache_hint.u16 [%0], %1, %2;" ::"l"(to), "h"(v), "l"(keep_cached()) : "memory"); }
+__device__ void put(u32* to, u32 v) { asm volatile("st.relaxed.gpu.global.L2::cache_hint.u32 [%0], %1, %2;" ::"l"(to), "r"(v), "l"(keep_cached()) : "memory"); }
+__device__ void put(u64* to, u64 v) { asm volatile("st.relaxed.gpu.global.L2::cache_hint.u64 [%0], %1, %2;" ::"l"(to), "l"(v), "l"(keep_cached()) : "memory"); }
 __device__ void put(float* to, float4 v) {
-    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+    asm volatile("st.relaxed.gpu.global.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "l"(keep_cached())
+                 : "memory");
 }
 
 __device__ u64 peek(const u64* from) {
     u64 v;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
+    asm volatile("ld.relaxed.gpu.global.L2::cache_hint.u64 %0, [%1], %2;" : "=l"(v) : "l"(from), "l"(keep_cached()) : "memory");
     return v;
 }
 __device__ uint4 peek4(const u16* from) {
     uint4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    asm volatile("ld.relaxed.gpu.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from), "l"(keep_cached())
+                 : "memory");
     return v;
 }
 __device__ float4 peek4(const float* from) {
     float4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(from) : "memory");
+    asm volatile("ld.relaxed.gpu.global.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(from), "l"(keep_cached())
+                 : "memory");
     return v;
 }
 

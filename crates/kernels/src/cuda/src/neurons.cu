@@ -1,27 +1,26 @@
 // The neurons kept: for each a stream of its rows, the product with x, and its row of down added to y.
 
-// Streams the rows of a neuron: item number `item` of those that begin at `start`. For one thread of the producer.
-template <class Method> __device__ void fill_neuron(const Ffn& f, u32 start, u32 item, u64 e) {
-    const u32 place = start + item * Method::ROWS;
-    const u64 at = u64(entry_row(e)) * ROW_BYTES;
-    wait_empty(place);
-    shared().items[place % SLOTS] = {entry_signal(e), 1};
+// Streams the rows of a neuron.
+template <class Method> __device__ void fill_neuron(const Ffn& f, Producer& p, u64 e) {
+    const u64 row = entry_row(e);
+    p.wait();
+    shared().items[p.slot] = {entry_signal(e), 1};
     if constexpr (Method::ROWS == 3) {
-        fill<ROW_BYTES>(place, f.gate + at);
-        fill<ROW_BYTES>(place + 1, f.up + at);
+        p.fill<ROW_BYTES>(f.gate + row * f.gate_stride);
+        p.fill<ROW_BYTES>(f.up + row * f.up_stride);
     } else {
-        fill<ROW_BYTES>(place, Method::rows_kept(f) + at);
+        p.fill<ROW_BYTES>(Method::row_kept(f, row));
     }
-    fill<ROW_BYTES>(place + Method::ROWS - 1, f.down + at);
+    p.fill<ROW_BYTES>(f.down + row * f.down_stride);
 }
 
 // Tells every team that there are no more neurons.
-template <class Method> __device__ void fill_end(u32 start, u32 items) {
+template <class Method> __device__ void fill_end(Producer& p) {
     for (u32 t = 0; t < TEAMS; t++) {
-        const u32 place = start + (items + t) * Method::ROWS;
-        wait_empty(place);
-        shared().items[place % SLOTS] = {0, 0};
-        barrier_arrive(shared().ring.full[place % SLOTS]);
+        p.wait();
+        shared().items[p.slot] = {0, 0};
+        barrier_arrive(shared().ring.full[p.slot]);
+        for (u32 i = 0; i < Method::ROWS; i++) p.next(p.slot, p.phase);
     }
 }
 
@@ -35,11 +34,9 @@ template <class Method> __device__ void consume_neurons(u32 start, const Columns
         const Item about = shared().items[place % SLOTS];
         if (!about.more) return;
         float v[DOTS];
+        if (DOTS > 1) wait_full(place + 1);
 #pragma unroll
-        for (u32 d = 0; d < DOTS; d++) {
-            if (d > 0) wait_full(place + d);
-            v[d] = dot(place + d, x);
-        }
+        for (u32 d = 0; d < DOTS; d++) v[d] = dot(place + d, x);
         release(place, DOTS);
         const float sum = warp_sums(v);
         // Two sets of sums in turns: nobody writes one again before all have read it.

@@ -77,19 +77,14 @@ __device__ float copy_dot(u32 place, const Levels& x) {
 }
 
 // The four neurons from `row` on, as four_rows.
-__device__ void four_copies(u32 row, u32 rows, const Levels& x, float (*sums)[WARPS]) {
+__device__ void four_copies(u32 row, u32 rows, const Levels& x, float* sums) {
     float v[ROWS_AT_ONCE];
     const u32 count = min(ROWS_AT_ONCE, rows - row);
+    for (u32 r = 0; r < count; r++) wait_full(row + r);
 #pragma unroll
-    for (u32 r = 0; r < ROWS_AT_ONCE; r++) {
-        v[r] = 0;
-        if (r < count) {
-            wait_full(row + r);
-            v[r] = copy_dot(row + r, x);
-        }
-    }
+    for (u32 r = 0; r < ROWS_AT_ONCE; r++) v[r] = copy_dot(row + r, x);
     release(row, count);
     const u32 lane = threadIdx.x % 32;
     const float sum = warp_sums(v);
-    if (lane % (32 / ROWS_AT_ONCE) == 0) sums[row + lane / (32 / ROWS_AT_ONCE)][team_warp()] = sum;
+    if (lane % (32 / ROWS_AT_ONCE) == 0) sums[(row + lane / (32 / ROWS_AT_ONCE)) * WARPS + team_warp()] = sum;
 }

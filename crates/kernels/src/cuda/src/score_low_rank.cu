@@ -12,36 +12,39 @@ constexpr u32 LOW_RUNS = ceil_div(RANK / 8, 32);
 
 __device__ u32 first_low() { return range_begin(RANK, blockIdx.x); }
 __device__ u32 low_count() { return range_begin(RANK, blockIdx.x + 1) - first_low(); }
-static_assert(ceil_div(RANK, BLOCKS) <= ROWS_MAX, "sums of the rows of A lie where scores do");
 
-// Multiplies this block's rows of A, and brings all blocks' products to shared().low.
+// Parts of shared().room.
+__device__ float* low_scores() { return shared().room; }
+__device__ float* low_sums() { return shared().room + ROWS_MAX; }
+__device__ float* low_x() { return shared().room + ROWS_MAX + ROOM_LOW; }
+
+// Multiplies this block's rows of A, and brings all blocks' products to low_x().
 __device__ void multiply_low(const Ffn& f, const Columns& x) {
     const u32 rows = low_count();
     for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-        four_rows(0, row, rows, x, shared().sums);
+        four_rows(0, row, rows, x, low_sums());
         sync_team();
         const u32 r = row + team_thread();
         if (team_thread() < ROWS_AT_ONCE && r < rows)
-            put(reinterpret_cast<u32*>(f.low) + first_low() + r, __float_as_uint(not_empty(sum_of_warps(shared().sums[r], WARPS))));
+            put(reinterpret_cast<u32*>(f.low) + first_low() + r, __float_as_uint(not_empty(sum_of_warps(low_sums() + r * WARPS, WARPS))));
     }
     // Each block fetches the product once: all of them ask for the same few lines.
     for (u32 r = 4 * threadIdx.x; r < RANK; r += 4 * CONSUMERS) {
         float4 v = peek4(f.low + r);
         while (is_empty(v)) v = peek4(f.low + r);
-        *reinterpret_cast<float4*>(shared().low + r) = v;
+        *reinterpret_cast<float4*>(low_x() + r) = v;
     }
-    // Also, scores are written where the sums were.
     sync_some(15, CONSUMERS);
 }
 
-// Multiplies this block's rows of B, from `place` on, a row a warp. sums[row][0] is the score.
+// Multiplies this block's rows of B, from `place` on, a row a warp.
 __device__ void score_low(u32 place) {
     const u32 lane = threadIdx.x % 32;
     float low[8 * LOW_RUNS];
 #pragma unroll
     for (u32 i = 0; i < 8 * LOW_RUNS; i++) {
         const u32 r = 8 * (lane + i / 8 * 32) + i % 8;
-        low[i] = r < RANK ? shared().low[r] : 0;
+        low[i] = r < RANK ? low_x()[r] : 0;
     }
     const u32 rows = row_count<LOW_ROWS>();
     for (u32 group = team(); group < low_groups(); group += TEAMS) {
@@ -53,16 +56,14 @@ __device__ void score_low(u32 place) {
 #pragma unroll
             for (u32 i = 0; i < ROWS_AT_ONCE; i++) {
                 v[i] = 0;
-                if (i < count && (first + i) * LOW_ROWS + r < rows) {
-                    const uint4* row = reinterpret_cast<const uint4*>(slot(place + first + i) + r * LOW_BYTES);
+                const uint4* row = reinterpret_cast<const uint4*>(slot(place + first + i) + r * LOW_BYTES);
 #pragma unroll
-                    for (u32 k = 0; k < LOW_RUNS; k++)
-                        if (lane + 32 * k < RANK / 8) dot8(row[lane + 32 * k], low + 8 * k, v[i]);
-                }
+                for (u32 k = 0; k < LOW_RUNS; k++)
+                    if (RANK % 256 == 0 || lane + 32 * k < RANK / 8) dot8(row[lane + 32 * k], low + 8 * k, v[i]);
             }
             const float sum = warp_sums(v);
             const u32 i = lane / (32 / ROWS_AT_ONCE), to = (first + i) * LOW_ROWS + r;
-            if (lane % (32 / ROWS_AT_ONCE) == 0 && i < count && to < rows) shared().sums[to][0] = sum;
+            if (lane % (32 / ROWS_AT_ONCE) == 0 && i < count && to < rows) low_scores()[to] = sum;
         }
         release(place + first, count);
         if (lane == 0) barrier_arrive(shared().scored[group]);

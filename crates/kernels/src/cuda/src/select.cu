@@ -12,27 +12,33 @@ __device__ bool is_kept(const Ffn& f, float signal, float positive, float negati
     return score > f.tau;
 }
 
+// Fetches what this block's neurons are decided by, which depends on no other kernel.
+template <class Method> __device__ void fetch_cuts(const Ffn& f) {
+    Shared& s = shared();
+    for (u32 row = threadIdx.x % 32; row < row_count<Method::DEAL>(); row += 32) {
+        const u32 i = neuron<Method::DEAL>(row);
+        s.cuts[0][row] = f.score == SCORE_WEIGHTED ? f.positive[i] : 1;
+        s.cuts[1][row] = f.score == SCORE_WEIGHTED ? f.negative[i] : 1;
+        s.cuts[2][row] = f.bias ? f.bias[i] : 0;
+    }
+    __syncwarp();
+}
+
 // Appends the neurons kept among rows [from, to) of this block to shared().kept, which has `kept`; `group` is the barrier of their scores. Gives how many there are then.
 template <class Method> __device__ u32 select(const Ffn& f, u32 group, u32 from, u32 to, u32 kept) {
     Shared& s = shared();
     const u32 lane = threadIdx.x % 32;
+    barrier_wait(s.scored[group], 0);
     for (; from < to; from += 32) {
         const u32 row = from + lane;
-        const u32 neuron = ::neuron<Method::DEAL>(row);
-        float positive = 1, negative = 1, bias = 0;
-        if (row < to) {
-            if (f.score == SCORE_WEIGHTED) positive = f.positive[neuron], negative = f.negative[neuron];
-            if (f.bias) bias = f.bias[neuron];
-        }
-        barrier_wait(s.scored[group], 0);
-        bool keep = false;
         float signal = 0;
+        bool keep = false;
         if (row < to) {
-            signal = Method::signal(s.sums[row]) + bias;
-            keep = is_kept(f, signal, positive, negative);
+            signal = Method::signal(row) + s.cuts[2][row];
+            keep = is_kept(f, signal, s.cuts[0][row], s.cuts[1][row]);
         }
         const u32 which = __ballot_sync(~0u, keep);
-        if (keep) s.kept[kept + __popc(which & ((1u << lane) - 1))] = entry(neuron, signal);
+        if (keep) s.kept[kept + __popc(which & ((1u << lane) - 1))] = entry(neuron<Method::DEAL>(row), signal);
         kept += __popc(which);
     }
     __syncwarp();
@@ -66,7 +72,8 @@ __device__ u32 sum_before(u32 v, u32& total) {
     return sum - v;
 }
 
-// Waits for every block's counts, and gives the range of this block among all neurons left, counted from the first block on.
+// Waits for every block's counts, and gives the range of this block among all neurons left, counted from the first block on. Everybody waits for
+// this, and it is one warp's work: every instruction counts.
 __device__ uint2 share(const Ffn& f) {
     Shared& s = shared();
     // A lane's blocks are the halves of one vector: everybody reads these few lines.
@@ -82,50 +89,46 @@ __device__ uint2 share(const Ffn& f) {
             missing = false;
 #pragma unroll
             for (u32 i = 0; i < EACH; i++) {
-                counts[i] = first + i < BLOCKS ? words[i / 2] >> 16 * (i % 2) & 0xffff : 0;
+                counts[i] = BLOCKS % EACH == 0 || first + i < BLOCKS ? words[i / 2] >> 16 * (i % 2) & 0xffff : 0;
                 missing |= counts[i] == EMPTY_HALF;
             }
             if (missing) pause();
         } while (missing);
     }
     __syncwarp();
-    u32 left = 0, all = 0;
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-        left += left_of(counts[i]);
-        all += left_of(counts[i]) + early_of(counts[i]);
-    }
-    u32 left_total, total, takes_total;
-    u32 before = sum_before(left, left_total);
-    sum_before(all, total);
-    // A block takes its equal part of all, less what it has taken; where it has taken more, others take less.
-    u32 takes[EACH];
+    // Early in the upper half, left in the lower.
     u32 sum = 0;
+    u32 before[EACH];
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) {
-        const u32 b = first + i;
-        const u32 part = b < BLOCKS ? range_begin(total, b + 1) - range_begin(total, b) : 0;
-        takes[i] = part > early_of(counts[i]) ? part - early_of(counts[i]) : 0;
-        sum += takes[i];
+        before[i] = sum;
+        sum += early_of(counts[i]) << 16 | left_of(counts[i]);
     }
-    u32 taken = sum_before(sum, takes_total);
+    u32 all;
+    const u32 base = sum_before(sum, all);
+    const u32 left = all & 0xffff, total = left + (all >> 16);
+    uint4 packed;
+    u32* halves = &packed.x;
+#pragma unroll
+    for (u32 i = 0; i < EACH; i += 2) halves[i / 2] = (base + before[i]) & 0xffff | (base + before[i + 1]) << 16;
+    reinterpret_cast<uint4*>(s.left_before)[lane] = packed;
+    // A block takes its equal part of all, less what it has taken; where it has taken more, others take less.
+    u32 takes = 0, mine = 0, end = 0;
+    u32 part = range_begin(total, first);
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) {
-        if (first + i < BLOCKS) {
-            s.left_before[first + i] = before;
-            s.taken_before[first + i] = taken;
-        }
-        before += left_of(counts[i]);
-        taken += takes[i];
+        const u32 next = range_begin(total, first + i + 1);
+        if (first + i == blockIdx.x) mine = takes;
+        if (first + i < BLOCKS) takes += max(int(next - part) - int(early_of(counts[i])), 0);
+        if (first + i == blockIdx.x) end = takes;
+        part = next;
     }
-    if (lane == 0) {
-        s.left_before[BLOCKS] = left_total;
-        if (f.kept && blockIdx.x == 0) *f.kept = total;
-    }
-    __syncwarp();
-    const u32 from = s.taken_before[blockIdx.x];
-    const u32 to = blockIdx.x + 1 < BLOCKS ? s.taken_before[blockIdx.x + 1] : left_total;
-    return make_uint2(min(from, left_total), min(to, left_total));
+    u32 all_takes;
+    const u32 taken = sum_before(takes, all_takes);
+    mine = __shfl_sync(~0u, taken + mine, blockIdx.x / EACH);
+    end = __shfl_sync(~0u, taken + end, blockIdx.x / EACH);
+    if (f.kept && blockIdx.x == 0 && lane == 0) *f.kept = total;
+    return make_uint2(min(mine, left), min(end, left));
 }
 
 // The n-th of all neurons left, which no other block asks for.

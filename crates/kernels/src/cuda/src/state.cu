@@ -2,7 +2,7 @@
 
 // y = residual + sum over the neurons kept of act(gate_i . x) * (up_i . x) * down_i.
 struct Ffn {
-    const u8* gate;  // [INTER, HIDDEN], each row HIDDEN 16-bit weights, rows at multiples of 16 bytes
+    const u8* gate;  // [INTER, HIDDEN], each row HIDDEN 16-bit weights
     const u8* up;    // the same
     const u8* down;  // the same: a row holds what the neuron adds to y
     const float* x;         // [HIDDEN], at a multiple of 16 bytes
@@ -15,8 +15,12 @@ struct Ffn {
     const float* negative;  // [INTER], for SCORE_WEIGHTED
     float tau;
     u32 score;
-    // Neurons that a block may take of those it keeps before all counts are known: somewhat less than its part of those that are kept on average.
+    // Neurons that a block may take of those it keeps before all counts are known: somewhat less (0.85) than its part of those that are kept on average.
     u32 early;
+    // Bytes from one row to the next, multiples of 16: a neuron's rows may lie beside each other or apart, which is as fast here.
+    u32 gate_stride;
+    u32 up_stride;
+    u32 down_stride;
 
     // The predictor: A [RANK, HIDDEN] and B [INTER, RANK], 16-bit, with a bias [INTER] or null; or the copy of gate and up (score_copy.cu) as `first`.
     const u8* first;
@@ -46,19 +50,22 @@ constexpr u32 GROUPS_MAX = ROWS_MAX / 4;
 // Batches of neurons to take: the early ones, 32 at a time, and an empty one.
 constexpr u32 BATCHES_MAX = ceil_div(ROWS_MAX, 32) + 2;
 
+// Sums of each warp for all rows; or scores of all rows, sums of a few rows, and A x.
+constexpr u32 ROOM_LOW = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
+constexpr u32 ROOM = ROWS_MAX * WARPS > ROWS_MAX + ROOM_LOW + RANK ? ROWS_MAX * WARPS : ROWS_MAX + ROOM_LOW + RANK;
+
 struct alignas(16) Shared {
+    float room[ROOM];            // sums of rows and what the methods make of them
     RingState ring;
-    float low[RANK];              // A x
+    u16 left_before[256];        // neurons that blocks before that one did not take early
     u64 scored[GROUPS_MAX];
     u64 kept[ROWS_MAX];          // neurons that this block's scores keep, with their signals; then those that it takes
     u64 chosen[BATCHES_MAX];     // flips when a batch of the latter is there
     u32 batch[BATCHES_MAX];      // how many there are in it
     u32 takes;                   // how many this block takes in all; with the second batch
     Item items[SLOTS_MAX];
-    float sums[ROWS_MAX][WARPS];  // scores, as each warp of the team added up
+    float cuts[3][ROWS_MAX];     // what this block's neurons are decided by: positive, negative, bias
     float exchange[TEAMS][2][2][WARPS];
-    u32 left_before[BLOCKS + 1];  // neurons that blocks before that one did not take early
-    u32 taken_before[BLOCKS];     // of those, how many go to blocks before that one
 };
 
 constexpr u32 SLOTS_FIT = (SHARED_BYTES - sizeof(Shared)) / SLOT_BYTES;
@@ -70,9 +77,6 @@ extern __shared__ __align__(128) u8 shared_memory[];
 __device__ Shared& shared() { return *reinterpret_cast<Shared*>(shared_memory + SLOTS * SLOT_BYTES); }
 __device__ u8* slot(u32 place) { return shared_memory + place % SLOTS * SLOT_BYTES; }
 
-// Waits until the slot of a place has been read by all who had something there before. For the producer.
-__device__ void wait_empty(u32 place) { barrier_wait(shared().ring.empty[place % SLOTS], place / SLOTS % 2 ^ 1); }
-
 // Waits until the bytes of a place are there. For consumers.
 __device__ void wait_full(u32 place) { barrier_wait(shared().ring.full[place % SLOTS], place / SLOTS % 2); }
 
@@ -81,19 +85,58 @@ __device__ void wait_full(u32 place) { barrier_wait(shared().ring.full[place % S
 #ifndef WINDOW_BYTES
 #define WINDOW_BYTES 40960
 #endif
-__host__ __device__ constexpr u32 window(u32 bytes) {
-    const u32 places = ceil_div(WINDOW_BYTES, bytes);
-    return places < SLOTS ? places : SLOTS - 1;
+// The same while blocks wait for each other's words: before the kernel before has ended, and until all counts are known.
+#ifndef CALM_BYTES
+#define CALM_BYTES 24576
+#endif
+// Picoseconds a byte: no block asks for more than its share of what the memory can give, so that none falls behind. 0 for no limit; here 132 blocks share 3.2 TB/s.
+#ifndef PACE
+#define PACE 41
+#endif
+
+__device__ u64 nanoseconds() {
+    u64 now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
 }
 
-// Streams bytes to a place, the places before it being as large. For one thread of the producer.
-template <u32 BYTES> __device__ void fill(u32 place, const u8* from, u32 bytes = BYTES) {
-    wait_empty(place);
-    if (place >= window(BYTES)) wait_full(place - window(BYTES));
-    u64& full = shared().ring.full[place % SLOTS];
-    barrier_arrive_for_bytes(full, bytes);
-    bulk_copy(slot(place), from, bytes, full);
-}
+// The producer: one thread, which fills places in turn. It issues a copy every 300 ns, so it counts slots instead of dividing.
+struct Producer {
+    u32 slot = 0, phase = 0;                   // where the next place lies
+    u32 asked = 0, arrived = 0;                // places filled, and those known to be there
+    u32 arrived_slot = 0, arrived_phase = 0;   // where the first of those lies that are not known to be
+    u32 window = CALM_BYTES;                   // bytes that may be on their way
+    u64 policy = read_once();
+    u64 due = nanoseconds();
+
+    __device__ static void next(u32& slot, u32& phase) {
+        if (++slot == SLOTS) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+    __device__ void wait() { barrier_wait(shared().ring.empty[slot], phase ^ 1); }
+
+    // Streams bytes to the next place; BYTES of them or, at an end, fewer.
+    template <u32 BYTES> __device__ void fill(const u8* from, u32 bytes = BYTES) {
+        wait();
+        // A slot cannot be waited for once it is asked to be filled again.
+        while ((asked - arrived) * BYTES >= window || asked - arrived == SLOTS) {
+            barrier_wait(shared().ring.full[arrived_slot], arrived_phase);
+            next(arrived_slot, arrived_phase);
+            arrived++;
+        }
+        if (PACE) {
+            while (nanoseconds() < due) {}
+            due += BYTES * PACE / 1000;
+        }
+        u64& full = shared().ring.full[slot];
+        barrier_arrive_for_bytes(full, bytes);
+        bulk_copy(shared_memory + slot * SLOT_BYTES, from, bytes, full, policy);
+        asked++;
+        next(slot, phase);
+    }
+};
 
 // Gives `count` places from `place` back. For every warp of the team that they were meant for.
 __device__ void release(u32 place, u32 count) {
@@ -111,12 +154,17 @@ __device__ void init_shared() {
 }
 
 // Neurons are dealt to blocks in runs of `RUN`, so that blocks which are about as far read memory about the same place. The neuron of a block's row, and how many rows it has.
-template <u32 RUN> __device__ u32 neuron(u32 row) { return (row / RUN * BLOCKS + blockIdx.x) * RUN + row % RUN; }
+// In each round they come in another order, lest a block always meets the same memory channels.
+constexpr u32 TURN = 37;
+__device__ u32 turn(u32 round) { return (blockIdx.x + round * TURN) % BLOCKS; }
+template <u32 RUN> __device__ u32 neuron(u32 row) { return (row / RUN * BLOCKS + turn(row / RUN)) * RUN + row % RUN; }
 template <u32 RUN> __device__ u32 row_count() {
     constexpr u32 RUNS_ALL = ceil_div(INTER, RUN);
-    const u32 runs = (RUNS_ALL + BLOCKS - 1 - blockIdx.x) / BLOCKS;
-    const u32 missing = (RUNS_ALL - 1) % BLOCKS == blockIdx.x ? RUNS_ALL * RUN - INTER : 0;
-    return runs * RUN - missing;
+    constexpr u32 ROUNDS = RUNS_ALL / BLOCKS, REST = RUNS_ALL % BLOCKS;
+    constexpr u32 MISSING = RUNS_ALL * RUN - INTER;
+    if constexpr (REST == 0) return ROUNDS * RUN - (turn(ROUNDS - 1) == BLOCKS - 1 ? MISSING : 0);
+    const u32 last = turn(ROUNDS);
+    return REST > 0 && last < REST ? (ROUNDS + 1) * RUN - (last + 1 == REST ? MISSING : 0) : ROUNDS * RUN;
 }
 
 __device__ u32 team() { return threadIdx.x / TEAM; }
