@@ -36,11 +36,13 @@ const SOURCES: [(&str, &str); 11] = {
 const SHARED_BYTES: usize = 115_712;
 /// What the memory that blocks speak through holds between launches.
 const EMPTY: u32 = u32::MAX;
+/// Blocks whose counts fit a warp's registers.
+const MOST_BLOCKS: usize = 256;
 /// Neurons more than its even share that a block may have.
 const DEALT: usize = 16;
 
 /// The part of its share of the neurons expected that a block begins on: less than all, since some keep fewer.
-const EARLY: f64 = 0.7;
+const EARLY: f64 = 0.85;
 
 /// What device code is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -212,6 +214,9 @@ struct Arguments {
     tau: f32,
     score: u32,
     early: u32,
+    gate_stride: u32,
+    up_stride: u32,
+    down_stride: u32,
     first: u64,
     second: u64,
     bias: u64,
@@ -228,9 +233,9 @@ impl FfnKernels {
     /// [`CudaError::NoCompiler`], [`CudaError::Code`] or what the driver says.
     ///
     /// # Panics
-    /// If widths are no multiples of 8 or weights of another type.
+    /// If widths are no multiples of 8, there are 65,536 neurons or more, or weights are of another type.
     pub fn new(cuda: &Cuda, shape: FfnShape) -> Result<FfnKernels, CudaError> {
-        FfnKernels::with_blocks(cuda, shape, cuda.card.multiprocessors)
+        FfnKernels::with_blocks(cuda, shape, cuda.card.multiprocessors.min(MOST_BLOCKS))
     }
 
     /// The same with so many blocks, at most one for each multiprocessor. For tests.
@@ -251,9 +256,13 @@ impl FfnKernels {
             rank,
             ..
         } = shape;
-        assert!(hidden.is_multiple_of(8) && rank.is_multiple_of(8) && rank > 0 && inter > 0);
+        assert!(hidden.is_multiple_of(8) && rank.is_multiple_of(8) && rank > 0);
+        assert!(
+            (1..1 << 16).contains(&inter),
+            "counts of neurons are 16 bits"
+        );
         assert!(matches!(shape.weights, DType::F16 | DType::BF16));
-        assert!((1..=cuda.card.multiprocessors).contains(&blocks));
+        assert!((1..=cuda.card.multiprocessors.min(MOST_BLOCKS)).contains(&blocks));
         let (major, minor) = cuda.card.capability;
         let define = |name: &str, value: usize| format!("-D{name}={value}");
         let options = [
@@ -344,6 +353,7 @@ impl FfnKernels {
         }
         assert!(buffers.x.len() == hidden && buffers.y.len() == hidden);
         assert!(buffers.kept.len() == 1 && buffers.residual.is_none_or(|r| r.len() == hidden));
+        let stride = (2 * hidden) as u32;
         let mut a = Arguments {
             gate: address(cuda, gate),
             up: address(cuda, up),
@@ -352,6 +362,9 @@ impl FfnKernels {
             residual: buffers.residual.map_or(0, |r| address(cuda, r)),
             y: address(cuda, buffers.y),
             kept: address(cuda, buffers.kept),
+            gate_stride: stride,
+            up_stride: stride,
+            down_stride: stride,
             partial: address(cuda, &self.partial),
             low: address(cuda, &self.low),
             shares: address(cuda, &self.shares),
