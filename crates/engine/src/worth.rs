@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use crate::{
         DownLayout,
-        sparsity::{Keep, Method},
+        sparsity::{Keep, Practical},
     };
     use std::path::Path;
 
@@ -169,8 +169,8 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/byte-llama");
         let [dense, sparse] = [DownLayout::Stored, DownLayout::Transposed]
             .map(|down| Model::open(&path, down, 1).unwrap());
-        for name in ["cats", "m-countdown"] {
-            let method = Method::by_name(name).unwrap();
+        for method in Practical::Computed.methods() {
+            let name = method.name;
             let mut plan =
                 SparsityPlan::ideal(&sparse, method, method.signal.unwrap(), 0.7).unwrap();
             for rule in &mut plan.rules {

@@ -103,7 +103,7 @@ mod tests {
             label: "share".into(),
             parts: vec!["a".into(), "b".into()],
             bars: vec![Bar {
-                name: "cats".into(),
+                name: "one".into(),
                 colour: 1,
                 parts: vec![0.25, 0.75],
             }],
