@@ -107,7 +107,7 @@ mod tests {
                 colour: 1,
                 parts: vec![0.25, 0.75],
             }],
-            width: 16.0 + 4.0 * CHARACTER + 100.0 + 20.0,
+            width: 16.0 + 3.0 * CHARACTER + 100.0 + 20.0,
         }
         .svg();
         assert!(
