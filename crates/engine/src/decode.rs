@@ -7,6 +7,7 @@ use crate::{
     profile::{Part, Profile, Stopwatch},
     sparsity::Rule,
 };
+use countdown_kernels::cpu::soft_cap;
 use std::sync::Arc;
 
 /// Tokens to run through the model.
@@ -143,20 +144,20 @@ impl<B: Backend> Decoder for Runner<B> {
         let (c, tokens) = (&model.config, step.tokens);
         let (layer, spec) = (&model.layers[i], &c.layers[i]);
         let eps = c.norm_eps;
-        b.norm(x, tokens, &layer.attn_norm, eps, normed);
+        let input = normed_or_not(b, x, tokens, &layer.attn_norm, eps, normed);
         time.was(Part::Norms);
         let qkv = [
             (&layer.query, &mut *q),
             (&layer.key, &mut *k),
             (&layer.value, &mut *v),
         ];
-        b.linears(normed, tokens, qkv);
+        b.linears(input, tokens, qkv);
         time.was(Part::Projections);
         if let Some(w) = &layer.query_norm {
-            b.norm_in_place(q, tokens * c.heads, w, eps);
+            b.norm_in_place(q, tokens * c.heads * c.head_dim / w.len(), w, eps);
         }
         if let Some(w) = &layer.key_norm {
-            b.norm_in_place(k, tokens * c.kv_heads, w, eps);
+            b.norm_in_place(k, tokens * c.kv_heads * c.head_dim / w.len(), w, eps);
         }
         time.was(Part::Norms);
         b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
@@ -166,9 +167,9 @@ impl<B: Backend> Decoder for Runner<B> {
         if let Some(w) = &layer.post_attn_norm {
             b.norm_in_place(y, tokens, w, eps);
         }
-        b.add(x, y, tokens);
+        b.add(x, y, c.residual_scale, tokens);
 
-        b.norm(x, tokens, &layer.ffn_norm, eps, normed);
+        let input = normed_or_not(b, x, tokens, &layer.ffn_norm, eps, normed);
         time.was(Part::Norms);
         let call = FfnCall {
             layer: i,
@@ -181,12 +182,12 @@ impl<B: Backend> Decoder for Runner<B> {
                 None => None,
             },
         };
-        let kept = b.ffn(call, normed, y);
+        let kept = b.ffn(call, input, y);
         time.was(Part::Ffn);
         if let Some(w) = &layer.post_ffn_norm {
             b.norm_in_place(y, tokens, w, eps);
         }
-        b.add(x, y, tokens);
+        b.add(x, y, c.residual_scale, tokens);
         time.was(Part::Norms);
         kept
     }
@@ -204,6 +205,12 @@ impl<B: Backend> Decoder for Runner<B> {
         );
         time.was(Part::Norms);
         b.logits(&self.normed, first, rows, &m.head, out);
+        if m.config.logit_scale != 1.0 {
+            out.iter_mut().for_each(|x| *x *= m.config.logit_scale);
+        }
+        if let Some(cap) = m.config.logit_soft_cap {
+            soft_cap(cap, out);
+        }
         time.was(Part::Head);
     }
 
@@ -214,4 +221,18 @@ impl<B: Backend> Decoder for Runner<B> {
     fn device(&self) -> String {
         self.backend.name()
     }
+}
+
+/// What a block is given: `x`, through a norm where it has one of its own.
+fn normed_or_not<'a, B: Backend>(
+    backend: &mut B,
+    x: &'a B::Buffer,
+    tokens: usize,
+    weight: &Option<Vec<f32>>,
+    eps: f32,
+    normed: &'a mut B::Buffer,
+) -> &'a B::Buffer {
+    let Some(weight) = weight else { return x };
+    backend.norm(x, tokens, weight, eps, normed);
+    normed
 }

@@ -1,14 +1,11 @@
 //! A model's weights in host memory: mapped from the file wherever the file's layout is the engine's.
 
-use crate::{
-    arch::{Config, Family, NormWeights, Role, RopeRows, names},
-    error::{Error, Result},
-    formats::{Checkpoint, Metadata, Tensor},
-    sparsity::Signal,
-};
-use countdown_kernels::{Bytes, DType, Layout, MatRef, ShapeError, cpu::Team, quant};
+mod load;
+
+use crate::{arch::Config, error::Result, formats::Checkpoint, sparsity::Signal};
+use countdown_kernels::{Bytes, DType, Layout, MatRef, ShapeError, quant};
 use std::{
-    collections::HashSet,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -55,6 +52,24 @@ impl Matrix {
     /// Whether rows lie in tiles, so that none can be read by itself.
     pub fn is_tiled(&self) -> bool {
         self.layout == Layout::Tiles
+    }
+
+    /// Some of the rows, sharing their memory.
+    ///
+    /// # Panics
+    /// If the rows are beyond the matrix, or do not lie as blocks one after the other.
+    pub(crate) fn rows_range(&self, rows: Range<usize>) -> Matrix {
+        let bytes = self.view().row_bytes();
+        assert_eq!(
+            self.data.len(),
+            self.rows * bytes,
+            "rows one after the other"
+        );
+        Matrix {
+            rows: rows.len(),
+            data: self.data.slice(rows.start * bytes..rows.end * bytes),
+            ..self.clone()
+        }
     }
 
     /// The matrix as kernels take it.
@@ -138,6 +153,12 @@ pub struct Ffn {
     pub up: Matrix,
     /// See [`DownLayout`].
     pub down: Down,
+    /// Added to W_gate x before the activation, `[inter]`.
+    pub gate_bias: Option<Vec<f32>>,
+    /// Added to W_up x, `[inter]`.
+    pub up_bias: Option<Vec<f32>>,
+    /// Added to y, `[hidden]`.
+    pub down_bias: Option<Vec<f32>>,
 }
 
 /// A projection with its optional bias.
@@ -153,16 +174,16 @@ pub struct Linear {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // the field's own names
 pub struct Layer {
-    pub attn_norm: Vec<f32>,
+    pub attn_norm: Option<Vec<f32>>,
     pub query: Linear,
     pub key: Linear,
     pub value: Linear,
-    /// Norms over each head of q and k, `[head_dim]`.
+    /// Norms of q and k, over each head (`[head_dim]`) or over all of a token (`[heads * head_dim]`, `[kv_heads * head_dim]`).
     pub query_norm: Option<Vec<f32>>,
     pub key_norm: Option<Vec<f32>>,
     pub attn_output: Linear,
     pub post_attn_norm: Option<Vec<f32>>,
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: Option<Vec<f32>>,
     pub ffn: Ffn,
     pub post_ffn_norm: Option<Vec<f32>>,
 }
@@ -209,34 +230,7 @@ impl Model {
         down: DownLayout,
         threads: usize,
     ) -> Result<Model> {
-        let family = Family::of(checkpoint)?;
-        let config = family.config(checkpoint)?;
-        let mut loader = Loader {
-            checkpoint,
-            family,
-            config: &config,
-            used: HashSet::new(),
-            team: crate::session::team(threads)?,
-        };
-        let table = [config.vocab, config.hidden];
-        let embedding = loader.matrix(&loader.pick(names::EMBEDDING), table)?;
-        let head = loader.head(&embedding)?;
-        let output_norm = loader.norm(&loader.pick(names::OUTPUT_NORM), config.hidden)?;
-        let layers = (0..config.layers.len())
-            .map(|i| loader.layer(i, down))
-            .collect::<Result<Vec<_>>>()?;
-        loader.refuse_leftovers()?;
-        Ok(Model {
-            fingerprint: checkpoint.fingerprint(),
-            path: checkpoint.path.clone(),
-            is_tied: head.data.as_ptr() == embedding.data.as_ptr(),
-            embedding,
-            head,
-            output_norm,
-            layers,
-            down_layout: down,
-            config,
-        })
+        load::load(checkpoint, down, threads)
     }
 
     /// Weight bytes that a dense decode step reads, by part.
@@ -270,14 +264,18 @@ impl Model {
             for m in [&l.ffn.gate, &l.ffn.up, l.ffn.down.matrix()] {
                 n += size(m);
             }
-            let norms = [
+            let vectors = [
+                &l.attn_norm,
                 &l.query_norm,
                 &l.key_norm,
                 &l.post_attn_norm,
+                &l.ffn_norm,
                 &l.post_ffn_norm,
+                &l.ffn.gate_bias,
+                &l.ffn.up_bias,
+                &l.ffn.down_bias,
             ];
-            n += (l.attn_norm.len() + l.ffn_norm.len()) as u64;
-            n += norms
+            n += vectors
                 .iter()
                 .map(|v| v.as_ref().map_or(0, Vec::len) as u64)
                 .sum::<u64>();
@@ -361,204 +359,5 @@ pub(crate) fn transposed_dtype(stored: DType, hidden: usize) -> DType {
         float if !float.is_quantized() => float,
         _ if hidden.is_multiple_of(DType::Q8_0.block_len()) => DType::Q8_0,
         _ => DType::F16,
-    }
-}
-
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    family: &'static Family,
-    config: &'a Config,
-    used: HashSet<String>,
-    team: Team,
-}
-
-impl Loader<'_> {
-    fn is_gguf(&self) -> bool {
-        matches!(self.checkpoint.metadata, Metadata::Gguf(_))
-    }
-
-    fn pick(&self, (gguf, hf): (&str, &str)) -> String {
-        if self.is_gguf() { gguf } else { hf }.to_owned()
-    }
-
-    fn name(&self, role: Role, layer: usize) -> String {
-        if self.is_gguf() {
-            role.gguf(layer)
-        } else {
-            role.hugging_face(layer, (self.family.hf_name)(role))
-        }
-    }
-
-    fn unsupported(&self, cause: String) -> Error {
-        Error::Unsupported {
-            path: self.checkpoint.path.clone(),
-            cause,
-            remedy: format!(
-                "check that the file is complete and of the {} family it claims",
-                self.family.name
-            ),
-        }
-    }
-
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<&Tensor> {
-        let tensor = self
-            .checkpoint
-            .tensor(name)
-            .ok_or_else(|| self.unsupported(format!("tensor {name} is missing")))?;
-        if tensor.shape != shape {
-            return Err(self.unsupported(format!(
-                "tensor {name} has shape {:?}, expected {shape:?}",
-                tensor.shape
-            )));
-        }
-        self.used.insert(name.to_owned());
-        Ok(tensor)
-    }
-
-    fn matrix(&mut self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
-        let t = self.tensor(name, &[rows, cols])?;
-        let (dtype, data) = (t.dtype, t.data.clone());
-        Matrix::new(dtype, rows, cols, data)
-            .map_err(|e| self.unsupported(format!("tensor {name}: {e}")))
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let v = self.tensor(name, &[len])?.to_f32();
-        if v.iter().all(|x| x.is_finite()) {
-            Ok(v)
-        } else {
-            Err(Error::NotFinite(format!("tensor {name}")))
-        }
-    }
-
-    /// Norm weights as factors.
-    fn norm(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let mut v = self.vector(name, len)?;
-        if !self.is_gguf() && self.family.hf_norms == NormWeights::MinusOne {
-            v.iter_mut().for_each(|w| *w += 1.0);
-        }
-        Ok(v)
-    }
-
-    fn extra_norm(&mut self, role: Role, layer: usize, len: usize) -> Result<Option<Vec<f32>>> {
-        if !self.family.extras.contains(&role) {
-            return Ok(None);
-        }
-        self.norm(&self.name(role, layer), len).map(Some)
-    }
-
-    fn linear(
-        &mut self,
-        (role, bias): (Role, Option<Role>),
-        layer: usize,
-        shape: [usize; 2],
-    ) -> Result<Linear> {
-        let weight = self.matrix(&self.name(role, layer), shape)?;
-        let bias = match bias.filter(|b| self.family.extras.contains(b)) {
-            Some(b) => Some(self.vector(&self.name(b, layer), shape[0])?),
-            None => None,
-        };
-        Ok(Linear { weight, bias })
-    }
-
-    /// Brings the rows of q or k into half-split order.
-    fn unpermute(&self, l: Linear) -> Linear {
-        if !self.is_gguf() || self.family.gguf_permutes_rope == RopeRows::HalfSplit {
-            return l;
-        }
-        let half = self.config.head_dim / 2;
-        // Row `at` of a head holds dimension `at % half` of half `at / half`; the file stores the halves in turns.
-        let source = |row: usize| {
-            let (head, at) = (row / (2 * half), row % (2 * half));
-            head * 2 * half + 2 * (at % half) + at / half
-        };
-        let view = l.weight.view();
-        let mut data = Vec::with_capacity(l.weight.bytes());
-        for row in 0..l.weight.rows {
-            data.extend_from_slice(view.row(source(row)));
-        }
-        l.weight.data.release();
-        Linear {
-            bias: l.bias.map(|b| (0..b.len()).map(|i| b[source(i)]).collect()),
-            weight: Matrix {
-                data: data.into(),
-                ..l.weight
-            },
-        }
-    }
-
-    fn down(&mut self, layer: usize, inter: usize, layout: DownLayout) -> Result<Down> {
-        let hidden = self.config.hidden;
-        let name = self.name(Role::Down, layer);
-        let stored = self.matrix(&name, [hidden, inter])?;
-        if layout == DownLayout::Stored {
-            return Ok(Down::Stored(stored));
-        }
-        let dtype = transposed_dtype(stored.dtype, hidden);
-        let data = quant::transpose_pack(stored.view(), dtype, &mut self.team)
-            .and_then(|data| Matrix::new(dtype, inter, hidden, data.into()));
-        stored.data.release();
-        data.map(Down::Transposed)
-            .map_err(|e| self.unsupported(format!("tensor {name}: {e}")))
-    }
-
-    fn layer(&mut self, i: usize, down: DownLayout) -> Result<Layer> {
-        let c = self.config;
-        let (hidden, inter) = (c.hidden, c.layers[i].inter);
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let query = self.linear((Role::Query, Some(Role::QueryBias)), i, [q, hidden])?;
-        let key = self.linear((Role::Key, Some(Role::KeyBias)), i, [kv, hidden])?;
-        Ok(Layer {
-            attn_norm: self.norm(&self.name(Role::AttnNorm, i), hidden)?,
-            query: self.unpermute(query),
-            key: self.unpermute(key),
-            value: self.linear((Role::Value, Some(Role::ValueBias)), i, [kv, hidden])?,
-            query_norm: self.extra_norm(Role::QueryNorm, i, c.head_dim)?,
-            key_norm: self.extra_norm(Role::KeyNorm, i, c.head_dim)?,
-            attn_output: self.linear((Role::AttnOutput, None), i, [hidden, q])?,
-            post_attn_norm: self.extra_norm(Role::PostAttnNorm, i, hidden)?,
-            ffn_norm: self.norm(&self.name(Role::FfnNorm, i), hidden)?,
-            ffn: Ffn {
-                gate: self.matrix(&self.name(Role::Gate, i), [inter, hidden])?,
-                up: self.matrix(&self.name(Role::Up, i), [inter, hidden])?,
-                down: self.down(i, inter, down)?,
-            },
-            post_ffn_norm: self.extra_norm(Role::PostFfnNorm, i, hidden)?,
-        })
-    }
-
-    /// The output head: a tensor of its own, or the embedding.
-    fn head(&mut self, embedding: &Matrix) -> Result<Matrix> {
-        let name = self.pick(names::HEAD);
-        let tied = match &self.checkpoint.metadata {
-            Metadata::Gguf(_) => self.checkpoint.tensor(&name).is_none(),
-            Metadata::HuggingFace(m) => m
-                .config
-                .get("tie_word_embeddings")
-                .and_then(serde_json::Value::as_bool)
-                // The default of every family here whose config.json may leave it out (Gemma).
-                .unwrap_or_else(|| self.checkpoint.tensor(&name).is_none()),
-        };
-        if tied {
-            self.used.insert(name);
-            return Ok(embedding.clone());
-        }
-        self.matrix(&name, [self.config.vocab, self.config.hidden])
-    }
-
-    /// A tensor nobody asked for means that the model computes something this family does not.
-    fn refuse_leftovers(&self) -> Result<()> {
-        let derived = |name: &str| name.ends_with("rotary_emb.inv_freq");
-        match self
-            .checkpoint
-            .tensors()
-            .find(|t| !self.used.contains(&t.name) && !derived(&t.name))
-        {
-            None => Ok(()),
-            Some(t) => Err(self.unsupported(format!(
-                "tensor {} has no place in the {} family",
-                t.name, self.family.name
-            ))),
-        }
     }
 }

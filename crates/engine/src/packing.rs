@@ -176,7 +176,7 @@ impl Tiler {
     }
 
     fn pack(&mut self, ffn: &mut Ffn, packing: Packing) {
-        let Ffn { gate, up, down } = ffn;
+        let Ffn { gate, up, down, .. } = ffn;
         match (packing, down) {
             (Packing::Dense, Down::Stored(down)) => {
                 [gate, up, down].into_iter().for_each(|m| self.tile(m));

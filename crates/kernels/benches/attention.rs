@@ -30,6 +30,7 @@ fn attention(c: &mut Criterion) {
                     heads,
                     kv_heads,
                     scale: 0.1,
+                    soft_cap: None,
                     window: None,
                     start: context - tokens,
                 };

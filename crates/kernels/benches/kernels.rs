@@ -305,6 +305,8 @@ fn kept_neurons(
                     gate,
                     up,
                     down,
+                    gate_bias: None,
+                    up_bias: None,
                     act,
                 };
                 sparse_ffn_rows(&mut team, k, &ffn, &rows, &x, &mut work, &mut y);

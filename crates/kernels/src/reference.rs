@@ -154,6 +154,14 @@ pub fn softmax(x: &[f32]) -> Vec<f64> {
     e.iter().map(|v| v / sum).collect()
 }
 
+/// `cap * tanh(x / cap)`, elementwise.
+pub fn soft_cap(cap: f32, x: &[f32]) -> Vec<f64> {
+    let cap = f64::from(cap);
+    x.iter()
+        .map(|&x| cap * (f64::from(x) / cap).tanh())
+        .collect()
+}
+
 /// `log(sum of exp(x))`.
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     let most = x

@@ -60,6 +60,8 @@ fn calls_allocate_nothing_the_second_time() {
                 gate: m,
                 up: m,
                 down: m,
+                gate_bias: None,
+                up_bias: None,
                 act: Act::Silu,
             };
             let mut input = Input::with_capacity(HIDDEN);

@@ -3,6 +3,7 @@
 mod bench;
 mod peers;
 mod scaling;
+mod support;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -13,12 +14,14 @@ use std::process::ExitCode;
 enum Chore {
     Peers(peers::PeersArgs),
     Scaling(scaling::ScalingArgs),
+    Support(support::SupportArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Peers(args) => peers::run(&args),
         Chore::Scaling(args) => scaling::run(&args),
+        Chore::Support(args) => support::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,67 +1,55 @@
-//! Gemma 3 (text): norms around both blocks and on q and k, tanh-GELU, scaled embeddings,
-//! five windowed layers to one global, each kind with its own rope base.
+//! Gemma 3 (text): Gemma 2 with norms on each head of q and k instead of soft caps, and five windowed layers to one global, each
+//! kind with its own rope.
 
-use super::{Act, Config, Family, NormWeights, Params, Role, Rope, RopeRows};
+use super::{
+    Config, Family, GELU_TANH, NormWeights, Params, Role, USUAL, gemma, gemma2,
+    rope::{self, Scope},
+};
 use crate::error::Result;
+use std::sync::Arc;
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma3",
+    models: "Gemma 3 (text)",
+    gguf_types: &["gemma3"],
     hf_types: &["gemma3_text"],
-    extras: &[
+    norms: &[
+        Role::AttnNorm,
         Role::QueryNorm,
         Role::KeyNorm,
         Role::PostAttnNorm,
+        Role::FfnNorm,
         Role::PostFfnNorm,
     ],
+    act: GELU_TANH,
+    rope_base: 1e6,
     refine,
-    gguf_permutes_rope: RopeRows::HalfSplit,
     hf_norms: NormWeights::MinusOne,
-    hf_name: |role| match role {
-        Role::PostAttnNorm => Some("post_attention_layernorm.weight"),
-        Role::FfnNorm => Some("pre_feedforward_layernorm.weight"),
-        _ => None,
-    },
+    hf_name: gemma2::sandwich_name,
+    ..USUAL
 };
 
 /// Every sixth layer is global unless the file says otherwise.
 const PATTERN: usize = 6;
-/// GGUF files do not hold the rope base of the windowed layers.
+/// Most GGUF files do not hold the rope base of the windowed layers.
 const LOCAL_ROPE_BASE: f32 = 10_000.0;
-/// The 27B model (62 layers) alone scales attention by hidden/heads rather than the head's width; GGUF files do not say so.
+/// See Gemma 2's.
 const LAYERS_27B: usize = 62;
 
 fn refine(p: &Params, c: &mut Config) -> Result<()> {
-    c.act = Act::GeluTanh;
-    c.embedding_scale = (c.hidden as f32).sqrt();
-    c.attention_scale = match p.opt_number("query_pre_attn_scalar", "")? {
-        Some(scalar) => 1.0 / scalar.sqrt(),
-        None if p.is_gguf() && c.layers.len() == LAYERS_27B => {
-            1.0 / ((c.hidden / c.heads) as f32).sqrt()
-        }
-        None => c.attention_scale,
-    };
-    p.refuse_if("attn_logit_softcapping", "soft caps on attention")?;
-    p.refuse_if("final_logit_softcapping", "soft caps on logits")?;
-    p.refuse_if("use_bidirectional_attention", "bidirectional attention")?;
+    gemma::refine(p, c)?;
+    c.attention_scale = gemma2::attention_scale(p, c, LAYERS_27B)?;
+    let cap = |key| p.opt_number(key, key);
+    c.attention_soft_cap = cap("attn_logit_softcapping")?;
+    c.logit_soft_cap = cap("final_logit_softcapping")?;
     let window = p.size("sliding_window", "attention.sliding_window")?;
-    let pattern = p.opt_size("sliding_window_pattern", "")?.unwrap_or(PATTERN);
-    let local = Rope {
-        base: p
-            .opt_number("rope_local_base_freq", "")?
-            .or(p.opt_number("rope_parameters/sliding_attention/rope_theta", "")?)
-            .unwrap_or(LOCAL_ROPE_BASE),
-        scale: 1.0,
-    };
-    let types = p.layer_types(c.layers.len())?;
-    for (i, layer) in c.layers.iter_mut().enumerate() {
-        let windowed = match &types {
-            Some(types) => types[i] == "sliding_attention",
-            None => !(i + 1).is_multiple_of(pattern),
-        };
-        if windowed {
-            layer.window = Some(window);
-            layer.rope = local;
-        }
+    let pattern = p
+        .opt_size("sliding_window_pattern", "attention.sliding_window_pattern")?
+        .unwrap_or(PATTERN);
+    p.set_windows(c, Some(window), |i| !(i + 1).is_multiple_of(pattern))?;
+    let local = Arc::new(rope::read(p, Scope::Local, c.head_dim, LOCAL_ROPE_BASE)?);
+    for layer in c.layers.iter_mut().filter(|l| l.window.is_some()) {
+        layer.rope = Some(local.clone());
     }
     Ok(())
 }

@@ -1,31 +1,75 @@
 //! Architectures as data: a [`Config`] with one [`LayerSpec`] a layer, and per family one small file that
 //! says how its metadata and tensors are named. No family's name occurs outside this folder.
 
+mod config;
+mod gemma;
+mod gemma2;
 mod gemma3;
+mod granite;
 mod llama;
+mod mistral;
 pub(crate) mod names;
+mod olmo2;
 mod params;
+mod phi3;
 mod qwen2;
+mod qwen3;
+mod refused;
+pub(crate) mod rope;
+mod smollm3;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     error::{Error, Result},
     formats::Checkpoint,
 };
+pub use config::{Config, LayerSpec};
 pub use countdown_kernels::cpu::Act;
 pub(crate) use names::Role;
 pub(crate) use params::Params;
+use rope::Scope;
+pub use rope::{LongRope, Rope};
+use std::sync::Arc;
 
 /// All families, in the order of the help text.
-pub const FAMILIES: &[&Family] = &[&llama::FAMILY, &qwen2::FAMILY, &gemma3::FAMILY];
+pub const FAMILIES: &[&Family] = &[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &phi3::FAMILY,
+    &smollm3::FAMILY,
+    &olmo2::FAMILY,
+    &granite::FAMILY,
+];
 
 /// One family of models: how to recognise it and how to read it.
+#[derive(Clone, Copy)]
 pub struct Family {
-    /// The name the field uses; also GGUF's `general.architecture`.
+    /// The name the field uses.
     pub name: &'static str,
+    /// The models people know it by.
+    pub models: &'static str,
+    /// `general.architecture` values of GGUF files.
+    pub gguf_types: &'static [&'static str],
     /// `model_type` values of Hugging Face's config.json.
     pub hf_types: &'static [&'static str],
-    /// Layer tensors beside the ones every family has.
-    pub(crate) extras: &'static [Role],
+    /// The norms of a layer.
+    pub(crate) norms: &'static [Role],
+    /// What norms of q and k go over, where there are such.
+    pub(crate) qk_norm: QkNorm,
+    /// Which biases there must be. Others are taken where a file has them.
+    pub(crate) biases: Biases,
+    /// Whether projections of the same input share a matrix.
+    pub(crate) projections: Projections,
+    /// The activation of the gated FFN, and the names that config.json may give it.
+    pub(crate) act: (Act, &'static [&'static str]),
+    /// The base of the rope where a file does not say it.
+    pub(crate) rope_base: f32,
     /// Reads what is particular to the family on top of what all share.
     pub(crate) refine: fn(&Params, &mut Config) -> Result<()>,
     /// Whether q and k rows of GGUF files are permuted for interleaved rope.
@@ -35,6 +79,30 @@ pub struct Family {
     /// Where the family's Hugging Face names differ from the common ones.
     pub(crate) hf_name: fn(Role) -> Option<&'static str>,
 }
+
+/// SiLU and its names.
+const SILU: (Act, &[&str]) = (Act::Silu, &["silu", "swish"]);
+/// GELU by the hyperbolic tangent and its names.
+const GELU_TANH: (Act, &[&str]) = (Act::GeluTanh, &["gelu_pytorch_tanh", "gelu_tanh"]);
+
+/// What most families are; each file says what it does differently.
+const USUAL: Family = Family {
+    name: "",
+    models: "",
+    gguf_types: &[],
+    hf_types: &[],
+    norms: &[Role::AttnNorm, Role::FfnNorm],
+    qk_norm: QkNorm::Head,
+    biases: Biases::AsConfigured,
+    projections: Projections::Apart,
+    act: SILU,
+    // The original Llama's, which both formats leave out where it is meant.
+    rope_base: 10_000.0,
+    refine: |_, _| Ok(()),
+    gguf_permutes_rope: RopeRows::HalfSplit,
+    hf_norms: NormWeights::Plain,
+    hf_name: |_| None,
+};
 
 /// The order of q and k rows in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,71 +122,63 @@ pub(crate) enum NormWeights {
     MinusOne,
 }
 
-/// The shape and the constants of a model; all sizes in elements.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// The family's name.
-    pub family: &'static str,
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Tokens in the vocabulary (rows of the embedding).
-    pub vocab: usize,
-    /// Positions the model was trained for.
-    pub context: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of a head; even.
-    pub head_dim: usize,
-    /// Factor on q.k before the softmax.
-    pub attention_scale: f32,
-    /// Factor on embeddings.
-    pub embedding_scale: f32,
-    /// Added to the mean square in RMS norms.
-    pub norm_eps: f32,
-    /// The activation of the gated FFN.
-    pub act: Act,
-    /// One entry a layer.
-    pub layers: Vec<LayerSpec>,
+/// What the norms of q and k go over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QkNorm {
+    /// Each head by itself.
+    Head,
+    /// All heads of a token together.
+    Token,
 }
 
-/// What may differ from layer to layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LayerSpec {
-    /// Neurons of the FFN.
-    pub inter: usize,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// Attention sees this many positions, the own one included; all of them if `None`.
-    pub window: Option<usize>,
+/// The biases that a file must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Biases {
+    /// Those that config.json asks for: `attention_bias` for q, k, v and attention's output, `mlp_bias` for the FFN.
+    AsConfigured,
+    /// Those of q, k and v.
+    QueryKeyValue,
 }
 
-/// Rotary position embedding over the whole head, pairs (i, i + head_dim/2):
-/// angle = position * base^(-2i/head_dim) / scale.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the geometric row of frequencies.
-    pub base: f32,
-    /// Positions are divided by this (linear scaling); 1 for none.
-    pub scale: f32,
+impl Biases {
+    pub(crate) fn require(self, role: Role, p: &Params) -> bool {
+        let is_qkv = matches!(role, Role::QueryBias | Role::KeyBias | Role::ValueBias);
+        match (self, role) {
+            (Biases::QueryKeyValue, _) => is_qkv,
+            (Biases::AsConfigured, Role::GateBias | Role::UpBias | Role::DownBias) => {
+                p.is_on("mlp_bias", "")
+            }
+            (Biases::AsConfigured, _) => p.is_on("attention_bias", ""),
+        }
+    }
+}
+
+/// How projections of the same input are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Projections {
+    /// Each in a matrix of its own.
+    Apart,
+    /// q, k and v in one, gate and up in another, below each other.
+    Fused,
 }
 
 impl Family {
     /// The family of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] naming the architecture and the supported ones.
+    /// [`Error::Unsupported`] naming the architecture and what is wrong with it, or the supported ones.
     pub fn of(checkpoint: &Checkpoint) -> Result<&'static Family> {
         let params = Params::new(checkpoint)?;
         let name = params.architecture();
         let found = FAMILIES.iter().find(|f| {
-            if params.is_gguf() {
-                f.name == name
+            let types = if params.is_gguf() {
+                f.gguf_types
             } else {
-                f.hf_types.contains(&name)
-            }
+                f.hf_types
+            };
+            types.contains(&name)
         });
+        refused::check(&params, found.is_some())?;
         found.copied().ok_or_else(|| Error::Unsupported {
             path: checkpoint.path.clone(),
             cause: format!("architecture \"{name}\" is not supported"),
@@ -156,8 +216,24 @@ impl Family {
                 "{heads} heads over {kv_heads} key/value heads of width {head_dim}: not a grouped-query shape"
             )));
         }
+        match p.opt_size("", "attention.value_length")? {
+            Some(n) if n != head_dim => {
+                return Err(p.unsupported(format!("keys of width {head_dim} and values of {n}")));
+            }
+            _ => {}
+        }
         let inter = p.size("intermediate_size", "feed_forward_length")?;
         let layers = p.size("num_hidden_layers", "block_count")?;
+        let rope = rope::read(&p, Scope::Global, head_dim, self.rope_base)?;
+        let is_partial = 2 * rope.frequencies.len() < head_dim;
+        if p.is_gguf() && self.gguf_permutes_rope == RopeRows::Interleaved && is_partial {
+            return Err(p.unsupported("rope over a part of the head in this family".into()));
+        }
+        let layer = LayerSpec {
+            inter,
+            rope: Some(Arc::new(rope)),
+            window: None,
+        };
         let mut config = Config {
             family: self.name,
             hidden,
@@ -167,20 +243,17 @@ impl Family {
             kv_heads,
             head_dim,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            attention_soft_cap: None,
             embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_soft_cap: None,
             norm_eps: p.number("rms_norm_eps", "attention.layer_norm_rms_epsilon")?,
-            act: Act::Silu,
-            layers: vec![
-                LayerSpec {
-                    inter,
-                    rope: p.rope()?,
-                    window: None,
-                };
-                layers
-            ],
+            act: self.act.0,
+            layers: vec![layer; layers],
         };
         (self.refine)(&p, &mut config)?;
-        p.expect_activation(config.act)?;
+        p.expect_activation(self.act.1)?;
         Ok(config)
     }
 }

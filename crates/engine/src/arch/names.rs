@@ -10,14 +10,22 @@ pub(crate) enum Role {
     QueryBias,
     KeyBias,
     ValueBias,
+    /// Rows of query, of key, then of value in one matrix.
+    QueryKeyValue,
     QueryNorm,
     KeyNorm,
     AttnOutput,
+    AttnOutputBias,
     PostAttnNorm,
     FfnNorm,
     Gate,
     Up,
     Down,
+    /// Rows of gate, then of up in one matrix.
+    GateUp,
+    GateBias,
+    UpBias,
+    DownBias,
     PostFfnNorm,
 }
 
@@ -25,6 +33,11 @@ pub(crate) enum Role {
 pub(crate) const EMBEDDING: (&str, &str) = ("token_embd.weight", "model.embed_tokens.weight");
 pub(crate) const OUTPUT_NORM: (&str, &str) = ("output_norm.weight", "model.norm.weight");
 pub(crate) const HEAD: (&str, &str) = ("output.weight", "lm_head.weight");
+
+/// Whether a tensor only repeats what the metadata says: rope frequencies that old checkpoints carry along.
+pub(crate) fn is_derived(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || name.ends_with("attn_rot_embd.weight")
+}
 
 impl Role {
     pub(crate) fn gguf(self, layer: usize) -> String {
@@ -36,14 +49,20 @@ impl Role {
             Role::QueryBias => "attn_q.bias",
             Role::KeyBias => "attn_k.bias",
             Role::ValueBias => "attn_v.bias",
+            Role::QueryKeyValue => "attn_qkv.weight",
             Role::QueryNorm => "attn_q_norm.weight",
             Role::KeyNorm => "attn_k_norm.weight",
             Role::AttnOutput => "attn_output.weight",
+            Role::AttnOutputBias => "attn_output.bias",
             Role::PostAttnNorm => "post_attention_norm.weight",
             Role::FfnNorm => "ffn_norm.weight",
             Role::Gate => "ffn_gate.weight",
-            Role::Up => "ffn_up.weight",
+            // Both halves go by the name of one.
+            Role::Up | Role::GateUp => "ffn_up.weight",
             Role::Down => "ffn_down.weight",
+            Role::GateBias => "ffn_gate.bias",
+            Role::UpBias => "ffn_up.bias",
+            Role::DownBias => "ffn_down.bias",
             Role::PostFfnNorm => "post_ffw_norm.weight",
         };
         format!("blk.{layer}.{stem}")
@@ -59,14 +78,20 @@ impl Role {
             Role::QueryBias => "self_attn.q_proj.bias",
             Role::KeyBias => "self_attn.k_proj.bias",
             Role::ValueBias => "self_attn.v_proj.bias",
+            Role::QueryKeyValue => "self_attn.qkv_proj.weight",
             Role::QueryNorm => "self_attn.q_norm.weight",
             Role::KeyNorm => "self_attn.k_norm.weight",
             Role::AttnOutput => "self_attn.o_proj.weight",
+            Role::AttnOutputBias => "self_attn.o_proj.bias",
             Role::PostAttnNorm => "post_attention_norm.weight",
             Role::FfnNorm => "post_attention_layernorm.weight",
             Role::Gate => "mlp.gate_proj.weight",
             Role::Up => "mlp.up_proj.weight",
             Role::Down => "mlp.down_proj.weight",
+            Role::GateUp => "mlp.gate_up_proj.weight",
+            Role::GateBias => "mlp.gate_proj.bias",
+            Role::UpBias => "mlp.up_proj.bias",
+            Role::DownBias => "mlp.down_proj.bias",
             Role::PostFfnNorm => "post_feedforward_layernorm.weight",
         });
         format!("model.layers.{layer}.{stem}")

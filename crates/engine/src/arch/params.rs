@@ -1,11 +1,12 @@
 //! One way to read hyper-parameters, whichever file they come from.
 
-use super::{Act, Rope, names};
+use super::{Config, names};
 use crate::{
     error::{Error, Result},
-    formats::{Checkpoint, Metadata},
+    formats::{Checkpoint, Metadata, gguf},
 };
 use serde_json::Value as Json;
+use std::path::Path;
 
 /// Sizes from files are bounded by this before anything is multiplied.
 const LARGEST_SIZE: u64 = 1 << 24;
@@ -39,6 +40,10 @@ impl<'a> Params<'a> {
         &self.architecture
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.checkpoint.path
+    }
+
     pub(crate) fn is_gguf(&self) -> bool {
         matches!(self.checkpoint.metadata, Metadata::Gguf(_))
     }
@@ -51,25 +56,34 @@ impl<'a> Params<'a> {
         }
     }
 
-    fn malformed(&self, cause: String) -> Error {
+    pub(crate) fn malformed(&self, cause: String) -> Error {
         Error::Malformed {
             path: self.checkpoint.path.clone(),
             cause,
         }
     }
 
-    fn json(&self, path: &str) -> Option<&'a Json> {
+    /// The value in config.json, `null` included.
+    fn entry(&self, path: &str) -> Option<&'a Json> {
         match &self.checkpoint.metadata {
-            Metadata::HuggingFace(m) if !path.is_empty() => m
-                .config
-                .pointer(&format!("/{path}"))
-                .filter(|v| !v.is_null()),
+            Metadata::HuggingFace(m) if !path.is_empty() => m.config.pointer(&format!("/{path}")),
             _ => None,
         }
     }
 
+    fn json(&self, path: &str) -> Option<&'a Json> {
+        self.entry(path).filter(|v| !v.is_null())
+    }
+
     fn gguf_key(&self, gguf: &str) -> String {
         format!("{}.{gguf}", self.architecture)
+    }
+
+    fn gguf_value(&self, gguf: &str) -> Option<&'a gguf::Value> {
+        match &self.checkpoint.metadata {
+            Metadata::Gguf(m) if !gguf.is_empty() => m.get(&self.gguf_key(gguf)),
+            _ => None,
+        }
     }
 
     /// The name a message should use for a parameter.
@@ -79,6 +93,33 @@ impl<'a> Params<'a> {
         } else {
             hf.to_owned()
         }
+    }
+
+    /// Whether config.json has it, and not as `null`.
+    pub(crate) fn has(&self, hf: &str) -> bool {
+        self.json(hf).is_some()
+    }
+
+    /// Whether a feature is asked for: there is such a parameter, neither `null`, `false` nor zero.
+    pub(crate) fn is_on(&self, hf: &str, gguf: &str) -> bool {
+        let in_json = self.json(hf).is_some_and(|v| {
+            let is_zero = v.as_f64().is_some_and(|n| n == 0.0);
+            !is_zero && *v != Json::Bool(false)
+        });
+        let in_gguf = self.gguf_value(gguf).is_some_and(|v| match *v {
+            gguf::Value::Bool(on) => on,
+            gguf::Value::F32(x) => x != 0.0,
+            gguf::Value::U32(n) => n != 0,
+            gguf::Value::I32(n) => n != 0,
+            gguf::Value::U64(n) => n != 0,
+            _ => true,
+        });
+        in_json || in_gguf
+    }
+
+    /// Whether config.json says `false` to it.
+    pub(crate) fn is_off(&self, hf: &str) -> bool {
+        self.json(hf) == Some(&Json::Bool(false))
     }
 
     pub(crate) fn opt_number(&self, hf: &str, gguf: &str) -> Result<Option<f32>> {
@@ -101,6 +142,14 @@ impl<'a> Params<'a> {
             .ok_or_else(|| self.malformed(format!("{} is missing", self.label(hf, gguf))))
     }
 
+    /// A number that files leave out where it is `default`, and that config.json switches off by `null`.
+    pub(crate) fn number_or_null(&self, hf: &str, gguf: &str, default: f32) -> Result<Option<f32>> {
+        match self.entry(hf) {
+            Some(Json::Null) => Ok(None),
+            _ => Ok(Some(self.opt_number(hf, gguf)?.unwrap_or(default))),
+        }
+    }
+
     pub(crate) fn opt_size(&self, hf: &str, gguf: &str) -> Result<Option<usize>> {
         let value = match &self.checkpoint.metadata {
             Metadata::Gguf(_) if gguf.is_empty() => None,
@@ -121,6 +170,44 @@ impl<'a> Params<'a> {
             .ok_or_else(|| self.malformed(format!("{} is missing", self.label(hf, gguf))))
     }
 
+    /// A string, if there is one by that name.
+    pub(crate) fn text(&self, hf: &str, gguf: &str) -> Option<Result<&'a str>> {
+        let found = match (self.json(hf), self.gguf_value(gguf)) {
+            (Some(json), _) => json.as_str(),
+            (None, Some(gguf::Value::String(text))) => Some(text.as_str()),
+            (None, Some(_)) => None,
+            (None, None) => return None,
+        };
+        Some(found.ok_or_else(|| self.malformed(format!("{} is no string", self.label(hf, gguf)))))
+    }
+
+    /// A list of so many positive numbers in config.json.
+    pub(crate) fn numbers(&self, hf: &str, len: usize) -> Result<Vec<f32>> {
+        let list = self.json(hf).and_then(Json::as_array);
+        let numbers: Option<Vec<f32>> = list.and_then(|list| {
+            let number = |v: &Json| v.as_f64().map(|x| x as f32);
+            list.iter().map(number).collect()
+        });
+        self.positive(numbers, len, hf)
+    }
+
+    /// A vector of so many positive numbers that a tensor holds, if there is one.
+    pub(crate) fn divisors(&self, tensor: &str, len: usize) -> Result<Option<Vec<f32>>> {
+        let Some(t) = self.checkpoint.tensor(tensor) else {
+            return Ok(None);
+        };
+        // The length is checked before anything is unpacked.
+        let numbers = (t.shape == [len]).then(|| t.to_f32());
+        self.positive(numbers, len, tensor).map(Some)
+    }
+
+    fn positive(&self, numbers: Option<Vec<f32>>, len: usize, name: &str) -> Result<Vec<f32>> {
+        let is_sound = |n: &Vec<f32>| n.len() == len && n.iter().all(|x| x.is_finite() && *x > 0.0);
+        numbers
+            .filter(is_sound)
+            .ok_or_else(|| self.malformed(format!("{name} does not list {len} positive numbers")))
+    }
+
     /// The vocabulary is what the embedding table has rows for.
     pub(crate) fn vocab(&self) -> Result<usize> {
         let name = if self.is_gguf() {
@@ -138,48 +225,40 @@ impl<'a> Params<'a> {
         }
     }
 
-    /// The rope of layers without a rule of their own.
-    pub(crate) fn rope(&self) -> Result<Rope> {
-        let rope_parameters = ["rope_parameters/full_attention", "rope_parameters"];
-        let mut base = self.opt_number("rope_theta", "rope.freq_base")?;
-        for path in rope_parameters {
-            base = base.or(self.opt_number(&format!("{path}/rope_theta"), "")?);
-        }
-        let mut kind = "default".to_owned();
-        let mut scale = 1.0;
-        if let Metadata::Gguf(m) = &self.checkpoint.metadata {
-            if let Some(k) = m.opt_str(&self.gguf_key("rope.scaling.type"))? {
-                kind = k.to_owned();
-                scale = self.opt_number("", "rope.scaling.factor")?.unwrap_or(1.0);
-            }
+    /// The sliding window, in positions, if there is one; GGUF files write zero for none.
+    pub(crate) fn window(&self) -> Result<Option<usize>> {
+        let (hf, gguf) = ("sliding_window", "attention.sliding_window");
+        if self.is_on(hf, gguf) {
+            self.opt_size(hf, gguf)
         } else {
-            for path in ["rope_scaling", rope_parameters[0], rope_parameters[1]] {
-                let named = ["rope_type", "type"]
-                    .iter()
-                    .find_map(|k| self.json(&format!("{path}/{k}")));
-                if let Some(k) = named {
-                    kind = k.as_str().unwrap_or("unreadable").to_owned();
-                    scale = self
-                        .opt_number(&format!("{path}/factor"), "")?
-                        .unwrap_or(1.0);
-                    break;
+            Ok(None)
+        }
+    }
+
+    /// Gives a window to the layers that config.json lists as windowed, or, where it has no list, to those that `by_default` picks.
+    pub(crate) fn set_windows(
+        &self,
+        c: &mut Config,
+        window: Option<usize>,
+        by_default: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let types = self.layer_types(c.layers.len())?;
+        for (i, layer) in c.layers.iter_mut().enumerate() {
+            let is_windowed = match types.as_ref().map(|t| t[i]) {
+                Some("sliding_attention") => true,
+                Some("full_attention") => false,
+                Some(other) => {
+                    return Err(self.unsupported(format!("a layer with \"{other}\"")));
                 }
-            }
+                None => by_default(i),
+            };
+            layer.window = window.filter(|_| is_windowed);
         }
-        match kind.as_str() {
-            "default" | "none" => scale = 1.0,
-            "linear" => {}
-            other => return Err(self.unsupported(format!("rope scaling \"{other}\""))),
-        }
-        Ok(Rope {
-            // The original Llama's base, which both formats leave out where it is meant.
-            base: base.unwrap_or(10_000.0),
-            scale,
-        })
+        Ok(())
     }
 
     /// Which kind of attention each layer has, where config.json lists it.
-    pub(crate) fn layer_types(&self, layers: usize) -> Result<Option<Vec<&'a str>>> {
+    fn layer_types(&self, layers: usize) -> Result<Option<Vec<&'a str>>> {
         let Some(list) = self.json("layer_types") else {
             return Ok(None);
         };
@@ -192,28 +271,40 @@ impl<'a> Params<'a> {
         }
     }
 
+    /// A yes or no (1 or 0) a layer, where config.json lists it.
+    pub(crate) fn layer_flags(&self, hf: &str, layers: usize) -> Result<Option<Vec<bool>>> {
+        let Some(list) = self.json(hf) else {
+            return Ok(None);
+        };
+        let flag = |v: &Json| v.as_bool().or_else(|| Some(v.as_u64()? != 0));
+        let flags: Option<Vec<bool>> = list
+            .as_array()
+            .and_then(|list| list.iter().map(flag).collect());
+        match flags {
+            // Lists may be longer than the model.
+            Some(f) if f.len() >= layers => Ok(Some(f)),
+            _ => Err(self.malformed(format!("{hf} does not list {layers} layers"))),
+        }
+    }
+
     /// Refuses a feature that config.json switches on.
     pub(crate) fn refuse_if(&self, hf: &str, what: &str) -> Result<()> {
         match self.json(hf) {
-            Some(v) if *v != Json::Bool(false) => {
+            Some(v) if self.is_on(hf, "") => {
                 Err(self.unsupported(format!("{what} ({hf} = {v}) not supported")))
             }
             _ => Ok(()),
         }
     }
 
-    /// Checks that config.json asks for the activation the family has.
-    pub(crate) fn expect_activation(&self, act: Act) -> Result<()> {
+    /// Checks that config.json asks for an activation by one of these names, if it names one.
+    pub(crate) fn expect_activation(&self, names: &[&str]) -> Result<()> {
         let asked = self
             .json("hidden_activation")
             .or_else(|| self.json("hidden_act"))
             .and_then(Json::as_str);
-        let fits = match act {
-            Act::Silu => ["silu", "swish"].as_slice(),
-            Act::GeluTanh => ["gelu_pytorch_tanh", "gelu_tanh"].as_slice(),
-        };
         match asked {
-            Some(a) if !fits.contains(&a) => {
+            Some(a) if !names.contains(&a) => {
                 Err(self.unsupported(format!("activation \"{a}\" in this family")))
             }
             _ => Ok(()),

@@ -13,15 +13,18 @@ use countdown_kernels::{
         Input, Kernels, Team,
         attention::{Attention, AttentionWork, LayerCache, RopeTable, attend},
         ffn::{
-            Decider, FfnWork, SparseFfn, coefficients, estimate, sparse_ffn, sparse_ffn_rows,
-            sum_all,
+            Affine, Decider, FfnWork, SparseFfn, coefficients, estimate, sparse_ffn,
+            sparse_ffn_rows, sum_all,
         },
         gemm::{GemmWork, matmul, matmul_transposed},
         parallel::{gemv, gemv_all},
     },
     quant,
 };
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// Forces an instruction set: scalar, neon, avx2, avx512.
 pub(crate) const ISA_VARIABLE: &str = "COUNTDOWN_ISA";
@@ -44,7 +47,7 @@ impl Buffer {
 /// Keys and values of all layers, and the rope tables for their positions.
 pub(crate) struct Cache {
     layers: Vec<LayerCache>,
-    ropes: Vec<(Rope, RopeTable)>,
+    ropes: Vec<(Arc<Rope>, RopeTable)>,
 }
 
 pub(crate) struct Cpu {
@@ -85,6 +88,7 @@ fn geometry(c: &Config) -> Attention {
         heads: c.heads,
         kv_heads: c.kv_heads,
         scale: c.attention_scale,
+        soft_cap: c.attention_soft_cap,
         window: None,
         start: 0,
     }
@@ -125,15 +129,19 @@ impl Cpu {
     fn gate_and_up(&mut self, x: &[f32], tokens: usize, w: &Ffn) {
         let n = tokens * w.gate.rows();
         let (gate, up) = (&mut self.gate[..n], &mut self.up[..n]);
+        let biases = [&w.gate_bias, &w.up_bias];
         let (team, kernels, act) = (&mut self.team, self.kernels, self.act);
         if tokens == 1 {
             kernels.prepare(x, &mut self.input);
-            let products = [(w.gate.view(), &mut *gate), (w.up.view(), up)];
+            let products = [(w.gate.view(), &mut *gate), (w.up.view(), &mut *up)];
             gemv_all(team, kernels, &self.input, products);
         } else {
-            for (m, out) in [(&w.gate, &mut *gate), (&w.up, up)] {
+            for (m, out) in [(&w.gate, &mut *gate), (&w.up, &mut *up)] {
                 matmul(team, kernels, m.view(), x, tokens, out, &mut self.gemm);
             }
+        }
+        for (bias, out) in biases.into_iter().zip([&mut *gate, up]) {
+            add_bias(bias, out);
         }
         team.split(gate, 1024, |_, part| kernels.act(act, part));
     }
@@ -166,6 +174,8 @@ impl Cpu {
             gate: w.gate.view(),
             up: w.up.view(),
             down: down.view(),
+            gate_bias: w.gate_bias.as_deref(),
+            up_bias: w.up_bias.as_deref(),
             act: self.act,
         };
         self.kernels.prepare(x, &mut self.input);
@@ -236,6 +246,54 @@ impl Cpu {
         self.kernels.prepare(z, &mut self.narrow_input);
     }
 
+    /// An FFN up to the bias of its output. Returns the neurons computed.
+    fn ffn_without_bias(&mut self, mut call: FfnCall<'_>, x: &[f32], out: &mut [f32]) -> usize {
+        let (w, tokens, inter) = (call.weights, call.tokens, call.weights.gate.rows());
+        if let (1, Some(rule), None) = (tokens, call.rule, &call.observer) {
+            return self.sparse_step(x, w, rule, out);
+        }
+        if let (1, None, None) = (tokens, call.rule, &call.observer) {
+            self.kernels.prepare(x, &mut self.input);
+            let (gate, up) = (&mut self.gate[..inter], &mut self.up[..inter]);
+            let (team, kernels) = (&mut self.team, self.kernels);
+            let w_gate = Affine {
+                weight: w.gate.view(),
+                bias: w.gate_bias.as_deref(),
+            };
+            let w_up = Affine {
+                weight: w.up.view(),
+                bias: w.up_bias.as_deref(),
+            };
+            coefficients(team, kernels, w_gate, w_up, self.act, &self.input, gate, up);
+            self.project_down(1, w, out);
+            return inter;
+        }
+        self.gate_and_up(x, tokens, w);
+        if let Some(observer) = &mut call.observer {
+            observer(FfnTrace {
+                layer: call.layer,
+                start: call.start,
+                inter,
+                input: x,
+                gate: &self.gate[..tokens * inter],
+                up: &self.up[..tokens * inter],
+            });
+        }
+        let kept = match call.rule {
+            Some(rule) => self.products(x, tokens, inter, rule),
+            None => {
+                let up = &self.up;
+                let gate = &mut self.gate[..tokens * inter];
+                self.team.split(gate, 1024, |at, part| {
+                    part.iter_mut().zip(&up[at..]).for_each(|(g, u)| *g *= u);
+                });
+                tokens * inter
+            }
+        };
+        self.project_down(tokens, w, out);
+        kept
+    }
+
     /// Multiplies gate and up of several tokens into gate; of neurons that the rule does not keep the product is zero.
     /// Returns how many are kept.
     fn products(&mut self, x: &[f32], tokens: usize, inter: usize, rule: &Rule) -> usize {
@@ -264,6 +322,15 @@ impl Cpu {
             }
         });
         kept.into_inner()
+    }
+}
+
+/// Adds a bias, if there is one, to every row of `out`.
+fn add_bias(bias: &Option<Vec<f32>>, out: &mut [f32]) {
+    if let Some(bias) = bias {
+        for row in out.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
     }
 }
 
@@ -296,11 +363,12 @@ impl Backend for Cpu {
                 remedy: "use F16 or F32 for the cache, or a shorter context".into(),
             });
         }
-        let mut ropes: Vec<(Rope, RopeTable)> = Vec::new();
-        for l in &c.layers {
-            if !ropes.iter().any(|(r, _)| *r == l.rope) {
-                let table = RopeTable::new(context, c.head_dim, l.rope.base, l.rope.scale);
-                ropes.push((l.rope, table));
+        let mut ropes: Vec<(Arc<Rope>, RopeTable)> = Vec::new();
+        for rope in c.layers.iter().filter_map(|l| l.rope.as_ref()) {
+            if !ropes.iter().any(|(r, _)| r == rope) {
+                let frequencies = rope.frequencies(context);
+                let table = RopeTable::new(context, c.head_dim, frequencies, rope.magnitude);
+                ropes.push((rope.clone(), table));
             }
         }
         let layer = || LayerCache::new(dtype, c.kv_heads, context, c.head_dim);
@@ -364,11 +432,7 @@ impl Backend for Cpu {
             }
         }
         for (w, out) in products {
-            if let Some(bias) = &w.bias {
-                for row in out.chunks_exact_mut(bias.len()) {
-                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                }
-            }
+            add_bias(&w.bias, out);
         }
     }
 
@@ -382,13 +446,17 @@ impl Backend for Cpu {
         k: &mut Buffer,
         v: &Buffer,
     ) {
-        let rope = cache.ropes.iter().find(|(r, _)| *r == spec.rope);
-        let (_, rope) = rope.expect("`cache` made a table for every layer's rope");
+        let rope = spec.rope.as_ref().map(|rope| {
+            let table = cache.ropes.iter().find(|(r, _)| r == rope);
+            &table.expect("`cache` made a table for every rope").1
+        });
         let layer = &mut cache.layers[layer];
         for t in 0..tokens {
             let kv = t * k.width..(t + 1) * k.width;
-            rope.rotate(&mut q.data[t * q.width..(t + 1) * q.width], start + t);
-            rope.rotate(&mut k.data[kv.clone()], start + t);
+            if let Some(rope) = rope {
+                rope.rotate(&mut q.data[t * q.width..(t + 1) * q.width], start + t);
+                rope.rotate(&mut k.data[kv.clone()], start + t);
+            }
             layer.store(start + t, &k.data[kv.clone()], &v.data[kv]);
         }
         let shape = Attention {
@@ -409,53 +477,17 @@ impl Backend for Cpu {
         q.rows_mut(tokens).copy_from_slice(out);
     }
 
-    fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) -> usize {
-        let (w, tokens, inter) = (call.weights, call.tokens, call.weights.gate.rows());
+    fn ffn(&mut self, call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) -> usize {
+        let (tokens, down_bias) = (call.tokens, &call.weights.down_bias);
         let (x, out) = (x.rows(tokens), out.rows_mut(tokens));
-        if let (1, Some(rule), None) = (tokens, call.rule, &call.observer) {
-            return self.sparse_step(x, w, rule, out);
-        }
-        if let (1, None, None) = (tokens, call.rule, &call.observer) {
-            self.kernels.prepare(x, &mut self.input);
-            let (gate, up) = (&mut self.gate[..inter], &mut self.up[..inter]);
-            let (team, kernels) = (&mut self.team, self.kernels);
-            let [w_gate, w_up] = [w.gate.view(), w.up.view()];
-            coefficients(team, kernels, w_gate, w_up, self.act, &self.input, gate, up);
-            self.project_down(1, w, out);
-            return inter;
-        }
-        self.gate_and_up(x, tokens, w);
-        if let Some(observer) = &mut call.observer {
-            observer(FfnTrace {
-                layer: call.layer,
-                start: call.start,
-                inter,
-                input: x,
-                gate: &self.gate[..tokens * inter],
-                up: &self.up[..tokens * inter],
-            });
-        }
-        let kept = match call.rule {
-            Some(rule) => self.products(x, tokens, inter, rule),
-            None => {
-                let up = &self.up;
-                let gate = &mut self.gate[..tokens * inter];
-                self.team.split(gate, 1024, |at, part| {
-                    part.iter_mut().zip(&up[at..]).for_each(|(g, u)| *g *= u);
-                });
-                tokens * inter
-            }
-        };
-        self.project_down(tokens, w, out);
+        let kept = self.ffn_without_bias(call, x, out);
+        add_bias(down_bias, out);
         kept
     }
 
-    fn add(&mut self, x: &mut Buffer, y: &Buffer, tokens: usize) {
-        let y = y.rows(tokens);
-        x.rows_mut(tokens)
-            .iter_mut()
-            .zip(y)
-            .for_each(|(x, y)| *x += y);
+    fn add(&mut self, x: &mut Buffer, y: &Buffer, scale: f32, tokens: usize) {
+        let pairs = x.rows_mut(tokens).iter_mut().zip(y.rows(tokens));
+        pairs.for_each(|(x, y)| *x += scale * y);
     }
 
     fn logits(&mut self, x: &Buffer, first: usize, rows: usize, head: &Matrix, out: &mut [f32]) {

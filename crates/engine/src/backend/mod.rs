@@ -87,7 +87,7 @@ pub(crate) trait Backend: Send {
         tokens: usize,
         products: [(&Linear, &mut Self::Buffer); N],
     );
-    /// Rotates q and k to positions `start..`, appends k and v to the layer's cache, and attends; the result replaces q.
+    /// Rotates q and k to positions `start..` if the layer has a rope, appends k and v to the layer's cache, and attends; the result replaces q.
     #[allow(clippy::too_many_arguments)] // the operands of attention
     fn attention(
         &mut self,
@@ -101,8 +101,8 @@ pub(crate) trait Backend: Send {
     );
     /// out = FFN(x). Returns the neurons computed, over all tokens.
     fn ffn(&mut self, call: FfnCall<'_>, x: &Self::Buffer, out: &mut Self::Buffer) -> usize;
-    /// x += y, the first `tokens` rows.
-    fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, tokens: usize);
+    /// x += y times `scale`, the first `tokens` rows.
+    fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, scale: f32, tokens: usize);
     /// Logits of `rows` rows of `x` from row `first`; `out` is host memory, `[rows, vocab]`.
     fn logits(
         &mut self,

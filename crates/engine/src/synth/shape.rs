@@ -10,6 +10,7 @@ use crate::kernels::DType;
 pub enum Arch {
     Llama,
     Qwen2,
+    Qwen3,
     Gemma2,
     Gemma3,
     Phi3,
@@ -17,9 +18,10 @@ pub enum Arch {
 
 impl Arch {
     /// Every family.
-    pub const ALL: [Arch; 5] = [
+    pub const ALL: [Arch; 6] = [
         Arch::Llama,
         Arch::Qwen2,
+        Arch::Qwen3,
         Arch::Gemma2,
         Arch::Gemma3,
         Arch::Phi3,
@@ -30,6 +32,7 @@ impl Arch {
         match self {
             Arch::Llama => "llama",
             Arch::Qwen2 => "qwen2",
+            Arch::Qwen3 => "qwen3",
             Arch::Gemma2 => "gemma2",
             Arch::Gemma3 => "gemma3",
             Arch::Phi3 => "phi3",
@@ -76,17 +79,22 @@ pub(super) const MIN_VOCAB: usize = 256 + 2;
 struct Known(&'static str, Arch, [usize; 8], f32, bool);
 
 #[rustfmt::skip]
-const KNOWN: [Known; 10] = [
+const KNOWN: [Known; 15] = [
     // hidden, inter, layers, heads, kv heads, head size, vocabulary, context; rope base; tied
     Known("tiny",         Arch::Llama,  [ 256,    512,  2,  4, 2,  64,     512,     512], 1e4,   true),
     Known("smollm2-135m", Arch::Llama,  [ 576,   1536, 30,  9, 3,  64,  49_152,    8192], 1e5,   true),
     Known("llama-3.2-1b", Arch::Llama,  [2048,   8192, 16, 32, 8,  64, 128_256, 131_072], 5e5,   true),
+    Known("llama-3.2-3b", Arch::Llama,  [3072,   8192, 28, 24, 8, 128, 128_256, 131_072], 5e5,   true),
     Known("llama-3.1-8b", Arch::Llama,  [4096, 14_336, 32, 32, 8, 128, 128_256, 131_072], 5e5,   false),
+    Known("mistral-7b",   Arch::Llama,  [4096, 14_336, 32, 32, 8, 128,  32_768,  32_768], 1e6,   false),
     Known("qwen2.5-0.5b", Arch::Qwen2,  [ 896,   4864, 24, 14, 2,  64, 151_936,  32_768], 1e6,   true),
     Known("qwen2.5-1.5b", Arch::Qwen2,  [1536,   8960, 28, 12, 2, 128, 151_936,  32_768], 1e6,   true),
+    Known("qwen2.5-7b",   Arch::Qwen2,  [3584, 18_944, 28, 28, 4, 128, 152_064,  32_768], 1e6,   false),
     Known("qwen2.5-14b",  Arch::Qwen2,  [5120, 13_824, 48, 40, 8, 128, 152_064,  32_768], 1e6,   false),
+    Known("qwen3-8b",     Arch::Qwen3,  [4096, 12_288, 36, 32, 8, 128, 151_936,  40_960], 1e6,   false),
     Known("gemma-2-9b",   Arch::Gemma2, [3584, 14_336, 42, 16, 8, 256, 256_000,    8192], 1e4,   true),
     Known("gemma-3-270m", Arch::Gemma3, [ 640,   2048, 18,  4, 1, 256, 262_144,  32_768], 1e6,   true),
+    Known("phi-3.5-mini", Arch::Phi3,   [3072,   8192, 32, 32, 32, 96,  32_064, 131_072], 1e4,   false),
     Known("phi-4",        Arch::Phi3,   [5120, 17_920, 40, 40, 10, 128, 100_352, 16_384], 2.5e5, false),
 ];
 
@@ -270,6 +278,10 @@ impl Shape {
         let vectors: &[(&str, usize)] = match self.arch {
             Arch::Llama | Arch::Phi3 => &[],
             Arch::Qwen2 => &[("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)],
+            Arch::Qwen3 => &[
+                ("attn_q_norm.weight", self.head_dim),
+                ("attn_k_norm.weight", self.head_dim),
+            ],
             Arch::Gemma2 => &[
                 ("post_attention_norm.weight", hidden),
                 ("post_ffw_norm.weight", hidden),
@@ -323,7 +335,7 @@ impl Shape {
             ("vocab_size", number(self.vocab)),
         ];
         let family: &[(&str, Value)] = match self.arch {
-            Arch::Llama | Arch::Qwen2 | Arch::Phi3 => &[],
+            Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::Phi3 => &[],
             Arch::Gemma2 => &[
                 ("attention.sliding_window", Value::U32(4096)),
                 ("attn_logit_softcapping", Value::F32(50.0)),

@@ -14,12 +14,20 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The trained model and one random model of each family.
-pub(crate) const MODELS: [&str; 4] = [
+/// The trained model and a random model of each family.
+pub(crate) const MODELS: [&str; 12] = [
     "byte-llama",
-    "golden/llama",
+    "golden/llama3",
+    "golden/mistral",
     "golden/qwen2",
+    "golden/qwen3",
+    "golden/gemma",
+    "golden/gemma2",
     "golden/gemma3",
+    "golden/phi3",
+    "golden/smollm3",
+    "golden/olmo2",
+    "golden/granite",
 ];
 
 pub(crate) fn model(name: &str) -> Arc<Model> {

@@ -4,7 +4,8 @@ use super::{Act, Input, Kernels, Score, Team, parallel::ROWS, team::Disjoint};
 use crate::matrix::MatRef;
 use std::ops::Range;
 
-/// The matrices of a gated FFN, `y = down^T (act(gate x) * (up x))`. All three are `[inter, hidden]`: a neuron is
+/// The matrices of a gated FFN, `y = down^T (act(gate x) * (up x))`, and the biases that models of some families add to `gate x` and
+/// `up x`. All three are `[inter, hidden]`: a neuron is
 /// one row of each. Rows that are read only for the neurons kept are read fastest where a neuron's lie beside each other, gate before
 /// up before down ([`interleave`](crate::interleave)): memory is quick in runs of two thousand bytes and more.
 #[derive(Clone, Copy)]
@@ -15,8 +16,28 @@ pub struct SparseFfn<'a> {
     pub up: MatRef<'a>,
     /// Down, transposed: `[inter, hidden]`.
     pub down: MatRef<'a>,
+    /// Added to `gate x`, `[inter]`.
+    pub gate_bias: Option<&'a [f32]>,
+    /// Added to `up x`, `[inter]`.
+    pub up_bias: Option<&'a [f32]>,
     /// Activation of the gate.
     pub act: Act,
+}
+
+impl<'a> SparseFfn<'a> {
+    fn gate(&self) -> Affine<'a> {
+        Affine {
+            weight: self.gate,
+            bias: self.gate_bias,
+        }
+    }
+
+    fn up(&self) -> Affine<'a> {
+        Affine {
+            weight: self.up,
+            bias: self.up_bias,
+        }
+    }
 }
 
 /// How the signal that decides about a neuron is known.
@@ -74,8 +95,21 @@ impl Affine<'_> {
 
     fn rows(&self, k: &Kernels, range: Range<usize>, z: &Input, out: &mut [f32]) {
         k.dot_rows(self.weight.rows_range(range.clone()), z, out);
+        self.add_bias(range, out);
+    }
+
+    fn add_bias(&self, range: Range<usize>, out: &mut [f32]) {
         if let Some(bias) = self.bias {
             out.iter_mut().zip(&bias[range]).for_each(|(o, b)| *o += b);
+        }
+    }
+
+    /// As many of the rows listed as `out` has elements.
+    fn list(&self, k: &Kernels, rows: &[u32], z: &Input, out: &mut [f32]) {
+        k.dot_list(self.weight, rows, z, out);
+        if let Some(bias) = self.bias {
+            let pairs = out.iter_mut().zip(rows);
+            pairs.for_each(|(o, r)| *o += bias[*r as usize]);
         }
     }
 }
@@ -301,16 +335,17 @@ pub fn sparse_ffn(
         } = piece;
         match &decide {
             Decider::Gate => {
-                k.dot_rows(w.gate.rows_range(range.clone()), x, signal);
+                w.gate().rows(k, range.clone(), x, signal);
                 k.act(w.act, signal);
             }
-            Decider::Up => k.dot_rows(w.up.rows_range(range.clone()), x, signal),
+            Decider::Up => w.up().rows(k, range.clone(), x, signal),
             Decider::Estimate(estimate, z) => {
                 estimate.rows(k, w.act, range.clone(), z, signal, other);
             }
             Decider::Planes(p) => {
-                for (m, out) in p.high.iter().zip(&mut high) {
+                for ((m, out), all) in p.high.iter().zip(&mut high).zip([w.gate(), w.up()]) {
                     k.dot_rows(m.rows_range(range.clone()), x, out);
+                    all.add_bias(range.clone(), out);
                 }
                 signal.copy_from_slice(high[0]);
                 k.glu(w.act, signal, high[1]);
@@ -330,12 +365,12 @@ pub fn sparse_ffn(
         reads.iter().for_each(|m| k.ask(*m, rows));
         sum_kept(k, w.down, rows, coef, sum, |at, rows, coef| match decide {
             Decider::Gate => {
-                k.dot_list(w.up, rows, x, coef);
+                w.up().list(k, rows, x, coef);
                 let known = rows.iter().map(|&i| of(signal, i));
                 coef.iter_mut().zip(known).for_each(|(c, s)| *c *= s);
             }
             Decider::Up => {
-                k.dot_list(w.gate, rows, x, coef);
+                w.gate().list(k, rows, x, coef);
                 k.act(w.act, coef);
                 let known = rows.iter().map(|&i| of(signal, i));
                 coef.iter_mut().zip(known).for_each(|(c, s)| *c *= s);
@@ -377,8 +412,8 @@ fn sum_kept(
 
 /// The coefficients of the first of `rows`; `gate` is as long as `coef`.
 fn exact(k: &Kernels, w: &SparseFfn, rows: &[u32], x: &Input, gate: &mut [f32], coef: &mut [f32]) {
-    k.dot_list(w.gate, rows, x, gate);
-    k.dot_list(w.up, rows, x, coef);
+    w.gate().list(k, rows, x, gate);
+    w.up().list(k, rows, x, coef);
     k.act(w.act, gate);
     // The order of the factors does not matter to a product of two, so all deciders give the same bits.
     coef.iter_mut().zip(gate).for_each(|(c, g)| *c *= *g);
@@ -445,7 +480,7 @@ pub fn sum_all(
     });
 }
 
-/// `gate_out = act(gate x) * (up x)` for every neuron; `up_out` is left with `up x`.
+/// `gate_out = act(gate x) * (up x)` for every neuron, biases included; `up_out` is left with `up x`.
 ///
 /// # Panics
 /// If the matrices, `x` and the outputs do not fit together.
@@ -453,22 +488,24 @@ pub fn sum_all(
 pub fn coefficients(
     team: &mut Team,
     k: &Kernels,
-    gate: MatRef,
-    up: MatRef,
+    gate: Affine,
+    up: Affine,
     act: Act,
     x: &Input,
     gate_out: &mut [f32],
     up_out: &mut [f32],
 ) {
-    let shapes = [gate.rows(), up.rows(), gate_out.len(), up_out.len()];
-    assert!(shapes.iter().all(|n| *n == shapes[0]), "ffn: {shapes:?}");
+    let inter = gate_out.len();
+    gate.check(inter);
+    up.check(inter);
+    assert_eq!(up_out.len(), inter, "ffn: up");
     let up_out = Disjoint::new(up_out);
     team.split(gate_out, ROWS, |at, gate_out| {
         let range = at..at + gate_out.len();
         // SAFETY: the pieces of a split do not overlap, and each runs once.
         let up_out = unsafe { up_out.slice(range.clone()) };
-        k.dot_rows(gate.rows_range(range.clone()), x, gate_out);
-        k.dot_rows(up.rows_range(range), x, up_out);
+        gate.rows(k, range.clone(), x, gate_out);
+        up.rows(k, range, x, up_out);
         k.glu(act, gate_out, up_out);
     });
 }
@@ -480,6 +517,8 @@ fn check(w: &SparseFfn, work: &FfnWork, y: &[f32]) -> usize {
         shape(w.gate) == shape(w.up) && w.down.rows() == w.gate.rows(),
         "sparse_ffn: shapes"
     );
+    w.gate().check(w.gate.rows());
+    w.up().check(w.gate.rows());
     assert_eq!(w.down.cols(), y.len(), "sparse_ffn: output");
     assert!(
         work.signal.len() >= w.gate.rows() && work.hidden >= y.len(),

@@ -25,7 +25,7 @@ mod team;
 #[cfg(test)]
 mod tests;
 
-pub use generic::exp;
+pub use generic::{exp, soft_cap};
 pub use input::Input;
 pub use isa::{Isa, IsaError};
 pub use team::Team;
@@ -123,6 +123,7 @@ pub struct Kernels {
     glu: unsafe fn(Act, &mut [f32], &[f32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     exp_below: unsafe fn(&mut [f32], f32) -> (f32, f32),
+    soft_cap: unsafe fn(f32, &mut [f32]),
     log_sum_exp: unsafe fn(&[f32]) -> f64,
     kl_divergence: unsafe fn(&[f32], &[f32], [f64; 2]) -> f64,
     select_above: Select,
@@ -170,6 +171,10 @@ macro_rules! elementwise {
         #[target_feature(enable = $features)]
         fn exp_below(x: &mut [f32], so_far: f32) -> (f32, f32) {
             generic::exp_below(x, so_far)
+        }
+        #[target_feature(enable = $features)]
+        fn soft_cap(cap: f32, x: &mut [f32]) {
+            generic::soft_cap(cap, x);
         }
         #[target_feature(enable = $features)]
         fn log_sum_exp(x: &[f32]) -> f64 {
@@ -430,6 +435,12 @@ impl Kernels {
     pub fn exp_below(&self, x: &mut [f32], so_far: f32) -> (f32, f32) {
         // SAFETY: as in `dot`.
         unsafe { (self.exp_below)(x, so_far) }
+    }
+
+    /// `x = cap * tanh(x / cap)`, elementwise: about x where it is small, never beyond `cap` and `-cap`. NaN stays NaN.
+    pub fn soft_cap(&self, cap: f32, x: &mut [f32]) {
+        // SAFETY: as in `dot`.
+        unsafe { (self.soft_cap)(cap, x) }
     }
 
     /// `log(sum of exp(x))`: logits less this are log-probabilities. A NaN, or nothing but negative infinities, gives NaN.

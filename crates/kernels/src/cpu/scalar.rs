@@ -17,6 +17,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     glu: generic::glu,
     rms_norm: generic::rms_norm,
     exp_below: generic::exp_below,
+    soft_cap: generic::soft_cap,
     log_sum_exp: generic::log_sum_exp,
     kl_divergence: generic::kl_divergence,
     select_above: generic::select_above,

@@ -21,19 +21,18 @@ pub fn copies(
     threads: usize,
 ) -> Result<Vec<Arc<Predictor>>> {
     let mut team = crate::session::team(threads)?;
-    let mut copy = |m: &Matrix| {
-        let packed = pack(m, dtype, &mut team)?;
+    let mut copy = |m: &Matrix, bias: &Option<Vec<f32>>| {
         Ok(Linear {
-            weight: packed,
-            bias: None,
+            weight: pack(m, dtype, &mut team)?,
+            bias: bias.clone(),
         })
     };
     let layer = |l: &crate::model::Layer| {
         let outer = match signal {
-            Signal::Gate => Outer::Gate(copy(&l.ffn.gate)?),
+            Signal::Gate => Outer::Gate(copy(&l.ffn.gate, &l.ffn.gate_bias)?),
             Signal::Product => Outer::Product {
-                gate: copy(&l.ffn.gate)?,
-                up: copy(&l.ffn.up)?,
+                gate: copy(&l.ffn.gate, &l.ffn.gate_bias)?,
+                up: copy(&l.ffn.up, &l.ffn.up_bias)?,
             },
             Signal::Up => {
                 return Err(Error::Input {

@@ -35,6 +35,8 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Factor on q.k before the softmax.
     pub scale: f32,
+    /// Scores are bounded by this, see [`Kernels::soft_cap`]; not at all if `None`.
+    pub soft_cap: Option<f32>,
     /// Positions a query sees, its own included.
     pub window: Option<usize>,
     /// Position of the first query.
@@ -258,6 +260,9 @@ impl Tile<'_> {
             scores[to..].fill(0.0);
             if from == to {
                 continue;
+            }
+            if let Some(cap) = self.a.soft_cap {
+                k.soft_cap(cap, &mut scores[from..to]);
             }
             let before = s.weights[r];
             let (max, sum) = k.exp_below(&mut scores[from..to], before.max);

@@ -12,7 +12,11 @@ fn plain(a: &Attention, k: &[Vec<f32>], v: &[Vec<f32>], q: &[f32], t: usize) -> 
             let dot: f64 = (0..dim)
                 .map(|i| f64::from(q[h * dim + i]) * f64::from(k[p][kv + i]))
                 .sum();
-            dot * f64::from(a.scale)
+            let score = dot * f64::from(a.scale);
+            match a.soft_cap.map(f64::from) {
+                Some(cap) => cap * (score / cap).tanh(),
+                None => score,
+            }
         };
         let most = a.seen(t).map(score).fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = a.seen(t).map(|p| (score(p) - most).exp()).sum();
@@ -36,6 +40,7 @@ struct Case {
     heads: [usize; 2],
     dim: usize,
     dtype: DType,
+    soft_cap: Option<f32>,
     window: Option<usize>,
     start: usize,
     tokens: usize,
@@ -56,6 +61,7 @@ fn check(case: &Case) {
         heads,
         kv_heads,
         scale: 8.0 / dim as f32,
+        soft_cap: case.soft_cap,
         window: case.window,
         start,
     };
@@ -69,7 +75,7 @@ fn check(case: &Case) {
         attend(&mut team, kernels, &a, &cache, &q, &mut work, &mut out);
         let each = q.chunks(heads * dim).zip(out.chunks(heads * dim));
         for (t, (q, out)) in each.enumerate() {
-            // Scores are at most 8, added up from `dim` products with an error of eps each at worst; a weight is off by as much,
+            // Scores are at most 8 (a soft cap makes them smaller, and adds an error of a few eps of them), added up from `dim` products with an error of eps each at worst; a weight is off by as much,
             // and the values, at most 1, are added up over the positions seen.
             let bound =
                 f64::from(f32::EPSILON) * (2.0 * 8.0 * (dim as f64 + 4.0) + (end + 80) as f64);
@@ -87,6 +93,7 @@ fn attention_is_its_definition_with_groups_windows_and_any_team() {
         heads: [6, 2],
         dim: 10,
         dtype: DType::F32,
+        soft_cap: None,
         window: None,
         start: 0,
         tokens: 7,
@@ -118,6 +125,22 @@ fn attention_is_its_definition_with_groups_windows_and_any_team() {
 }
 
 #[test]
+fn scores_are_softly_capped() {
+    for (soft_cap, start, tokens) in [(2.5, 0, 40), (0.7, 300, 1), (50.0, 130, 3)] {
+        check(&Case {
+            heads: [4, 2],
+            dim: 24,
+            dtype: DType::F32,
+            soft_cap: Some(soft_cap),
+            window: Some(150),
+            start,
+            tokens,
+            threads: 2,
+        });
+    }
+}
+
+#[test]
 fn heads_of_any_width_and_group_fit() {
     for (heads, dim) in [
         ([14, 2], 64),
@@ -131,6 +154,7 @@ fn heads_of_any_width_and_group_fit() {
                 heads,
                 dim,
                 dtype: DType::F16,
+                soft_cap: None,
                 window: None,
                 start,
                 tokens,
@@ -146,6 +170,7 @@ fn a_token_is_the_same_whatever_the_team_and_nothing_unseen_is_read() {
         heads: 6,
         kv_heads: 2,
         scale: 0.3,
+        soft_cap: None,
         window: Some(180),
         start: 330,
     };
@@ -193,6 +218,7 @@ fn what_is_no_number_reaches_the_output() {
         heads: 2,
         kv_heads: 1,
         scale: 1.0,
+        soft_cap: None,
         window: None,
         start: 2,
     };

@@ -57,6 +57,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     glu,
     rms_norm,
     exp_below,
+    soft_cap,
     log_sum_exp,
     kl_divergence,
     select_above,

@@ -115,6 +115,7 @@ const PLAIN: Kernels = Kernels {
     glu,
     rms_norm,
     exp_below,
+    soft_cap,
     log_sum_exp,
     kl_divergence,
     select_above,

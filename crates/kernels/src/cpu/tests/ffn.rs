@@ -15,12 +15,20 @@ use crate::{
 const INTER: usize = 101;
 const HIDDEN: usize = 64;
 
+/// Biases of gate and of up.
+type Biases<'a> = [Option<&'a [f32]>; 2];
+const NO_BIASES: Biases = [None; 2];
+
 /// act(gate x), up x and their product for every neuron.
 fn products(k: &Kernels, w: &SparseFfn, x: &Input) -> [Vec<f32>; 3] {
     let (mut gate, mut up) = (vec![0.0; INTER], vec![0.0; INTER]);
     k.dot_rows(w.gate, x, &mut gate);
-    k.act(w.act, &mut gate);
     k.dot_rows(w.up, x, &mut up);
+    for (out, bias) in [(&mut gate, w.gate_bias), (&mut up, w.up_bias)] {
+        let bias = bias.unwrap_or(&[]);
+        out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+    }
+    k.act(w.act, &mut gate);
     let product = gate.iter().zip(&up).map(|(g, u)| g * u).collect();
     [gate, up, product]
 }
@@ -48,7 +56,7 @@ fn sums(down: &Mat, rows: &[u32], coef: &[f32]) -> Vec<(f64, f64)> {
 #[should_panic(expected = "row 101 of 101")]
 fn a_row_beyond_the_neurons_is_refused() {
     let mats = matrices(DType::F32);
-    let w = ffn(&mats, Act::Silu);
+    let w = ffn(&mats, NO_BIASES, Act::Silu);
     let (k, mut team) = (Kernels::best(), Team::new(1).unwrap());
     let x = input(k, &noise(44, HIDDEN));
     let mut work = FfnWork::new(INTER, HIDDEN);
@@ -61,12 +69,13 @@ fn a_row_beyond_the_neurons_is_refused() {
 fn check(
     k: &'static Kernels,
     mats: &[Mat; 3],
+    biases: Biases,
     act: Act,
     decide: Decider,
     signal: &[f32],
     spared: [bool; 2],
 ) {
-    let w = ffn(mats, act);
+    let w = ffn(mats, biases, act);
     let x = input(k, &noise(44, HIDDEN));
     let [_, _, product] = products(k, &w, &x);
     let positive: Vec<f32> = noise(45, INTER).iter().map(|v| v.abs()).collect();
@@ -95,7 +104,7 @@ fn check(
                 gate: poisoned[0].get(),
                 up: poisoned[1].get(),
                 down: poisoned[2].get(),
-                act,
+                ..w
             };
             let some = SparseFfn {
                 gate: if spared[0] { none.gate } else { w.gate },
@@ -104,7 +113,7 @@ fn check(
             };
             // Rows side by side are the same rows.
             let beside = interleave(&poisoned.each_ref().map(Mat::get));
-            let beside = ffn_beside(&poisoned, &beside, act);
+            let beside = ffn_beside(&poisoned, &beside, biases, act);
             for threads in [1, 2, 5] {
                 let mut team = Team::new(threads).unwrap();
                 let mut work = FfnWork::new(INTER + 3, HIDDEN + 1);
@@ -134,7 +143,12 @@ fn check(
 }
 
 /// The FFN of three matrices side by side.
-fn ffn_beside<'a>(mats: &[Mat; 3], beside: &'a Beside, act: Act) -> SparseFfn<'a> {
+fn ffn_beside<'a>(
+    mats: &[Mat; 3],
+    beside: &'a Beside,
+    [gate_bias, up_bias]: Biases<'a>,
+    act: Act,
+) -> SparseFfn<'a> {
     let view = |i: usize| {
         let (m, (range, layout)) = (&mats[i], &beside.views[i]);
         MatRef::with_layout(
@@ -150,17 +164,21 @@ fn ffn_beside<'a>(mats: &[Mat; 3], beside: &'a Beside, act: Act) -> SparseFfn<'a
         gate: view(0),
         up: view(1),
         down: view(2),
+        gate_bias,
+        up_bias,
         act,
     }
 }
 
 /// The FFN whose gate, up and down these are.
-fn ffn(mats: &[Mat; 3], act: Act) -> SparseFfn<'_> {
+fn ffn<'a>(mats: &'a [Mat; 3], [gate_bias, up_bias]: Biases<'a>, act: Act) -> SparseFfn<'a> {
     let [gate, up, down] = mats.each_ref().map(Mat::get);
     SparseFfn {
         gate,
         up,
         down,
+        gate_bias,
+        up_bias,
         act,
     }
 }
@@ -174,11 +192,15 @@ fn a_sparse_ffn_is_the_formula_on_the_rows_it_keeps_for_every_team() {
     for k in Kernels::available() {
         for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q5_0] {
             let mats = matrices(dtype);
-            let w = ffn(&mats, Act::Silu);
             let x = input(k, &noise(44, HIDDEN));
-            let [gate, up, _] = products(k, &w, &x);
-            check(k, &mats, w.act, Decider::Gate, &gate, [false, true]);
-            check(k, &mats, w.act, Decider::Up, &up, [true, false]);
+            let (gate_bias, up_bias) = (noise(49, INTER), noise(50, INTER));
+            for biases in [NO_BIASES, [Some(&gate_bias), Some(&up_bias)]] {
+                let w = ffn(&mats, biases, Act::Silu);
+                let [gate, up, _] = products(k, &w, &x);
+                let (by_gate, by_up) = ([false, true], [true, false]);
+                check(k, &mats, biases, w.act, Decider::Gate, &gate, by_gate);
+                check(k, &mats, biases, w.act, Decider::Up, &up, by_up);
+            }
         }
     }
 }
@@ -216,7 +238,8 @@ fn an_estimate_decides_by_its_own_matrices_and_reads_all_three_only_where_kept()
                         (Estimate::Gate(gate), activated),
                         (Estimate::Product { gate, up }, product),
                     ] {
-                        check(k, &mats, act, Decider::Estimate(e, &z), &signal, [true; 2]);
+                        let decide = Decider::Estimate(e, &z);
+                        check(k, &mats, NO_BIASES, act, decide, &signal, [true; 2]);
                         let mut team = Team::new(3).unwrap();
                         let (mut out, mut spare) = (vec![9.0; INTER], vec![9.0; INTER]);
                         estimate(&mut team, k, &e, act, &z, &mut out, &mut spare);
@@ -232,7 +255,8 @@ fn an_estimate_decides_by_its_own_matrices_and_reads_all_three_only_where_kept()
 fn planes_decide_by_the_high_ones_and_read_the_low_ones_only_where_kept() {
     for k in Kernels::available() {
         let mats = matrices(DType::Q8_0);
-        let w = ffn(&mats, Act::Silu);
+        let (gate_bias, up_bias) = (noise(49, INTER), noise(50, INTER));
+        let w = ffn(&mats, [Some(&gate_bias), Some(&up_bias)], Act::Silu);
         let plane = |dtype, data| Mat {
             dtype,
             rows: INTER,
@@ -248,6 +272,9 @@ fn planes_decide_by_the_high_ones_and_read_the_low_ones_only_where_kept() {
         let (mut signal, mut up) = (vec![0.0; INTER], vec![0.0; INTER]);
         k.dot_rows(high[0], &x, &mut signal);
         k.dot_rows(high[1], &x, &mut up);
+        for (out, bias) in [(&mut signal, &gate_bias), (&mut up, &up_bias)] {
+            out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+        }
         k.glu(w.act, &mut signal, &up);
         let [_, _, product] = products(k, &w, &x);
         let largest = product.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -288,7 +315,7 @@ fn rows_in_parts_side_by_side_are_the_same_ffn() {
     for k in Kernels::available() {
         for dtype in [DType::Q8_0, DType::Q5_0, DType::Q4_1] {
             let mats = matrices(dtype);
-            let w = ffn(&mats, Act::Silu);
+            let w = ffn(&mats, NO_BIASES, Act::Silu);
             let x = input(k, &noise(44, HIDDEN));
             let [_, up, product] = products(k, &w, &x);
             let rows = reference::select_above(&up, Score::Magnitude, 0.3);
@@ -305,7 +332,7 @@ fn rows_in_parts_side_by_side_are_the_same_ffn() {
             let beside = interleave(&parts);
             let w = SparseFfn {
                 up: w.up,
-                ..ffn_beside(&poisoned, &beside, w.act)
+                ..ffn_beside(&poisoned, &beside, NO_BIASES, w.act)
             };
             let (mut work, mut y) = (FfnWork::new(INTER, HIDDEN), vec![9.0; HIDDEN]);
             let score = Score::Magnitude;

@@ -10,6 +10,7 @@ mod ffn;
 mod gemm;
 mod parallel;
 mod parts;
+mod soft_cap;
 mod tiles;
 
 /// Numbers between -1 and 1 that look random, the same for the same seed.

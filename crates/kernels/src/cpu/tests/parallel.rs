@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        ffn::coefficients,
+        ffn::{Affine, coefficients},
         parallel::{gemv, gemv_all},
     },
     *,
@@ -53,12 +53,13 @@ fn products_in_one_region_are_those_of_each() {
             }
             let (up, gate) = (&all[0], &Mat::new(DType::Q8_0, 37, 512, 5));
             let (mut products, mut ups) = (vec![9.0; 37], vec![9.0; 37]);
+            let plain = |weight| Affine { weight, bias: None };
             let act = Act::GeluTanh;
             coefficients(
                 &mut team,
                 k,
-                gate.get(),
-                *up,
+                plain(gate.get()),
+                plain(*up),
                 act,
                 &x,
                 &mut products,
