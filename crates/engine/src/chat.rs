@@ -7,33 +7,69 @@
 use std::{
     sync::mpsc::{self, RecvTimeoutError},
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use minijinja::{
-    Environment, ErrorKind, Output, State, Value, context,
+    Environment, ErrorKind, Value,
     syntax::SyntaxConfig,
-    value::{Kwargs, ValueKind},
+    value::{Serde, ValueKind},
 };
-use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::{Map, Value as Json, json};
 
 use crate::{Error, Result};
 
-/// One turn of a conversation.
+mod dates;
+mod methods;
+mod values;
+
+/// One turn of a conversation: what OpenAI's API and Hugging Face's templates call a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
+pub struct Message(Map<String, Json>);
 
 impl Message {
-    /// A turn of `role`.
+    /// A turn of `role` (`system`, `user`, `assistant`, or what else the template knows) that says `content`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Message {
-            role: role.into(),
-            content: content.into(),
+        let fields = [("role", role.into()), ("content", content.into())];
+        let fields = fields.map(|(name, text)| (name.to_owned(), Json::String(text)));
+        Message(fields.into_iter().collect())
+    }
+
+    /// A message with everything that templates read: `role`, and `content` (a text or a list of parts), `tool_calls`,
+    /// `tool_call_id`, `name`, `reasoning_content` and their like.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where it is no object with a `role`.
+    pub fn from_json(message: Json) -> Result<Self> {
+        match message {
+            Json::Object(fields) if fields.get("role").is_some_and(Json::is_string) => {
+                Ok(Message(fields))
+            }
+            _ => Err(Error::Input {
+                cause: "a message is no object with a `role`".into(),
+                remedy: "write it as {\"role\": \"user\", \"content\": \"...\"}".into(),
+            }),
+        }
+    }
+}
+
+/// What a template writes down.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// The turns so far.
+    pub messages: Vec<Message>,
+    /// The functions that the model may call, as OpenAI's API describes them:
+    /// `{"type": "function", "function": {"name": ..., "parameters": ...}}`.
+    pub tools: Vec<Json>,
+    /// Further variables under the names that the template knows, such as `enable_thinking`.
+    pub variables: Map<String, Json>,
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        Conversation {
+            messages,
+            ..Conversation::default()
         }
     }
 }
@@ -53,9 +89,12 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    /// Whether there is a second template for conversations with tools.
+    has_tool_use: bool,
 }
 
 const NAME: &str = "chat template";
+const TOOL_USE: &str = "chat template `tool_use`";
 
 /// Largest template, in bytes. The longest in use are below 40 kB.
 const MAX_SOURCE: usize = 1 << 17;
@@ -80,18 +119,9 @@ const STACK_PER_LEVEL: usize = 1024;
 /// What is left to loop through exponentially many views of one value (fuel does not see comparisons) ends here.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Deepest nesting of lists and maps that `tojson` writes.
-const MAX_DEPTH: usize = 64;
-
 impl ChatTemplate {
     /// Parses `source`; `bos` and `eos` are the spellings of the model's tokens, empty where it has none.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
-        if source.len() > MAX_SOURCE {
-            return Err(Error::Template(format!(
-                "it has {} bytes, more than {MAX_SOURCE}",
-                source.len()
-            )));
-        }
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
@@ -99,50 +129,83 @@ impl ChatTemplate {
             .map_err(template_error)?;
         let mut environment = Environment::new();
         environment.set_syntax(syntax);
-        environment.set_formatter(print);
-        environment.set_unknown_method_callback(method);
+        environment.set_formatter(values::print);
+        environment.set_unknown_method_callback(methods::method);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
+        environment.add_function("strftime_now", dates::strftime_now);
+        environment.add_filter("tojson", values::to_json);
+        environment.add_filter("string", values::text);
+        environment.add_filter("trim", values::trim);
         environment.add_test("iterable", is_iterable);
-        let source = without_generation_marks(source);
-        let environment = bounded(source.len(), move || {
-            environment.add_template_owned(NAME, source)?;
-            Ok(environment)
-        })?;
+        environment.add_test("sequence", is_sequence);
         Ok(ChatTemplate {
-            environment,
+            environment: with_template(environment, NAME, source)?,
             bos: bos.into(),
             eos: eos.into(),
+            has_tool_use: false,
         })
     }
 
-    /// The prompt for `messages`.
-    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
-        let bytes: usize = messages
-            .iter()
-            .map(|message| message.role.len() + message.content.len())
-            .sum();
-        let conversation = PASSES * (bytes as u64 / 64) + FUEL_PER_MESSAGE * messages.len() as u64;
-        let fuel = (FUEL + conversation).min(MAX_FUEL);
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| context! { role => &message.role, content => &message.content })
-            .collect();
-        let context = context! {
-            messages,
-            add_generation_prompt => prompt == GenerationPrompt::Add,
-            bos_token => &self.bos,
-            eos_token => &self.eos,
-            tools => (),
-            documents => (),
-        };
+    /// Adds the model's other template, which takes the place of the first where a conversation has tools.
+    pub fn with_tool_use(mut self, source: &str) -> Result<Self> {
+        self.environment = with_template(self.environment, TOOL_USE, source)?;
+        self.has_tool_use = true;
+        Ok(self)
+    }
+
+    /// The prompt for a conversation.
+    pub fn render(&self, conversation: &Conversation, prompt: GenerationPrompt) -> Result<String> {
+        let messages: Vec<&Map<String, Json>> =
+            conversation.messages.iter().map(|m| &m.0).collect();
+        let tools = (!conversation.tools.is_empty()).then_some(&conversation.tools);
+        let mut context = Map::from_iter([
+            ("bos_token".into(), json!(self.bos)),
+            ("eos_token".into(), json!(self.eos)),
+            ("documents".into(), Json::Null),
+        ]);
+        context.extend(conversation.variables.clone());
+        context.extend([
+            ("messages".into(), json!(messages)),
+            ("tools".into(), json!(tools)),
+            (
+                "add_generation_prompt".into(),
+                json!(prompt == GenerationPrompt::Add),
+            ),
+        ]);
+        let context = Json::Object(context);
+        let bytes = context.to_string().len() as u64;
+        let length = PASSES * (bytes / 64) + FUEL_PER_MESSAGE * messages.len() as u64;
+        let fuel = (FUEL + length).min(MAX_FUEL);
+        let context = Value::from(Serde(context));
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
+        let name = match tools {
+            Some(_) if self.has_tool_use => TOOL_USE,
+            _ => NAME,
+        };
         bounded(fuel as usize, move || {
-            environment.get_template(NAME)?.render(context)
+            environment.get_template(name)?.render(context)
         })
     }
+}
+
+/// Parses one more template.
+fn with_template(
+    mut environment: Environment<'static>,
+    name: &'static str,
+    source: &str,
+) -> Result<Environment<'static>> {
+    if source.len() > MAX_SOURCE {
+        let bytes = source.len();
+        return Err(Error::Template(format!(
+            "it has {bytes} bytes, more than {MAX_SOURCE}"
+        )));
+    }
+    let source = without_generation_marks(source);
+    bounded(source.len(), move || {
+        environment.add_template_owned(name, source)?;
+        Ok(environment)
+    })
 }
 
 /// Runs `work` where `levels` of recursion fit the stack, and no longer than [`DEADLINE`].
@@ -202,36 +265,12 @@ fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
 }
 
-/// Writes a value as Python's `str` does. Lists and maps are refused: their Python form is not what Jinja engines outside
-/// Python print, and `tojson` is what templates mean.
-fn print(out: &mut Output, _: &mut State, value: &Value) -> Result<(), minijinja::Error> {
-    match value.kind() {
-        ValueKind::Undefined => Ok(()),
-        ValueKind::None => Ok(out.write_str("None")?),
-        ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
-        ValueKind::Number | ValueKind::String => Ok(write!(out, "{value}")?),
-        kind => Err(invalid(format!(
-            "it prints a value of the kind {kind}; tojson would make it text"
-        ))),
-    }
-}
-
-/// Python's methods. Widths that would make huge texts in `str.format` are refused before anything is allocated.
-fn method(
-    state: &mut State,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, minijinja::Error> {
-    const LONGEST_WIDTH: usize = 4;
-    let wide = |text: &str| {
-        text.split(|c: char| !c.is_ascii_digit())
-            .any(|digits| digits.len() > LONGEST_WIDTH)
-    };
-    if name == "format" && value.as_str().is_some_and(wide) {
-        return Err(invalid("a width in format() is too large"));
-    }
-    unknown_method_callback(state, value, name, args)
+/// Jinja's `sequence` test: what has a length and items, which texts and maps have, too.
+fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::Map | ValueKind::String
+    )
 }
 
 fn template_error(error: minijinja::Error) -> Error {
@@ -261,276 +300,6 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 
 fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> minijinja::Error {
     minijinja::Error::new(ErrorKind::InvalidOperation, detail)
-}
-
-/// `strftime_now(format)`: the time, in UTC.
-fn strftime_now(format: String) -> Result<String, minijinja::Error> {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    strftime(&format, seconds)
-}
-
-/// C's `strftime` for the directives that dates in prompts use; `seconds` since 1970, UTC.
-fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = [
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-    ];
-    let (days, time) = (seconds / 86_400, seconds % 86_400);
-    let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    let (year, month, day, day_of_year) = date(days);
-    let month_name = MONTHS[month];
-    // 1970 began on a Thursday.
-    let day_name = DAYS[(days % 7) as usize];
-    let mut text = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            text.push(c);
-            continue;
-        }
-        let mut directive = chars.next();
-        // glibc's `-` leaves out leading zeros and blanks.
-        let bare = directive == Some('-');
-        if bare {
-            directive = chars.next();
-        }
-        let number = |value: u64, width: usize| {
-            if bare {
-                value.to_string()
-            } else {
-                format!("{value:0width$}")
-            }
-        };
-        let piece = match directive {
-            Some('Y') => year.to_string(),
-            Some('y') => number(year % 100, 2),
-            Some('m') => number(month as u64 + 1, 2),
-            Some('B') => month_name.into(),
-            Some('b' | 'h') => month_name[..3].into(),
-            Some('d') => number(day, 2),
-            Some('e') if bare => day.to_string(),
-            Some('e') => format!("{day:2}"),
-            Some('j') => number(day_of_year, 3),
-            Some('A') => day_name.into(),
-            Some('a') => day_name[..3].into(),
-            Some('H') => number(hour, 2),
-            Some('I') => number((hour + 11) % 12 + 1, 2),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.into(),
-            Some('M') => number(minute, 2),
-            Some('S') => number(second, 2),
-            Some('F') => format!("{year}-{:02}-{day:02}", month + 1),
-            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
-            Some('Z') => "UTC".into(),
-            Some('z') => "+0000".into(),
-            Some('%') => "%".into(),
-            other => {
-                let directive = other.map_or_else(String::new, String::from);
-                return Err(invalid(format!(
-                    "strftime_now does not know the directive %{directive}"
-                )));
-            }
-        };
-        text.push_str(&piece);
-    }
-    Ok(text)
-}
-
-/// Year, month from 0, day from 1 and day of the year from 1, of a number of days since 1970 (Gregorian).
-fn date(mut days: u64) -> (u64, usize, u64, u64) {
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970;
-    loop {
-        let length = if leap(year) { 366 } else { 365 };
-        if days < length {
-            break;
-        }
-        days -= length;
-        year += 1;
-    }
-    let day_of_year = days + 1;
-    let mut month = 0;
-    for length in [
-        31,
-        if leap(year) { 29 } else { 28 },
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-    ] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    (year, month, days + 1, day_of_year)
-}
-
-/// `tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)` as Python's `json.dumps` writes it: unlike
-/// Jinja's own filter it escapes nothing for HTML.
-fn to_json(state: &State, value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
-    let indent: Option<Value> = options.get("indent")?;
-    let indent = match indent.filter(|indent| !indent.is_none()) {
-        Some(indent) => match indent.as_str() {
-            Some(text) => Some(text.to_owned()),
-            None => Some(" ".repeat(usize::try_from(indent)?.min(MAX_DEPTH))),
-        },
-        None => None,
-    };
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(invalid("tojson needs two separators")),
-        None if indent.is_some() => (",".into(), ": ".into()),
-        None => (", ".into(), ": ".into()),
-    };
-    let json = Json {
-        state,
-        indent,
-        item,
-        key,
-        ascii: options
-            .get::<Option<bool>>("ensure_ascii")?
-            .unwrap_or(false),
-        sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-    };
-    options.assert_all_used()?;
-    let mut text = String::new();
-    json.write(value, 0, &mut text)?;
-    Ok(Value::from_safe_string(text))
-}
-
-struct Json<'s, 't, 'e> {
-    state: &'s State<'t, 'e>,
-    indent: Option<String>,
-    item: String,
-    key: String,
-    ascii: bool,
-    sorted: bool,
-}
-
-impl Json<'_, '_, '_> {
-    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
-        self.state.consume_fuel(1)?;
-        match value.kind() {
-            ValueKind::None | ValueKind::Undefined => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&value.to_string()),
-            ValueKind::String => self.write_string(value.as_str().unwrap_or_default(), out),
-            ValueKind::Map => {
-                let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.sorted {
-                    keys.sort();
-                }
-                self.write_items(('{', '}'), keys, depth, out, |json, key, out| {
-                    json.write_string(&key.to_string(), out);
-                    out.push_str(&json.key);
-                    json.write(&value.get_item(key)?, depth + 1, out)
-                })?;
-            }
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.write_items(('[', ']'), items, depth, out, |json, item, out| {
-                    json.write(item, depth + 1, out)
-                })?;
-            }
-            kind => {
-                return Err(invalid(format!(
-                    "tojson cannot write a value of the kind {kind}"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn write_items(
-        &self,
-        (open, close): (char, char),
-        items: Vec<Value>,
-        depth: usize,
-        out: &mut String,
-        write: impl Fn(&Self, &Value, &mut String) -> Result<(), minijinja::Error>,
-    ) -> Result<(), minijinja::Error> {
-        if depth >= MAX_DEPTH {
-            return Err(invalid(format!(
-                "tojson: more than {MAX_DEPTH} lists and maps inside one another"
-            )));
-        }
-        out.push(open);
-        for (i, item) in items.iter().enumerate() {
-            if i > 0 {
-                out.push_str(&self.item);
-            }
-            self.new_line(depth + 1, out)?;
-            write(self, item, out)?;
-        }
-        if !items.is_empty() {
-            self.new_line(depth, out)?;
-        }
-        out.push(close);
-        Ok(())
-    }
-
-    fn new_line(&self, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
-        let Some(indent) = &self.indent else {
-            return Ok(());
-        };
-        self.state
-            .consume_fuel((indent.len() * depth / 64) as u64)?;
-        out.push('\n');
-        out.push_str(&indent.repeat(depth));
-        Ok(())
-    }
-
-    fn write_string(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' ' || self.ascii && !c.is_ascii() => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
-    }
 }
 
 #[cfg(test)]

@@ -20,19 +20,43 @@ pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
     }
 }
 
-/// Loads the chat template of a checkpoint, `None` where it has none.
+/// Loads the chat template of a checkpoint, `None` where it has none. Where there are several, the default one counts, and
+/// `tool_use` for conversations with tools.
 ///
 /// # Errors
-/// [`Error::Template`] where it cannot be parsed.
+/// [`Error::Template`] where it cannot be parsed, or where none of several is the default.
 pub fn chat_template(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
 ) -> Result<Option<ChatTemplate>> {
-    let source = match &checkpoint.metadata {
-        Metadata::Gguf(m) => m.opt_str("tokenizer.chat_template")?,
-        Metadata::HuggingFace(m) => m.chat_template.as_deref(),
+    const TOOL_USE: &str = "tool_use";
+    let (default, tool_use) = match &checkpoint.metadata {
+        Metadata::Gguf(m) => (
+            m.opt_str("tokenizer.chat_template")?,
+            m.opt_str("tokenizer.chat_template.tool_use")?,
+        ),
+        Metadata::HuggingFace(m) => {
+            let named = |name| m.chat_templates.get(name).map(String::as_str);
+            let default = named(huggingface::DEFAULT_TEMPLATE);
+            if default.is_none() && !m.chat_templates.is_empty() {
+                let names: Vec<&str> = m.chat_templates.keys().map(String::as_str).collect();
+                return Err(Error::Template(format!(
+                    "the model has several ({}) but none is named `{}`",
+                    names.join(", "),
+                    huggingface::DEFAULT_TEMPLATE
+                )));
+            }
+            (default, named(TOOL_USE))
+        }
     };
-    source.map(|s| chat_template_from(s, tokenizer)).transpose()
+    let Some(default) = default else {
+        return Ok(None);
+    };
+    let template = chat_template_from(default, tokenizer)?;
+    Ok(Some(match tool_use {
+        Some(source) => template.with_tool_use(source)?,
+        None => template,
+    }))
 }
 
 /// Parses a chat template with the BOS and EOS of a tokenizer.
@@ -75,9 +99,14 @@ fn from_gguf(path: &Path, m: &gguf::Metadata) -> Result<Tokenizer> {
         bos: id("bos")?,
         eos: id("eos")?,
         eot: id("eot")?,
+        eom: id("eom")?,
         unknown: id("unknown")?,
         add_bos: m.opt_bool("tokenizer.ggml.add_bos_token")?,
         add_space_prefix: m.opt_bool("tokenizer.ggml.add_space_prefix")?,
+        remove_extra_whitespaces: m.opt_bool("tokenizer.ggml.remove_extra_whitespaces")?,
+        has_charsmap: m
+            .opt_array("tokenizer.ggml.precompiled_charsmap")?
+            .is_some(),
     })
 }
 
@@ -92,7 +121,9 @@ fn from_hugging_face(m: &huggingface::Metadata) -> Result<Tokenizer> {
         &m.folder.join("tokenizer.json"),
         m.tokenizer_config.as_ref(),
     )?;
-    let ends = m.generation.as_ref().and_then(|g| g.get("eos_token_id"));
+    // Without a generation_config.json, Hugging Face takes what config.json says.
+    let generation = m.generation.as_ref().unwrap_or(&m.config);
+    let ends = generation.get("eos_token_id");
     let ends: Vec<u32> = match ends {
         Some(Json::Array(ids)) => ids
             .iter()

@@ -1,7 +1,11 @@
 //! Requests for answers: OpenAI's JSON to what the engine takes.
 
 use crate::{error::ApiError, fields::Fields};
-use countdown::{chat::Message, generate::GenerateOptions, sampler::SamplingOptions};
+use countdown::{
+    chat::{Conversation, Message},
+    generate::GenerateOptions,
+    sampler::SamplingOptions,
+};
 use serde_json::Value;
 
 /// As many stop texts as llama-server's and OpenAI's clients ever send.
@@ -18,7 +22,7 @@ pub(crate) struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Prompt {
     /// A conversation, to be written by the model's template.
-    Chat(Vec<Message>),
+    Chat(Conversation),
     /// Text, special tokens included.
     Text(String),
     /// Tokens.
@@ -57,8 +61,8 @@ pub(crate) fn chat(body: &[u8]) -> Result<(Request, Delivery), ApiError> {
         .into_iter()
         .enumerate()
         .map(|(i, item)| message(Fields::nested(&format!("messages[{i}]"), item)?))
-        .collect::<Result<_, _>>()?;
-    rest(fields, Prompt::Chat(messages))
+        .collect::<Result<Vec<_>, _>>()?;
+    rest(fields, Prompt::Chat(Conversation::from(messages)))
 }
 
 /// The body of `/v1/completions`.
@@ -191,7 +195,7 @@ fn message(mut fields: Fields) -> Result<Message, ApiError> {
     let path = fields.path("content");
     let content = content(&path, fields.require("content")?)?;
     fields.finish()?;
-    Ok(Message { role, content })
+    Ok(Message::new(role, content))
 }
 
 /// A text, or the texts of a list of parts, one a line.

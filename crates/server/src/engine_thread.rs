@@ -305,13 +305,13 @@ fn tokens(served: &Served, prompt: &Prompt) -> Result<Vec<u32>, ApiError> {
     let tokens = match prompt {
         Prompt::Tokens(tokens) => tokens.clone(),
         Prompt::Text(text) => served.tokenizer.encode_prompt(text)?,
-        Prompt::Chat(messages) => {
+        Prompt::Chat(conversation) => {
             let template = served.template.as_ref().ok_or_else(|| {
                 ApiError::bad_request(
                     "the model has no chat template: use /v1/completions, or start the server with a template",
                 )
             })?;
-            let text = template.render(messages, GenerationPrompt::Add)?;
+            let text = template.render(conversation, GenerationPrompt::Add)?;
             served.tokenizer.encode_prompt(&text)?
         }
     };

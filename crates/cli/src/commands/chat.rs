@@ -10,7 +10,7 @@ use crate::{
 use clap::Args;
 use countdown::{
     Error, GenerateOptions, Session,
-    chat::{ChatTemplate, GenerationPrompt, Message},
+    chat::{ChatTemplate, Conversation, GenerationPrompt, Message},
     formats::Checkpoint,
     tokenizer::Tokenizer,
 };
@@ -211,7 +211,8 @@ impl Chat<'_> {
     fn prompt(&mut self) -> Result<Vec<u32>> {
         loop {
             let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
-            let text = self.template.render(&messages, GenerationPrompt::Add)?;
+            let conversation = Conversation::from(messages);
+            let text = self.template.render(&conversation, GenerationPrompt::Add)?;
             let tokens = self.tokenizer.encode_prompt(&text)?;
             if tokens.len() <= self.session.context() || !self.shifts || self.turns.len() < 3 {
                 return Ok(tokens);

@@ -1,13 +1,13 @@
 //! Templates with the constructs of the families in use, and hostile ones.
 
-use super::*;
+use super::{dates::strftime, *};
 
 fn render(source: &str, messages: &[(&str, &str)], prompt: GenerationPrompt) -> Result<String> {
-    let messages: Vec<Message> = messages
+    let messages = messages
         .iter()
-        .map(|&(role, content)| Message::new(role, content))
-        .collect();
-    ChatTemplate::new(source, "<s>", "</s>")?.render(&messages, prompt)
+        .map(|&(role, content)| Message::new(role, content));
+    let conversation = Conversation::from(messages.collect::<Vec<_>>());
+    ChatTemplate::new(source, "<s>", "</s>")?.render(&conversation, prompt)
 }
 
 /// Renders an expression or a small template without messages.
@@ -236,7 +236,7 @@ fn mistakes_are_named_with_their_line() {
     assert!(refusal("{{ nothing_here() }}").contains("nothing_here"));
     assert!(refusal("{{ messages[0].content.nonsense() }}").contains("nonsense"));
     assert!(refusal("{{ undefined_name.attribute }}").contains("undefined"));
-    assert!(refusal("{{ messages }}").contains("tojson"));
+    assert!(refusal("{{ range }}").contains("kind"));
     assert!(refusal("{% include 'secret' %}").contains("secret"));
     assert!(refusal("{{ messages.append(1) }}").contains("append"));
 }
@@ -256,6 +256,9 @@ fn work_and_output_are_bounded() {
         "{{ 'x'|tojson(indent=99999999999999999999) }}",
         "{{ [[[[1]]]]|tojson(indent='a' * 19000000) }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set long = 'a' * 9999999 %}{{ [long, long, long, long]|tojson }}",
+        "{% set long = 'a' * 9999999 %}{{ [long, long, long, long] }}",
     ];
     for source in hostile {
         refusal(source);

@@ -7,6 +7,7 @@ use super::{
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -15,6 +16,9 @@ use std::{
 pub(super) const MAX_JSON: u64 = 64 << 20;
 /// Largest `tokenizer.json` read, in bytes; the largest known have about 40 MB.
 const MAX_TOKENIZER: u64 = 512 << 20;
+
+/// The name of the template that is used where nothing asks for another one.
+pub const DEFAULT_TEMPLATE: &str = "default";
 
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
@@ -30,8 +34,8 @@ pub struct Metadata {
     pub generation: Option<Value>,
     /// `tokenizer_config.json`, an object.
     pub tokenizer_config: Option<Value>,
-    /// The chat template, from `chat_template.jinja` or else from `tokenizer_config.json`.
-    pub chat_template: Option<String>,
+    /// The chat templates by name; `default` is the usual one.
+    pub chat_templates: BTreeMap<String, String>,
 }
 
 /// Defines `get_x` and `opt_x` in terms of one conversion.
@@ -216,32 +220,69 @@ fn read_metadata(folder: &Path) -> Result<Metadata> {
     let config = read_object(&folder.join(CONFIG))?;
     let generation = optional("generation_config.json")?;
     let tokenizer_config = optional("tokenizer_config.json")?;
-    let jinja = folder.join("chat_template.jinja");
-    let chat_template = match read(&jinja, MAX_JSON).map(Some).or_else(none_if_missing)? {
-        Some(text) => Some(
-            String::from_utf8(text).map_err(|e| malformed(&jinja, format!("is no text: {e}")))?,
-        ),
-        None => tokenizer_config.as_ref().and_then(template_in),
-    };
+    let mut chat_templates = template_files(folder)?;
+    if chat_templates.is_empty() {
+        chat_templates = tokenizer_config
+            .as_ref()
+            .map(templates_in)
+            .unwrap_or_default();
+    }
+    if chat_templates.is_empty() {
+        // Processors of models that also see pictures keep it in a file of its own.
+        chat_templates = optional("chat_template.json")?
+            .as_ref()
+            .map(templates_in)
+            .unwrap_or_default();
+    }
     Ok(Metadata {
         folder: folder.to_path_buf(),
         config,
         generation,
         tokenizer_config,
-        chat_template,
+        chat_templates,
     })
 }
 
-/// The template in `tokenizer_config.json`: one string, or a list of named ones with a default.
-fn template_in(tokenizer_config: &Value) -> Option<String> {
-    let template = match tokenizer_config.get("chat_template")? {
-        Value::Array(named) => named
+/// Templates in files: `chat_template.jinja` and, by their names, those in `additional_chat_templates`.
+fn template_files(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let mut files = vec![(
+        DEFAULT_TEMPLATE.to_string(),
+        folder.join("chat_template.jinja"),
+    )];
+    let additional = folder.join("additional_chat_templates");
+    if additional.is_dir() {
+        for file in file_names(&additional)? {
+            if let Some(name) = file.strip_suffix(".jinja") {
+                files.push((name.to_string(), additional.join(&file)));
+            }
+        }
+    }
+    let mut templates = BTreeMap::new();
+    for (name, path) in files {
+        if let Some(text) = read(&path, MAX_JSON).map(Some).or_else(none_if_missing)? {
+            let text = String::from_utf8(text)
+                .map_err(|e| malformed(&path, format!("is no text: {e}")))?;
+            templates.insert(name, text);
+        }
+    }
+    Ok(templates)
+}
+
+/// The templates under `chat_template`: one string, a list of named ones, or an object of them.
+fn templates_in(file: &Value) -> BTreeMap<String, String> {
+    let text = |value: &Value| value.as_str().map(str::to_string);
+    match file.get("chat_template") {
+        Some(Value::String(one)) => [(DEFAULT_TEMPLATE.to_string(), one.clone())].into(),
+        Some(Value::Array(named)) => named
             .iter()
-            .find(|t| t.get("name").and_then(Value::as_str) == Some("default"))?
-            .get("template")?,
-        one => one,
-    };
-    template.as_str().map(str::to_string)
+            .filter_map(|t| Some((text(t.get("name")?)?, text(t.get("template")?)?)))
+            .collect(),
+        Some(Value::Object(named)) => named
+            .iter()
+            .filter_map(|(name, t)| Some((name.clone(), text(t)?)))
+            .collect(),
+        _ => BTreeMap::new(),
+    }
 }
 
 fn none_if_missing<T>(error: Error) -> Result<Option<T>> {

@@ -1,12 +1,12 @@
 //! Tokenizers of GGUF files (`tokenizer.ggml.*`): byte-level BPE (`gpt2`) and SentencePiece (`llama`).
 //!
-//! The file names its splitting rule (`tokenizer.ggml.pre`) instead of describing it; [`SPLITS`] says what the names mean.
-//! No Unicode normalisation happens, also where a model's `tokenizer.json` asks for it: the format has no word for it.
+//! The file names its splitting rule (`tokenizer.ggml.pre`) instead of describing it; `splits.rs` says what the names mean.
 
 use std::path::Path;
 
 use tokenizers::{
     models::bpe::{BPE, Vocab as BpeVocab},
+    normalizers::NFC,
     pre_tokenizers::split::SplitPattern,
     pre_tokenizers::{
         PreTokenizerWrapper, byte_level::ByteLevel, sequence::Sequence, split::Split,
@@ -16,7 +16,7 @@ use tokenizers::{
 
 use super::{
     BLANK, END_OF_GENERATION, Encoder, Kind, Prefix, Spm, Token, Tokenizer, Vocab, byte_level,
-    byte_of, end_of_generation,
+    byte_of, end_of_generation, splits::SplitRule,
 };
 use crate::{Error, Result};
 
@@ -45,94 +45,19 @@ pub struct GgufVocab<'a> {
     pub eos: Option<u32>,
     /// `tokenizer.ggml.eot_token_id`.
     pub eot: Option<u32>,
+    /// `tokenizer.ggml.eom_token_id`.
+    pub eom: Option<u32>,
     /// `tokenizer.ggml.unknown_token_id`.
     pub unknown: Option<u32>,
     /// `tokenizer.ggml.add_bos_token`; where the file is silent, its kind of vocabulary decides.
     pub add_bos: Option<bool>,
     /// `tokenizer.ggml.add_space_prefix`; where the file is silent: yes for `llama`.
     pub add_space_prefix: Option<bool>,
+    /// `tokenizer.ggml.remove_extra_whitespaces`; where the file is silent: no.
+    pub remove_extra_whitespaces: Option<bool>,
+    /// Whether there is a `tokenizer.ggml.precompiled_charsmap`: a table of characters to replace.
+    pub has_charsmap: bool,
 }
-
-/// A splitting rule: words never merge across its borders.
-struct SplitRule {
-    names: &'static [&'static str],
-    /// Applied one after the other, each to the pieces that the one before left.
-    patterns: &'static [&'static str],
-    /// Whether a whole word that is a token is taken as it is, whatever the merges say.
-    whole_words: bool,
-    /// Whether BOS is added where the file does not say.
-    adds_bos: bool,
-}
-
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const DIGIT: &str = r"\p{N}";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-const SPLITS: [SplitRule; 8] = [
-    SplitRule {
-        names: &[
-            "qwen2",
-            "deepseek-r1-qwen",
-            "megrez",
-            "stablelm2",
-            "hunyuan",
-        ],
-        patterns: &[QWEN2],
-        whole_words: false,
-        adds_bos: false,
-    },
-    SplitRule {
-        names: &["qwen35"],
-        patterns: &[QWEN35],
-        whole_words: false,
-        adds_bos: false,
-    },
-    SplitRule {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
-        patterns: &[LLAMA3],
-        whole_words: true,
-        adds_bos: true,
-    },
-    SplitRule {
-        names: &["dbrx", "smaug-bpe", "chatglm-bpe"],
-        patterns: &[LLAMA3],
-        whole_words: false,
-        adds_bos: false,
-    },
-    SplitRule {
-        names: &["glm4"],
-        patterns: &[LLAMA3],
-        whole_words: true,
-        adds_bos: false,
-    },
-    SplitRule {
-        names: &[
-            "smollm",
-            "starcoder",
-            "refact",
-            "command-r",
-            "codeshell",
-            "exaone",
-        ],
-        patterns: &[DIGIT, GPT2],
-        whole_words: false,
-        adds_bos: false,
-    },
-    SplitRule {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais"],
-        patterns: &[GPT2],
-        whole_words: false,
-        adds_bos: false,
-    },
-    SplitRule {
-        names: &["default"],
-        patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
-        whole_words: false,
-        adds_bos: false,
-    },
-];
 
 impl Tokenizer {
     /// The tokenizer that a GGUF file describes.
@@ -140,6 +65,10 @@ impl Tokenizer {
         match file.model {
             "gpt2" => byte_level_bpe(&file),
             "llama" => sentence_piece(&file),
+            "t5" => Err(file.unsupported(
+                "its tokenizer is a unigram model (`t5` in tokenizer.ggml.model)".into(),
+                "use a safetensors folder with a tokenizer.json",
+            )),
             other => Err(file.unsupported(
                 format!("its tokenizer is of the kind `{other}` (tokenizer.ggml.model); known are `gpt2` and `llama`"),
                 "use a file with one of these, or a safetensors folder with a tokenizer.json",
@@ -151,21 +80,27 @@ impl Tokenizer {
 fn byte_level_bpe(file: &GgufVocab<'_>) -> Result<Tokenizer> {
     let rule = file.split_rule()?;
     let vocab = file.vocab(|text| byte_level(text).unwrap_or_else(|| text.as_bytes().to_vec()))?;
-    // Control tokens stay out, so that no merge and no whole word can ever spell one.
+    // Control tokens stay out, and merges with them, so that no merge and no whole word can ever spell one.
     let mergeable: BpeVocab = (0u32..)
         .zip(&file.tokens)
         .filter(|&(id, text)| !text.is_empty() && vocab.kind(id) != Some(Kind::Control))
         .map(|(id, text)| ((*text).to_owned(), id))
         .collect();
-    let merges = file.merges.iter().enumerate().map(|(i, merge)| {
+    let control = |text: &str| vocab.id(text).and_then(|id| vocab.kind(id)) == Some(Kind::Control);
+    let mut merges = Vec::with_capacity(file.merges.len());
+    for (i, merge) in file.merges.iter().enumerate() {
         let (left, right) = merge.split_once(' ').ok_or_else(|| {
             file.malformed(format!(
                 "merge {i}, {merge:?}, is not two tokens with a blank between"
             ))
         })?;
-        Ok((left.to_owned(), right.to_owned()))
-    });
-    let merges = merges.collect::<Result<Vec<_>>>()?;
+        if ![left, right, &format!("{left}{right}")]
+            .into_iter()
+            .any(control)
+        {
+            merges.push((left.to_owned(), right.to_owned()));
+        }
+    }
     let broken = |e: tokenizers::Error| {
         file.malformed(format!(
             "its vocabulary and merges do not fit together: {e}"
@@ -189,6 +124,7 @@ fn byte_level_bpe(file: &GgufVocab<'_>) -> Result<Tokenizer> {
         false, false, false,
     )));
     let mut pipeline = tokenizers::Tokenizer::new(bpe);
+    pipeline.with_normalizer(rule.composes.then_some(NFC));
     pipeline.with_pre_tokenizer(Some(Sequence::new(steps)));
     let adds_bos = file.add_bos.unwrap_or(rule.adds_bos);
     file.finish(vocab, Encoder::Bpe(Box::new(pipeline)), adds_bos)
@@ -201,6 +137,15 @@ fn sentence_piece(file: &GgufVocab<'_>) -> Result<Tokenizer> {
             file.tokens.len(),
             file.scores.len()
         )));
+    }
+    let remedy = "use a safetensors folder with a tokenizer.json";
+    if file.remove_extra_whitespaces == Some(true) {
+        let cause = "its tokenizer drops blanks (tokenizer.ggml.remove_extra_whitespaces)";
+        return Err(file.unsupported(cause.into(), remedy));
+    }
+    if file.has_charsmap {
+        let cause = "its tokenizer replaces characters (tokenizer.ggml.precompiled_charsmap)";
+        return Err(file.unsupported(cause.into(), remedy));
     }
     let vocab = file.vocab(|text| text.replace(BLANK, " ").into_bytes())?;
     let prefix = if file.add_space_prefix.unwrap_or(true) {
@@ -224,6 +169,7 @@ impl GgufVocab<'_> {
             ("bos", self.bos),
             ("eos", self.eos),
             ("eot", self.eot),
+            ("eom", self.eom),
             ("unknown", self.unknown),
         ] {
             if let Some(id) = id.filter(|&id| id as usize >= self.tokens.len()) {
@@ -274,42 +220,25 @@ impl GgufVocab<'_> {
             }
         };
         // Some converters wrote turn markers as text; `</s>` really is mark-up in some vocabularies.
-        let named = [self.bos, self.eos, self.eot].contains(&Some(id));
+        let named = [self.bos, self.eos, self.eot, self.eom].contains(&Some(id));
         let marker = END_OF_GENERATION.contains(&text) && text != "</s>";
         Ok(if named || marker { Kind::Control } else { kind })
     }
 
     fn split_rule(&self) -> Result<&'static SplitRule> {
-        let known = || {
-            SPLITS
-                .iter()
-                .flat_map(|rule| rule.names)
-                .copied()
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let known = SplitRule::names();
         let remedy = "convert the model again with a current converter, or use a safetensors folder with a tokenizer.json";
         let pre = self.pre.ok_or_else(|| {
-            self.unsupported(
-                format!(
-                    "it names no splitting rule (tokenizer.ggml.pre); known are {}",
-                    known()
-                ),
-                remedy,
-            )
+            let cause =
+                format!("it names no splitting rule (tokenizer.ggml.pre); known are {known}");
+            self.unsupported(cause, remedy)
         })?;
-        SPLITS
-            .iter()
-            .find(|rule| rule.names.contains(&pre))
-            .ok_or_else(|| {
-                self.unsupported(
-                    format!(
-                        "its splitting rule `{pre}` (tokenizer.ggml.pre) is unknown; known are {}",
-                        known()
-                    ),
-                    remedy,
-                )
-            })
+        SplitRule::named(pre).ok_or_else(|| {
+            let cause = format!(
+                "its splitting rule `{pre}` (tokenizer.ggml.pre) is unknown; known are {known}"
+            );
+            self.unsupported(cause, remedy)
+        })
     }
 
     fn finish(&self, mut vocab: Vocab, encoder: Encoder, adds_bos: bool) -> Result<Tokenizer> {
@@ -321,7 +250,8 @@ impl GgufVocab<'_> {
         if adds_bos && bos.is_none() {
             return Err(self.malformed("it wants a BOS token in front of prompts but names none (tokenizer.ggml.bos_token_id)".into()));
         }
-        let end_of_generation = end_of_generation(&vocab, eos.into_iter().chain(self.eot));
+        let end_of_generation =
+            end_of_generation(&vocab, [eos, self.eot, self.eom].into_iter().flatten());
         // Phi-3 swallows the blanks after its turn markers; the file format cannot say so.
         let name = self.name.unwrap_or_default().to_lowercase();
         if name.contains("phi-3") || name.contains("phi3") {

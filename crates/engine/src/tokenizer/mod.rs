@@ -8,6 +8,7 @@ use std::fmt;
 
 mod gguf;
 mod json;
+mod splits;
 mod spm;
 mod stream;
 #[cfg(test)]
@@ -171,6 +172,8 @@ impl Tokenizer {
     }
 
     /// The tokens of a whole prompt, special tokens parsed: with BOS in front where the model wants one, never doubled.
+    ///
+    /// EOS is never added, also where a file asks for it (`add_eos_token`): a prompt is there to be continued.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode(text, Specials::Parse)?;
         if let Some(bos) = self

@@ -43,7 +43,7 @@ pub(super) struct Vocab {
     ids: HashMap<Box<str>, u32>,
     /// Per first byte, the byte lengths of the tokens that are cut out of texts, longest first.
     cut_lengths: HashMap<u8, Vec<usize>>,
-    /// Control tokens that take the blanks after them along.
+    /// Tokens that take the blanks after them along.
     swallowing: HashSet<u32>,
 }
 
@@ -74,12 +74,14 @@ impl Vocab {
         })
     }
 
-    /// Lets control tokens take the blanks after them along, all but those that frame a document.
+    /// Lets control tokens take the blanks after them along, all but those that frame a document; and `</s>`, which is
+    /// mark-up there.
     pub(super) fn swallow_blanks_after_markers(&mut self) {
         let frame = ["<unk>", "<s>", "<|endoftext|>"];
+        let marker = |token: &Token| token.kind == Kind::Control && !frame.contains(&&*token.text);
         self.swallowing = (0u32..)
             .zip(&self.tokens)
-            .filter(|(_, token)| token.kind == Kind::Control && !frame.contains(&&*token.text))
+            .filter(|(_, token)| marker(token) || &*token.text == "</s>")
             .map(|(id, _)| id)
             .collect();
     }

@@ -275,31 +275,47 @@ fn a_device() {
 
 #[test]
 fn chat_templates_in_every_place() {
-    let template = |files: &[(&str, &[u8])]| {
+    let templates = |files: &[(&str, &[u8])]| {
         let mut all = vec![("config.json", CONFIG)];
-        all.extend(files);
+        all.extend(files.iter().filter(|(name, _)| !name.contains('/')));
         let dir = folder(&all);
+        for (name, text) in files.iter().filter(|(name, _)| name.contains('/')) {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
         fs::write(dir.path().join("model.safetensors"), valid()).unwrap();
         match Checkpoint::open(dir.path()).unwrap().metadata {
-            Metadata::HuggingFace(metadata) => metadata.chat_template,
+            Metadata::HuggingFace(metadata) => metadata
+                .chat_templates
+                .into_iter()
+                .map(|(name, text)| format!("{name}: {text}"))
+                .collect::<Vec<_>>(),
             Metadata::Gguf(_) => panic!(),
         }
     };
     let string: &[u8] = br#"{"chat_template": "one"}"#;
-    let list: &[u8] = br#"{"chat_template": [{"name": "tool", "template": "x"}, {"name": "default", "template": "two"}]}"#;
-    assert_eq!(template(&[]), None);
-    assert_eq!(template(&[("tokenizer_config.json", b"{}")]), None);
+    let list: &[u8] = br#"{"chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "two"}]}"#;
+    let object: &[u8] = br#"{"chat_template": {"rag": "y"}}"#;
+    let none: [&str; 0] = [];
+    assert_eq!(templates(&[]), none);
+    assert_eq!(templates(&[("tokenizer_config.json", b"{}")]), none);
+    let config = "tokenizer_config.json";
+    assert_eq!(templates(&[(config, string)]), ["default: one"]);
     assert_eq!(
-        template(&[("tokenizer_config.json", string)]).as_deref(),
-        Some("one")
+        templates(&[(config, list)]),
+        ["default: two", "tool_use: x"]
     );
+    assert_eq!(templates(&[(config, object)]), ["rag: y"]);
     assert_eq!(
-        template(&[("tokenizer_config.json", list)]).as_deref(),
-        Some("two")
+        templates(&[("chat_template.json", string)]),
+        ["default: one"]
     );
-    let both = template(&[
-        ("tokenizer_config.json", string),
+    let files: [(&str, &[u8]); 4] = [
+        (config, list),
         ("chat_template.jinja", b"file"),
-    ]);
-    assert_eq!(both.as_deref(), Some("file"));
+        ("additional_chat_templates/tool_use.jinja", b"tools"),
+        ("additional_chat_templates/readme.txt", b"no template"),
+    ];
+    assert_eq!(templates(&files), ["default: file", "tool_use: tools"]);
 }

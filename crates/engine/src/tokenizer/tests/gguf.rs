@@ -48,9 +48,38 @@ fn each_rule_splits_as_its_model_does() {
                 " He",
             ],
         ),
-        // A combining mark is part of the word for the newer rule only.
-        ("qwen2", &["he", "\u{301}", "llo", " 你好", "😀"]),
-        ("qwen35", &["he\u{301}llo", " 你好", "😀"]),
+        // A combining mark is part of the word for the newer rule only. (There is no composed t with an acute.)
+        ("qwen2", &["ht", "\u{301}", "llo", " 你好", "😀"]),
+        ("qwen35", &["ht\u{301}llo", " 你好", "😀"]),
+        // Capitals begin a word; contractions belong to it, or not.
+        (
+            "tekken",
+            &[
+                "camel",
+                "Case",
+                " HTTPServer",
+                "'s",
+                " ",
+                "1",
+                "2",
+                "!!/\n",
+                " É",
+                "COLEn",
+            ],
+        ),
+        (
+            "gpt-4o",
+            &[
+                "camel",
+                "Case",
+                " HTTPServer's",
+                " ",
+                "123",
+                "4",
+                "!!/\n",
+                " we'LL",
+            ],
+        ),
     ];
     for (pre, pieces) in cases {
         let tokenizer = file.load(pre, |_| {}).unwrap();
@@ -71,6 +100,29 @@ fn each_rule_splits_as_its_model_does() {
                 .collect::<Vec<_>>()
         );
     }
+}
+
+#[test]
+fn qwen2_composes_characters() {
+    let file = File::gpt2();
+    let (composed, decomposed) = ("h\u{e9}llo", "he\u{301}llo");
+    let qwen2 = file.load("qwen2", |_| {}).unwrap();
+    assert_eq!(plain(&qwen2, decomposed), plain(&qwen2, composed));
+    let other = file.load("smollm", |_| {}).unwrap();
+    assert_eq!(
+        bytes_of(&other, &plain(&other, decomposed)),
+        decomposed.as_bytes()
+    );
+}
+
+#[test]
+fn a_merge_to_a_control_token_is_left_out() {
+    let mut file = File::gpt2();
+    file.merges.push(("<".into(), "s".into()));
+    file.tokens.push("<s".into());
+    file.types.push(3);
+    let tokenizer = file.load("smollm", |_| {}).unwrap();
+    assert_eq!(plain(&tokenizer, "<s"), [file.id("<"), file.id("s")]);
 }
 
 #[test]
@@ -241,6 +293,10 @@ fn tokens_that_end_an_answer() {
     assert_eq!(tokenizer.eos(), Some(ends[0]));
     tokenizer.add_end_of_generation(&[7, ends[0]]).unwrap();
     assert_eq!(tokenizer.end_of_generation(), [7, ends[0], ends[1]]);
+    let named = file
+        .load("qwen2", |vocab| (vocab.eot, vocab.eom) = (Some(8), Some(9)))
+        .unwrap();
+    assert_eq!(named.end_of_generation()[..2], [8, 9]);
     let error = tokenizer.add_end_of_generation(&[u32::MAX]).unwrap_err();
     assert!(error.to_string().contains("4294967295"), "{error}");
     // Mark-up that looks like an end is text, unless the file names it.
@@ -289,6 +345,16 @@ fn phi_3_swallows_blanks_after_turn_markers() {
         bytes_of(&other, &marked(&other)),
         b"<|im_start|>  \n we<s>  x"
     );
+    // There `</s>` is mark-up, if the file does not call it EOS, and takes the blanks along, too.
+    let mut file = File::llama();
+    let (eos, end) = (file.id("</s>"), file.id("<|im_end|>"));
+    file.types[eos as usize] = 4;
+    let phi = file
+        .load("default", |vocab| {
+            (vocab.name, vocab.eos) = (Some("Phi-3-mini"), Some(end))
+        })
+        .unwrap();
+    assert_eq!(bytes_of(&phi, &plain(&phi, "we</s>  see")), b" we</s> see");
 }
 
 #[test]
@@ -325,6 +391,17 @@ fn lies_of_a_file_are_named() {
         .load("default", |vocab| vocab.scores.truncate(9))
         .unwrap_err();
     assert!(error.to_string().contains("9 scores"), "{error}");
+    let sentence_piece: &[(&str, Change)] = &[
+        ("remove_extra_whitespaces", |vocab| {
+            vocab.remove_extra_whitespaces = Some(true)
+        }),
+        ("precompiled_charsmap", |vocab| vocab.has_charsmap = true),
+        ("unigram", |vocab| vocab.model = "t5"),
+    ];
+    for (words, change) in sentence_piece {
+        let error = File::llama().load("default", *change).unwrap_err();
+        assert!(error.to_string().contains(words), "{words}: {error}");
+    }
     // Nothing at all is a vocabulary, if a useless one.
     let nothing = File {
         model: "gpt2",

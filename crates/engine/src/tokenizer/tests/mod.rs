@@ -174,9 +174,12 @@ impl File {
             bos: id("<s>").or(id("<|endoftext|>")),
             eos: id("</s>").or(id("<|im_end|>")),
             eot: None,
+            eom: None,
             unknown: id("<unk>"),
             add_bos: None,
             add_space_prefix: None,
+            remove_extra_whitespaces: None,
+            has_charsmap: false,
         };
         change(&mut vocab);
         Tokenizer::from_gguf(vocab)
