@@ -50,6 +50,7 @@ fn session(case: &str, down: DownLayout, batch: usize) -> Session {
         threads: Some(2),
         batch,
         cache_dtype: DType::F32,
+        ..SessionOptions::default()
     };
     Session::new(model, &options).unwrap()
 }

@@ -1,11 +1,12 @@
 //! The CPU backend.
 
-use super::{Backend, FfnCall, FfnTrace};
+use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue};
 use crate::{
     arch::{Act, Config, LayerSpec, Rope},
     error::{Error, Result},
-    model::{Down, Ffn, Linear, Matrix, Model},
-    sparsity::{Estimator, Keep, Predictor, Rule, Selection, Signal},
+    model::{Down, DownLayout, Ffn, Linear, Matrix, Model},
+    packing,
+    sparsity::{Estimator, Keep, Predictor, Rule, Selection, Signal, SparsityPlan},
 };
 use countdown_kernels::{
     DType,
@@ -21,7 +22,10 @@ use countdown_kernels::{
     },
     quant,
 };
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// Forces an instruction set: scalar, neon, avx2, avx512.
 pub(crate) const ISA_VARIABLE: &str = "COUNTDOWN_ISA";
@@ -68,6 +72,8 @@ pub(crate) struct Cpu {
     signals: Vec<f32>,
     estimator: Estimator,
     selection: Selection,
+    /// Neurons computed since the last [`Backend::take_kept`].
+    kept: usize,
 }
 
 /// The kernels of the machine, or those that the environment asks for.
@@ -118,6 +124,7 @@ impl Cpu {
             signals: Vec::new(),
             estimator: Estimator::default(),
             selection: Selection::with_capacity(inter),
+            kept: 0,
         })
     }
 
@@ -281,11 +288,34 @@ impl Backend for Cpu {
     type Buffer = Buffer;
     type Cache = Cache;
 
-    fn buffer(&self, tokens: usize, width: usize) -> Buffer {
-        Buffer {
+    fn buffer(&self, tokens: usize, width: usize) -> Result<Buffer> {
+        Ok(Buffer {
             width,
             data: vec![0.0; tokens * width],
+        })
+    }
+
+    fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()> {
+        let Some(plan) = plan else { return Ok(()) };
+        if model.down_layout != DownLayout::Transposed {
+            return Err(Error::Plan {
+                cause:
+                    "needs transposed down projections, but the model was opened with stored ones"
+                        .into(),
+                remedy: "open the model with DownLayout::Transposed".into(),
+            });
         }
+        packing::check(plan, model)
+    }
+
+    fn begin(&mut self, _: u32, _: usize, _: ByPlan) -> Issue {
+        Issue::Needed
+    }
+
+    fn end(&mut self) {}
+
+    fn take_kept(&mut self) -> Result<usize> {
+        Ok(std::mem::take(&mut self.kept))
     }
 
     fn cache(&self, c: &Config, context: usize) -> Result<Cache> {
@@ -310,7 +340,7 @@ impl Backend for Cpu {
         })
     }
 
-    fn download(&self, x: &Buffer, tokens: usize, to: &mut [f32]) {
+    fn download(&mut self, x: &Buffer, tokens: usize, to: &mut [f32]) {
         to.copy_from_slice(x.rows(tokens));
     }
 
@@ -409,11 +439,12 @@ impl Backend for Cpu {
         q.rows_mut(tokens).copy_from_slice(out);
     }
 
-    fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) -> usize {
+    fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) {
         let (w, tokens, inter) = (call.weights, call.tokens, call.weights.gate.rows());
         let (x, out) = (x.rows(tokens), out.rows_mut(tokens));
         if let (1, Some(rule), None) = (tokens, call.rule, &call.observer) {
-            return self.sparse_step(x, w, rule, out);
+            self.kept += self.sparse_step(x, w, rule, out);
+            return;
         }
         if let (1, None, None) = (tokens, call.rule, &call.observer) {
             self.kernels.prepare(x, &mut self.input);
@@ -422,7 +453,8 @@ impl Backend for Cpu {
             let [w_gate, w_up] = [w.gate.view(), w.up.view()];
             coefficients(team, kernels, w_gate, w_up, self.act, &self.input, gate, up);
             self.project_down(1, w, out);
-            return inter;
+            self.kept += inter;
+            return;
         }
         self.gate_and_up(x, tokens, w);
         if let Some(observer) = &mut call.observer {
@@ -435,7 +467,7 @@ impl Backend for Cpu {
                 up: &self.up[..tokens * inter],
             });
         }
-        let kept = match call.rule {
+        self.kept += match call.rule {
             Some(rule) => self.products(x, tokens, inter, rule),
             None => {
                 let up = &self.up;
@@ -447,7 +479,6 @@ impl Backend for Cpu {
             }
         };
         self.project_down(tokens, w, out);
-        kept
     }
 
     fn add(&mut self, x: &mut Buffer, y: &Buffer, tokens: usize) {
@@ -458,7 +489,14 @@ impl Backend for Cpu {
             .for_each(|(x, y)| *x += y);
     }
 
-    fn logits(&mut self, x: &Buffer, first: usize, rows: usize, head: &Matrix, out: &mut [f32]) {
+    fn logits(
+        &mut self,
+        x: &Buffer,
+        first: usize,
+        rows: usize,
+        head: &Matrix,
+        out: &mut [f32],
+    ) -> Result<()> {
         let x = &x.data[first * x.width..(first + rows) * x.width];
         if rows == 1 {
             self.kernels.prepare(x, &mut self.input);
@@ -467,6 +505,7 @@ impl Backend for Cpu {
             let (team, work) = (&mut self.team, &mut self.gemm);
             matmul(team, self.kernels, head.view(), x, rows, out, work);
         }
+        Ok(())
     }
 
     fn name(&self) -> String {
