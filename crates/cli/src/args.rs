@@ -6,7 +6,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
 };
 use countdown::{
-    Allocation, Fit, Inputs, SessionOptions, Threshold,
+    Allocation, Device, Fit, Inputs, SessionOptions, Threshold,
     eval::Stepping,
     kernels::DType,
     session::physical_cores,
@@ -44,6 +44,33 @@ impl ComputeArgs {
     }
 }
 
+/// Where it computes.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct DeviceArgs {
+    /// What runs the model: auto (a CUDA card where one can, the CPU otherwise), cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub(crate) device: Option<DeviceChoice>,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceChoice {
+    /// A card if there is one that does.
+    Auto,
+    /// This, or an error.
+    Only(Device),
+}
+
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    match (text, text.strip_prefix("cuda:").map(str::parse)) {
+        ("auto", _) => Ok(DeviceChoice::Auto),
+        ("cpu", _) => Ok(DeviceChoice::Only(Device::Cpu)),
+        ("cuda", _) => Ok(DeviceChoice::Only(Device::Cuda(0))),
+        (_, Some(Ok(ordinal))) => Ok(DeviceChoice::Only(Device::Cuda(ordinal))),
+        _ => Err("one of auto, cpu, cuda and cuda:N is needed".into()),
+    }
+}
+
 /// The memory of a session.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ContextArgs {
@@ -66,6 +93,7 @@ impl ContextArgs {
             threads: Some(compute.threads()),
             batch: compute.batch_size,
             cache_dtype: self.cache_type,
+            ..SessionOptions::default()
         }
     }
 }
@@ -109,6 +137,8 @@ pub(crate) struct SessionArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) context: ContextArgs,
     #[command(flatten)]

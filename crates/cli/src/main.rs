@@ -6,6 +6,7 @@ mod argv;
 mod bandwidth;
 mod commands;
 mod console;
+mod device;
 mod failure;
 mod interrupt;
 mod load;

@@ -56,7 +56,17 @@ pub(crate) fn session(
         tokenizer,
         threads,
     };
-    let (model, plan) = match planner.plan(choice, args.plan.calibration.as_deref())? {
+    let plan = planner.plan(choice, args.plan.calibration.as_deref())?;
+    let on_card = {
+        let _spinner = Progress::spinner(console, "looking for a card");
+        let plans = plan.as_slice();
+        args.device.on_card(console, &model, plans, &options)?
+    };
+    if let Some(session) = on_card {
+        load::announce(console, &session, options.cache_dtype);
+        return Ok(session);
+    }
+    let (model, plan) = match plan {
         Some(plan) if !args.plan.always_sparse => {
             quicker(console, checkpoint, model, plan, threads)?
         }

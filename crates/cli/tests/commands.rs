@@ -323,6 +323,7 @@ fn bench_speaks_llama_benchs_formats() {
         for key in [
             "build_commit",
             "cpu_info",
+            "gpu_info",
             "model_filename",
             "model_type",
             "model_size",

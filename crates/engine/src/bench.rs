@@ -151,7 +151,7 @@ pub fn bench(
             session.set_plan(v.plan.clone())?;
             session.reset();
             if !prompt.is_empty() {
-                session.trace(prompt, Phase::Prompt, &mut |_| ())?;
+                session.prompt(prompt, |_, _| ())?;
             }
             session.take_profile();
             let started = Instant::now();

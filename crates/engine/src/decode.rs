@@ -1,11 +1,11 @@
 //! The forward pass: the only one, for prompts and steps, for every family and backend.
 
 use crate::{
-    backend::{Backend, FfnCall, FfnTrace, Observer, Phase},
+    backend::{Backend, ByPlan, FfnCall, FfnTrace, Issue, Observer, Phase},
     error::Result,
     model::Model,
     profile::{Part, Profile, Stopwatch},
-    sparsity::Rule,
+    sparsity::{Rule, SparsityPlan},
 };
 use countdown_kernels::cpu::soft_cap;
 use std::sync::Arc;
@@ -34,11 +34,19 @@ pub(crate) struct LayerStep<'a> {
 /// A model on a backend, with the activations of one batch. Object-safe, so that a session need not name its backend.
 pub(crate) trait Decoder: Send {
     /// Runs a step of at most the batch size and leaves its last hidden states for [`Decoder::logits`].
-    /// Returns the neurons computed, over all layers and tokens.
-    fn forward(&mut self, mut step: Step<'_>) -> usize {
+    fn forward(&mut self, mut step: Step<'_>) {
         let rules = step.rules.filter(|_| step.phase == Phase::Decode);
+        let by_plan = rules.map_or(ByPlan::Dense, |_| ByPlan::Sparse);
+        let single = match (step.tokens, &step.observer) {
+            (&[token], None) => Some(token),
+            _ => None,
+        };
+        if let Some(token) = single
+            && self.begin(token, step.start, by_plan) == Issue::Replayed
+        {
+            return;
+        }
         self.embed(step.tokens);
-        let mut kept = 0;
         for i in 0..self.layers() {
             let observer = step
                 .observer
@@ -50,10 +58,18 @@ pub(crate) trait Decoder: Send {
                 rule: rules.map(|r| &r[i]),
                 observer,
             };
-            kept += self.layer(i, step);
+            self.layer(i, step);
         }
-        kept
+        if single.is_some() {
+            self.end();
+        }
     }
+    /// See [`Backend::set_plan`].
+    fn set_plan(&mut self, plan: Option<&Arc<SparsityPlan>>) -> Result<()>;
+    /// See [`Backend::begin`].
+    fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue;
+    /// See [`Backend::end`].
+    fn end(&mut self);
     /// How many layers there are.
     fn layers(&self) -> usize;
     /// Makes the residual stream the embeddings of `tokens`.
@@ -62,10 +78,12 @@ pub(crate) trait Decoder: Send {
     fn residual(&mut self, tokens: usize, to: &mut [f32]);
     /// Replaces it.
     fn set_residual(&mut self, from: &[f32]);
-    /// Runs layer `i` on the residual stream. Returns the neurons computed.
-    fn layer(&mut self, i: usize, step: LayerStep<'_>) -> usize;
+    /// Runs layer `i` on the residual stream.
+    fn layer(&mut self, i: usize, step: LayerStep<'_>);
+    /// Neurons computed since this was last asked, over all layers and tokens.
+    fn take_kept(&mut self) -> Result<usize>;
     /// Logits of tokens `first..first + rows` of the last step: `[rows, vocab]`.
-    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]);
+    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]) -> Result<()>;
     /// Where the time went since the last call.
     fn take_profile(&mut self) -> Profile;
     /// What runs, for logs.
@@ -93,12 +111,12 @@ impl<B: Backend> Runner<B> {
         let (hidden, kv) = (c.hidden, c.kv_heads * c.head_dim);
         Ok(Runner {
             cache: backend.cache(c, context)?,
-            x: backend.buffer(batch, hidden),
-            normed: backend.buffer(batch, hidden),
-            y: backend.buffer(batch, hidden),
-            q: backend.buffer(batch, c.heads * c.head_dim),
-            k: backend.buffer(batch, kv),
-            v: backend.buffer(batch, kv),
+            x: backend.buffer(batch, hidden)?,
+            normed: backend.buffer(batch, hidden)?,
+            y: backend.buffer(batch, hidden)?,
+            q: backend.buffer(batch, c.heads * c.head_dim)?,
+            k: backend.buffer(batch, kv)?,
+            v: backend.buffer(batch, kv)?,
             backend,
             model,
             profile: Profile::default(),
@@ -107,6 +125,18 @@ impl<B: Backend> Runner<B> {
 }
 
 impl<B: Backend> Decoder for Runner<B> {
+    fn set_plan(&mut self, plan: Option<&Arc<SparsityPlan>>) -> Result<()> {
+        self.backend.set_plan(&self.model, plan)
+    }
+
+    fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue {
+        self.backend.begin(token, position, by_plan)
+    }
+
+    fn end(&mut self) {
+        self.backend.end();
+    }
+
     fn layers(&self) -> usize {
         self.model.layers.len()
     }
@@ -127,7 +157,7 @@ impl<B: Backend> Decoder for Runner<B> {
         self.backend.upload(from, &mut self.x);
     }
 
-    fn layer(&mut self, i: usize, mut step: LayerStep<'_>) -> usize {
+    fn layer(&mut self, i: usize, mut step: LayerStep<'_>) {
         let Runner {
             model,
             backend: b,
@@ -143,7 +173,7 @@ impl<B: Backend> Decoder for Runner<B> {
         let mut time = Stopwatch::start(profile);
         let (c, tokens) = (&model.config, step.tokens);
         let (layer, spec) = (&model.layers[i], &c.layers[i]);
-        let eps = c.norm_eps;
+        let (eps, scale) = (c.norm_eps, c.residual_scale);
         let input = normed_or_not(b, x, tokens, &layer.attn_norm, eps, normed);
         time.was(Part::Norms);
         let qkv = [
@@ -162,12 +192,15 @@ impl<B: Backend> Decoder for Runner<B> {
         time.was(Part::Norms);
         b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
         time.was(Part::Attention);
-        b.linears(q, tokens, [(&layer.attn_output, &mut *y)]);
-        time.was(Part::Projections);
-        if let Some(w) = &layer.post_attn_norm {
-            b.norm_in_place(y, tokens, w, eps);
+        match &layer.post_attn_norm {
+            None => b.linear_add(q, tokens, &layer.attn_output, y, (&mut *x, scale)),
+            Some(w) => {
+                b.linears(q, tokens, [(&layer.attn_output, &mut *y)]);
+                b.norm_in_place(y, tokens, w, eps);
+                b.add(x, y, scale, tokens);
+            }
         }
-        b.add(x, y, c.residual_scale, tokens);
+        time.was(Part::Projections);
 
         let input = normed_or_not(b, x, tokens, &layer.ffn_norm, eps, normed);
         time.was(Part::Norms);
@@ -182,17 +215,24 @@ impl<B: Backend> Decoder for Runner<B> {
                 None => None,
             },
         };
-        let kept = b.ffn(call, input, y);
-        time.was(Part::Ffn);
-        if let Some(w) = &layer.post_ffn_norm {
-            b.norm_in_place(y, tokens, w, eps);
+        match (&layer.ffn_norm, &layer.post_ffn_norm) {
+            (Some(_), None) => b.ffn_add(call, normed, y, (&mut *x, scale)),
+            (_, post) => {
+                b.ffn(call, input, y);
+                if let Some(w) = post {
+                    b.norm_in_place(y, tokens, w, eps);
+                }
+                b.add(x, y, scale, tokens);
+            }
         }
-        b.add(x, y, c.residual_scale, tokens);
-        time.was(Part::Norms);
-        kept
+        time.was(Part::Ffn);
     }
 
-    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]) {
+    fn take_kept(&mut self) -> Result<usize> {
+        self.backend.take_kept()
+    }
+
+    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]) -> Result<()> {
         let (m, b) = (&self.model, &mut self.backend);
         let mut time = Stopwatch::start(&mut self.profile);
         // Norms go row by row from the start; what lies before `first` costs little beside the head.
@@ -204,7 +244,7 @@ impl<B: Backend> Decoder for Runner<B> {
             &mut self.normed,
         );
         time.was(Part::Norms);
-        b.logits(&self.normed, first, rows, &m.head, out);
+        let done = b.logits(&self.normed, first, rows, &m.head, out);
         if m.config.logit_scale != 1.0 {
             out.iter_mut().for_each(|x| *x *= m.config.logit_scale);
         }
@@ -212,6 +252,7 @@ impl<B: Backend> Decoder for Runner<B> {
             soft_cap(cap, out);
         }
         time.was(Part::Head);
+        done
     }
 
     fn take_profile(&mut self) -> Profile {

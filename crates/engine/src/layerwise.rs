@@ -106,7 +106,7 @@ fn run(
     how: (usize, Option<&Rule>),
     mut each: impl FnMut(FfnTrace<'_>),
 ) -> Result<usize> {
-    let kept = session.run_layer(layer, residual, how, &mut each);
+    let kept = session.run_layer(layer, residual, how, &mut each)?;
     if residual.iter().sum::<f32>().is_finite() {
         return Ok(kept);
     }

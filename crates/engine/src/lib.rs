@@ -26,7 +26,7 @@ pub mod tokenizer;
 pub mod train;
 mod worth;
 
-pub use backend::{FfnTrace, Observer, Phase};
+pub use backend::{Device, FfnTrace, Observer, Phase};
 pub use calibrate::{
     Allocation, Fit, Inputs, PlanRequest, Threshold, calibrate, down_norms, measure_realised,
 };

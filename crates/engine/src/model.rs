@@ -161,6 +161,14 @@ pub struct Ffn {
     pub down_bias: Option<Vec<f32>>,
 }
 
+impl Ffn {
+    /// Whether any of its projections has a bias.
+    pub(crate) fn has_biases(&self) -> bool {
+        let biases = [&self.gate_bias, &self.up_bias, &self.down_bias];
+        biases.into_iter().any(Option::is_some)
+    }
+}
+
 /// A projection with its optional bias.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {

@@ -1,16 +1,15 @@
 //! A session: a model with a key/value cache, fed token by token or prompt by prompt.
 
 use crate::{
-    backend::{FfnTrace, Phase, cpu::Cpu},
+    backend::{Device, FfnTrace, Phase, cpu::Cpu, cuda::CudaBackend},
     decode::{Decoder, LayerStep, Runner, Step},
     error::{Error, Result},
-    model::{DownLayout, Model},
-    packing,
+    model::Model,
     profile::Profile,
     sparsity::{Rule, SparsityPlan},
 };
 use countdown_kernels::{DType, cpu::Team};
-use std::{num::NonZero, sync::Arc};
+use std::{num::NonZero, path::PathBuf, sync::Arc};
 
 /// Contexts above this must be asked for.
 const DEFAULT_CONTEXT: usize = 4096;
@@ -28,6 +27,10 @@ pub struct SessionOptions {
     pub batch: usize,
     /// Storage type of keys and values.
     pub cache_dtype: DType,
+    /// What computes.
+    pub device: Device,
+    /// Folder where device code is kept once it is compiled; compiled anew for each session if `None`.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 impl Default for SessionOptions {
@@ -37,6 +40,8 @@ impl Default for SessionOptions {
             threads: None,
             batch: 256,
             cache_dtype: DType::F16,
+            device: Device::Cpu,
+            kernel_cache: None,
         }
     }
 }
@@ -109,7 +114,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Input`] for a context, batch or thread count that cannot be; [`Error::Machine`] where threads or instruction sets are
-    /// missing.
+    /// missing, or where the card, its driver, its memory or its kernels do not do for the model.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
         let c = &model.config;
         let context = options.context.unwrap_or(c.context.min(DEFAULT_CONTEXT));
@@ -130,8 +135,18 @@ impl Session {
                 remedy: format!("use -c {} or less", c.context),
             });
         }
-        let cpu = Cpu::new(&model, threads, context, batch, options.cache_dtype)?;
-        let decoder = Box::new(Runner::new(model.clone(), cpu, context, batch)?);
+        let decoder: Box<dyn Decoder> = match options.device {
+            Device::Cpu => {
+                let cpu = Cpu::new(&model, threads, context, batch, options.cache_dtype)?;
+                Box::new(Runner::new(model.clone(), cpu, context, batch)?)
+            }
+            Device::Cuda(ordinal) => {
+                let cache = options.kernel_cache.as_deref();
+                let memory = (context, batch, options.cache_dtype);
+                let cuda = CudaBackend::new(&model, (ordinal, cache), memory, threads)?;
+                Box::new(Runner::new(model.clone(), cuda, context, batch)?)
+            }
+        };
         Ok(Session {
             logits: vec![0.0; c.vocab],
             plan: None,
@@ -149,18 +164,13 @@ impl Session {
     /// Decides steps by `plan` from now on; `None` is dense.
     ///
     /// # Errors
-    /// [`Error::Plan`] where the plan is for another model or the model's down projection is not transposed.
+    /// [`Error::Plan`] where the plan is for another model, or the device cannot run it: on the CPU the model's down projection must be transposed.
+    /// [`Error::Machine`] where a card has no room for it.
     pub fn set_plan(&mut self, plan: Option<Arc<SparsityPlan>>) -> Result<()> {
         if let Some(plan) = &plan {
             plan.check_fits(&self.model)?;
-            if self.model.down_layout != DownLayout::Transposed {
-                return Err(Error::Plan {
-                    cause: "needs transposed down projections, but the model was opened with stored ones".into(),
-                    remedy: "open the model with DownLayout::Transposed".into(),
-                });
-            }
-            packing::check(plan, &self.model)?;
         }
+        self.decoder.set_plan(plan.as_ref())?;
         self.plan = plan;
         Ok(())
     }
@@ -231,7 +241,8 @@ impl Session {
     /// logits are not numbers. Nothing is appended in the first two cases.
     pub fn feed(&mut self, tokens: &[u32], phase: Phase) -> Result<&mut [f32]> {
         let last = self.run(tokens, phase, None)?;
-        self.decoder.logits(last - 1, 1, &mut self.logits);
+        self.decoder.logits(last - 1, 1, &mut self.logits)?;
+        self.count(phase, last)?;
         check_finite(&self.logits, self.history.len() - 1)?;
         Ok(&mut self.logits)
     }
@@ -262,7 +273,8 @@ impl Session {
             last = self.run(batch, Phase::Prompt, None)?;
             progress(self.position(), prompt.len());
         }
-        self.decoder.logits(last - 1, 1, &mut self.logits);
+        self.decoder.logits(last - 1, 1, &mut self.logits)?;
+        self.count(Phase::Prompt, last)?;
         check_finite(&self.logits, prompt.len() - 1)?;
         Ok(&mut self.logits)
     }
@@ -282,10 +294,11 @@ impl Session {
         let mut logits = vec![0.0; SCORED_ROWS.min(tokens.len()) * vocab];
         for (b, batch) in tokens.chunks(self.batch).enumerate() {
             self.run(batch, phase, None)?;
+            self.count(phase, batch.len())?;
             for first in (0..batch.len()).step_by(SCORED_ROWS) {
                 let rows = SCORED_ROWS.min(batch.len() - first);
                 let logits = &mut logits[..rows * vocab];
-                self.decoder.logits(first, rows, logits);
+                self.decoder.logits(first, rows, logits)?;
                 for (r, row) in logits.chunks_exact(vocab).enumerate() {
                     check_finite(row, self.history.len() - batch.len() + first + r)?;
                     each(b * self.batch + first + r, row);
@@ -305,7 +318,8 @@ impl Session {
         phase: Phase,
         observer: &mut dyn FnMut(FfnTrace<'_>),
     ) -> Result<()> {
-        self.run(tokens, phase, Some(observer)).map(|_| ())
+        let last = self.run(tokens, phase, Some(observer))?;
+        self.count(phase, last)
     }
 
     /// Puts the embeddings of `tokens` into `residual`, `[tokens, hidden]`, batch by batch.
@@ -326,7 +340,7 @@ impl Session {
         residual: &mut [f32],
         (prompt, rule): (usize, Option<&Rule>),
         observer: &mut dyn FnMut(FfnTrace<'_>),
-    ) -> usize {
+    ) -> Result<usize> {
         let hidden = self.model.config.hidden;
         let tokens = residual.len() / hidden;
         let (mut start, mut kept) = (0, 0);
@@ -335,7 +349,7 @@ impl Session {
             let end = (start + self.batch).min(border).min(tokens);
             let rows = &mut residual[start * hidden..end * hidden];
             self.decoder.set_residual(rows);
-            let count = self.decoder.layer(
+            self.decoder.layer(
                 i,
                 LayerStep {
                     tokens: end - start,
@@ -345,12 +359,13 @@ impl Session {
                 },
             );
             self.decoder.residual(end - start, rows);
+            let count = self.decoder.take_kept()?;
             if start >= prompt {
                 kept += count;
             }
             start = end;
         }
-        kept
+        Ok(kept)
     }
 
     pub(crate) fn check(&self, tokens: &[u32]) -> Result<()> {
@@ -377,7 +392,7 @@ impl Session {
         }
     }
 
-    /// Runs all tokens; returns how many the last batch had.
+    /// Runs all tokens; returns how many the last batch had. Those are not counted yet, so that a device need not be waited for twice.
     fn run(
         &mut self,
         tokens: &[u32],
@@ -385,14 +400,16 @@ impl Session {
         mut observer: Option<&mut dyn FnMut(FfnTrace<'_>)>,
     ) -> Result<usize> {
         self.check(tokens)?;
-        let rules = self.plan.as_ref().map(|p| &p.rules[..]);
         let mut last = 0;
         for batch in tokens.chunks(self.batch) {
-            let kept = self.decoder.forward(Step {
+            if last > 0 {
+                self.count(phase, last)?;
+            }
+            self.decoder.forward(Step {
                 tokens: batch,
                 start: self.history.len(),
                 phase,
-                rules,
+                rules: self.plan.as_ref().map(|p| &p.rules[..]),
                 observer: match &mut observer {
                     Some(o) => Some(&mut **o),
                     None => None,
@@ -400,14 +417,20 @@ impl Session {
             });
             last = batch.len();
             self.history.extend_from_slice(batch);
-            if phase == Phase::Decode {
-                let neurons: usize = self.model.config.layers.iter().map(|l| l.inter).sum();
-                self.stats.tokens += last as u64;
-                self.stats.kept += kept as u64;
-                self.stats.neurons += (neurons * last) as u64;
-            }
         }
         Ok(last)
+    }
+
+    /// Counts what the last batch did, which was of so many tokens.
+    fn count(&mut self, phase: Phase, tokens: usize) -> Result<()> {
+        let kept = self.decoder.take_kept()?;
+        if phase == Phase::Decode {
+            let neurons: usize = self.model.config.layers.iter().map(|l| l.inter).sum();
+            self.stats.tokens += tokens as u64;
+            self.stats.kept += kept as u64;
+            self.stats.neurons += (neurons * tokens) as u64;
+        }
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ fn session(down: DownLayout) -> Session {
         threads: Some(2),
         batch: 48,
         cache_dtype: DType::F32,
+        ..SessionOptions::default()
     };
     let model = Model::open(&path, down, 2).unwrap();
     Session::new(Arc::new(model), &options).unwrap()

@@ -70,6 +70,7 @@ fn session(case: &str, file: &str, down: DownLayout, batch: usize, context: usiz
         threads: Some(2),
         batch,
         cache_dtype: DType::F32,
+        ..SessionOptions::default()
     };
     Session::new(model, &options).unwrap()
 }

@@ -41,6 +41,7 @@ impl Bench {
             threads: Some(2),
             batch: 256,
             cache_dtype: DType::F32,
+            ..SessionOptions::default()
         };
         Bench {
             folder: tempfile::tempdir().unwrap(),

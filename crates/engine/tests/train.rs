@@ -24,6 +24,7 @@ fn session(model: &Arc<Model>, threads: usize) -> Session {
         threads: Some(threads),
         batch: 80,
         cache_dtype: DType::F32,
+        ..SessionOptions::default()
     };
     Session::new(model.clone(), &options).unwrap()
 }

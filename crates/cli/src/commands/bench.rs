@@ -1,7 +1,7 @@
 //! `countdown bench`: speed, dense and sparse in turns; rows as llama-bench writes them.
 
 use crate::{
-    args::{ModelArgs, SweepArgs, at_least, threads},
+    args::{DeviceArgs, ModelArgs, SweepArgs, at_least, threads},
     bandwidth::Probe,
     console::{Console, json, print},
     failure::{Failure, Result},
@@ -12,7 +12,7 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use countdown::{
-    DownLayout, Model, SessionOptions,
+    DownLayout, Model, Session, SessionOptions,
     bench::{BenchResult, Load, PartOfToken, Variant, bench},
     formats::Checkpoint,
     kernels::DType,
@@ -22,12 +22,12 @@ use countdown::{
 };
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 /// Measure speed, dense and under plans, in turns
 ///
 /// Every combination of threads and loads is one table: all variants run it in turns, so that a noisy machine is noisy
-/// for all of them. Dense runs on the weights as stored, plans on transposed down projections. Prompts are computed
+/// for all of them. Dense runs on the weights as stored, plans on transposed down projections; on a card all run on the same. Prompts are computed
 /// densely whatever the plan. GB/s are the bytes that steps read over their time; the share is that of what plain
 /// reading of memory reaches with as many threads, measured just before.
 #[derive(Args, Debug)]
@@ -39,6 +39,8 @@ use std::{path::PathBuf, sync::Arc};
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Prompt lengths, in tokens; 0 for no prompt
     #[arg(short = 'p', long, value_name = "N,...", default_value = "512", value_delimiter = ',', value_parser = at_least(0))]
     n_prompt: Vec<usize>,
@@ -88,6 +90,7 @@ enum Format {
 struct Row {
     build_commit: &'static str,
     cpu_info: String,
+    gpu_info: String,
     backends: String,
     model_filename: String,
     model_type: String,
@@ -143,11 +146,15 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
     };
     let most = thread_counts.iter().copied().max().unwrap_or(1);
     let open = |layout| load::model(console, &checkpoint, layout, most);
+    let options = SessionOptions {
+        context: loads.iter().map(|&l| positions(l)).max(),
+        batch: args.batch_size,
+        cache_dtype: CACHE,
+        ..SessionOptions::default()
+    };
     let mut contest = Packed::default();
-    if has_dense {
-        contest.add_dense(&*open(DownLayout::Stored)?, most)?;
-    }
     let mut plans = Vec::new();
+    let mut transposed = None;
     if has_plans {
         let model = open(DownLayout::Transposed)?;
         let planner = Planner {
@@ -163,72 +170,139 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
             let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
             plans.extend(planner.cached_or_fitted(&wishes, &text)?);
         }
-        contest.add_plans(&model, &plans, most)?;
+        transposed = Some(model);
+    }
+    let any = match &transposed {
+        Some(model) => model.clone(),
+        None => open(DownLayout::Stored)?,
+    };
+    let mut run = Run {
+        console,
+        args,
+        checkpoint: &checkpoint,
+        tokens: &tokens,
+        rows: Vec::new(),
+    };
+    if let Some(session) = args.device.on_card(console, &any, &plans, &options)? {
+        if args.profile {
+            return Err(Failure::input(
+                "--profile times parts as the CPU issues them, which says nothing of a card",
+                "leave it out, or use --device cpu",
+            ));
+        }
+        load::announce_with(console, &session, CACHE, &load::count(&plans));
+        let dense = has_dense.then_some(None).into_iter();
+        let plans = plans.into_iter().map(Some);
+        let variants = dense.chain(plans).map(|plan| Variant { session: 0, plan });
+        contest.models.push(any);
+        contest.variants = variants.collect();
+        run.all(&loads, &contest, &mut [session], Place::Card)?;
+        return run.print();
+    }
+    if has_dense {
+        contest.add_dense(&*open(DownLayout::Stored)?, most)?;
+    }
+    if let Some(model) = &transposed {
+        contest.add_plans(model, &plans, most)?;
     }
     let has_steps = loads.iter().any(|l| matches!(l, Load::Steps { .. }));
-    let readable: Vec<f64> = if has_steps {
-        let probe = Probe::new();
-        let gb_s = |&threads: &usize| probe.gb_s(threads);
-        thread_counts.iter().map(gb_s).collect::<Result<_>>()?
-    } else {
-        Vec::new()
-    };
-    let mut rows = Vec::new();
+    let probe = has_steps.then(Probe::new);
     for (i, &threads) in thread_counts.iter().enumerate() {
         let mut sessions = contest.sessions(&SessionOptions {
-            context: loads.iter().map(|&l| positions(l)).max(),
             threads: Some(threads),
-            batch: args.batch_size,
-            cache_dtype: CACHE,
+            ..options.clone()
         })?;
         if i == 0
             && let Some(session) = sessions.first()
         {
             load::announce_with(console, session, CACHE, &load::count(&plans));
         }
-        for &load in &loads {
+        let readable = probe.as_ref().map(|p| p.gb_s(threads)).transpose()?;
+        let place = Place::Cpu { threads, readable };
+        run.all(&loads, &contest, &mut sessions, place)?;
+    }
+    run.print()
+}
+
+/// What variants run on.
+#[derive(Clone, Copy)]
+enum Place {
+    /// So many threads, which read so many GB/s where nothing else is done.
+    Cpu {
+        threads: usize,
+        readable: Option<f64>,
+    },
+    Card,
+}
+
+/// A benchmark under way.
+struct Run<'a> {
+    console: &'a Console,
+    args: &'a BenchArgs,
+    checkpoint: &'a Checkpoint,
+    tokens: &'a [u32],
+    rows: Vec<Row>,
+}
+
+impl Run<'_> {
+    /// Measures all loads.
+    fn all(
+        &mut self,
+        loads: &[Load],
+        contest: &Packed,
+        sessions: &mut [Session],
+        place: Place,
+    ) -> Result<()> {
+        let (threads, readable) = match place {
+            Place::Cpu { threads, readable } => (threads, readable),
+            Place::Card => (0, None),
+        };
+        for &load in loads {
             let variants = match load {
                 Load::Steps { .. } => contest.variants.clone(),
-                Load::Prompt(_) => prompt_variants(&contest),
+                Load::Prompt(_) => prompt_variants(contest),
             };
             let started = machine::utc_now();
             let results = {
-                let bar = Progress::bar(console, &format!("{}, {threads} threads", name(load)));
-                bench(
-                    &mut sessions,
-                    &variants,
-                    load,
-                    &tokens,
-                    args.repetitions,
-                    |d, all| {
-                        bar.update(d, all);
-                    },
-                )?
+                let what = match place {
+                    Place::Cpu { threads, .. } => format!("{}, {threads} threads", name(load)),
+                    Place::Card => name(load),
+                };
+                let bar = Progress::bar(self.console, &what);
+                let (tokens, times) = (self.tokens, self.args.repetitions);
+                bench(sessions, &variants, load, tokens, times, |d, all| {
+                    bar.update(d, all);
+                })?
             };
-            let mut new = rows_of(
-                &contest.models,
-                (args, &checkpoint),
-                (threads, load),
-                &variants,
-                &results,
-            );
+            let about = (self.args, self.checkpoint);
+            let how = (threads, load);
+            let mut new = rows_of(contest, about, how, &variants, &results);
             for row in &mut new {
                 row.test_time.clone_from(&started);
-                row.bandwidth_share = row.gb_s.map(|gb_s| gb_s / readable[i]);
+                row.bandwidth_share = row.gb_s.zip(readable).map(|(gb_s, all)| gb_s / all);
+                if let Place::Card = place {
+                    row.backends = "CUDA".into();
+                    row.gpu_info = sessions[0].device();
+                }
             }
-            if args.output == Format::Jsonl {
+            if self.args.output == Format::Jsonl {
                 for row in &new {
                     print(json(row)? + "\n")?;
                 }
             }
-            rows.extend(new);
+            self.rows.extend(new);
         }
+        Ok(())
     }
-    match args.output {
-        Format::Jsonl => Ok(()),
-        Format::Json => print(json_array(&rows)?),
-        Format::Csv => print(csv(&rows)?),
-        Format::Md => print(markdown(&rows)),
+
+    /// Prints the rows that are not printed yet.
+    fn print(self) -> Result<()> {
+        match self.args.output {
+            Format::Jsonl => Ok(()),
+            Format::Json => print(json_array(&self.rows)?),
+            Format::Csv => print(csv(&self.rows)?),
+            Format::Md => print(markdown(&self.rows)),
+        }
     }
 }
 
@@ -290,15 +364,16 @@ fn prompt_variants(contest: &Packed) -> Vec<Variant> {
         .collect()
 }
 
-/// `models` by session; dense is the first of the variants where it takes part.
+/// Dense is the first of the variants where it takes part.
 fn rows_of(
-    models: &[Arc<Model>],
+    contest: &Packed,
     (args, checkpoint): (&BenchArgs, &Checkpoint),
     (threads, load): (usize, Load),
     variants: &[Variant],
     results: &[BenchResult],
 ) -> Vec<Row> {
-    let has_dense = models[0].down_layout == DownLayout::Stored;
+    let models = &contest.models;
+    let has_dense = contest.variants.first().is_some_and(|v| v.plan.is_none());
     let dense = results.first().filter(|_| has_dense);
     let (n_prompt, n_gen, n_depth) = match load {
         Load::Prompt(n) => (n, 0, 0),
@@ -313,6 +388,7 @@ fn rows_of(
         Row {
             build_commit: env!("COUNTDOWN_COMMIT"),
             cpu_info: machine::cpu(),
+            gpu_info: String::new(),
             backends: "CPU".into(),
             model_filename: args.model.model.display().to_string(),
             model_type: model_type(model),

@@ -84,6 +84,17 @@ struct CudaCard {
     name: String,
     compute_capability: String,
     memory_bytes: usize,
+    runs_models: bool,
+}
+
+impl CudaCard {
+    /// What is said of cards that models cannot run on.
+    fn too_old(&self) -> &'static str {
+        match self.runs_models {
+            true => "",
+            false => " (too old to run models)",
+        }
+    }
 }
 
 impl From<Card> for CudaCard {
@@ -91,6 +102,7 @@ impl From<Card> for CudaCard {
         CudaCard {
             compute_capability: format!("{}.{}", card.capability.0, card.capability.1),
             memory_bytes: card.memory,
+            runs_models: card.runs_kernels(),
             name: card.name,
         }
     }
@@ -199,7 +211,7 @@ impl Report {
         ];
         for card in &self.cuda_cards {
             let memory = table::bytes(card.memory_bytes as f64);
-            let what = format!("{}, {memory} (models run on the CPU yet)", card.name);
+            let what = format!("{}, {memory}{}", card.name, card.too_old());
             lines.push(("CUDA card", what));
         }
         if let Some(why) = &self.cuda_missing {

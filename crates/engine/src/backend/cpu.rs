@@ -1,11 +1,12 @@
 //! The CPU backend.
 
-use super::{Backend, FfnCall, FfnTrace};
+use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue};
 use crate::{
     arch::{Act, Config, LayerSpec, Rope},
     error::{Error, Result},
-    model::{Down, Ffn, Linear, Matrix, Model},
-    sparsity::{Estimator, Keep, Predictor, Rule, Selection, Signal},
+    model::{Down, DownLayout, Ffn, Linear, Matrix, Model},
+    packing,
+    sparsity::{Estimator, Keep, Predictor, Rule, Selection, Signal, SparsityPlan},
 };
 use countdown_kernels::{
     DType,
@@ -71,6 +72,8 @@ pub(crate) struct Cpu {
     signals: Vec<f32>,
     estimator: Estimator,
     selection: Selection,
+    /// Neurons computed since the last [`Backend::take_kept`].
+    kept: usize,
 }
 
 /// The kernels of the machine, or those that the environment asks for.
@@ -122,6 +125,7 @@ impl Cpu {
             signals: Vec::new(),
             estimator: Estimator::default(),
             selection: Selection::with_capacity(inter),
+            kept: 0,
         })
     }
 
@@ -348,11 +352,34 @@ impl Backend for Cpu {
     type Buffer = Buffer;
     type Cache = Cache;
 
-    fn buffer(&self, tokens: usize, width: usize) -> Buffer {
-        Buffer {
+    fn buffer(&self, tokens: usize, width: usize) -> Result<Buffer> {
+        Ok(Buffer {
             width,
             data: vec![0.0; tokens * width],
+        })
+    }
+
+    fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()> {
+        let Some(plan) = plan else { return Ok(()) };
+        if model.down_layout != DownLayout::Transposed {
+            return Err(Error::Plan {
+                cause:
+                    "needs transposed down projections, but the model was opened with stored ones"
+                        .into(),
+                remedy: "open the model with DownLayout::Transposed".into(),
+            });
         }
+        packing::check(plan, model)
+    }
+
+    fn begin(&mut self, _: u32, _: usize, _: ByPlan) -> Issue {
+        Issue::Needed
+    }
+
+    fn end(&mut self) {}
+
+    fn take_kept(&mut self) -> Result<usize> {
+        Ok(std::mem::take(&mut self.kept))
     }
 
     fn cache(&self, c: &Config, context: usize) -> Result<Cache> {
@@ -378,7 +405,7 @@ impl Backend for Cpu {
         })
     }
 
-    fn download(&self, x: &Buffer, tokens: usize, to: &mut [f32]) {
+    fn download(&mut self, x: &Buffer, tokens: usize, to: &mut [f32]) {
         to.copy_from_slice(x.rows(tokens));
     }
 
@@ -477,12 +504,11 @@ impl Backend for Cpu {
         q.rows_mut(tokens).copy_from_slice(out);
     }
 
-    fn ffn(&mut self, call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) -> usize {
+    fn ffn(&mut self, call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) {
         let (tokens, down_bias) = (call.tokens, &call.weights.down_bias);
         let (x, out) = (x.rows(tokens), out.rows_mut(tokens));
-        let kept = self.ffn_without_bias(call, x, out);
+        self.kept += self.ffn_without_bias(call, x, out);
         add_bias(down_bias, out);
-        kept
     }
 
     fn add(&mut self, x: &mut Buffer, y: &Buffer, scale: f32, tokens: usize) {
@@ -490,7 +516,14 @@ impl Backend for Cpu {
         pairs.for_each(|(x, y)| *x += scale * y);
     }
 
-    fn logits(&mut self, x: &Buffer, first: usize, rows: usize, head: &Matrix, out: &mut [f32]) {
+    fn logits(
+        &mut self,
+        x: &Buffer,
+        first: usize,
+        rows: usize,
+        head: &Matrix,
+        out: &mut [f32],
+    ) -> Result<()> {
         let x = &x.data[first * x.width..(first + rows) * x.width];
         if rows == 1 {
             self.kernels.prepare(x, &mut self.input);
@@ -499,6 +532,7 @@ impl Backend for Cpu {
             let (team, work) = (&mut self.team, &mut self.gemm);
             matmul(team, self.kernels, head.view(), x, rows, out, work);
         }
+        Ok(())
     }
 
     fn name(&self) -> String {

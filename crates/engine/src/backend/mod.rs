@@ -2,13 +2,25 @@
 //! [`crate::decode`] is written against this trait alone.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{
     arch::{Config, LayerSpec},
     error::Result,
-    model::{Ffn, Linear, Matrix},
-    sparsity::Rule,
+    model::{Ffn, Linear, Matrix, Model},
+    sparsity::{Rule, SparsityPlan},
 };
+use std::sync::Arc;
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The NVIDIA card of this number, from 0.
+    Cuda(usize),
+}
 
 /// Whether tokens were given or are being generated.
 ///
@@ -52,18 +64,44 @@ pub(crate) struct FfnCall<'a> {
     pub(crate) observer: Option<Observer<'a>>,
 }
 
-/// A device. Buffers hold activations, `[tokens, width]` row-major; weights are named by the host's matrices.
+/// What a step follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ByPlan {
+    /// No plan.
+    Dense,
+    /// The plan set last.
+    Sparse,
+}
+
+/// Whether operations must be issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Issue {
+    /// They must.
+    Needed,
+    /// The device has recorded such a step before, and runs that.
+    Replayed,
+}
+
+/// A device. Operations take place in their order, but need not have ended, nor succeeded, before [`Backend::logits`] or
+/// [`Backend::take_kept`] says so. Buffers hold activations, `[tokens, width]` row-major; weights are named by the host's matrices.
 pub(crate) trait Backend: Send {
     type Buffer: Send;
     type Cache: Send;
 
     /// Room for `tokens` rows of `width`.
-    fn buffer(&self, tokens: usize, width: usize) -> Self::Buffer;
+    fn buffer(&self, tokens: usize, width: usize) -> Result<Self::Buffer>;
     /// An empty key/value cache.
     fn cache(&self, config: &Config, context: usize) -> Result<Self::Cache>;
 
+    /// Gets ready for steps by a plan; `None` is dense. Refuses what the device cannot run.
+    fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()>;
+    /// What follows until [`Backend::end`] is a step that differs from others of its kind, by the plan or dense, in token and position only.
+    fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue;
+    /// All operations of the step are issued.
+    fn end(&mut self);
+
     /// Copies the first `tokens` rows to host memory.
-    fn download(&self, x: &Self::Buffer, tokens: usize, to: &mut [f32]);
+    fn download(&mut self, x: &Self::Buffer, tokens: usize, to: &mut [f32]);
     /// Overwrites the first rows from host memory.
     fn upload(&mut self, from: &[f32], x: &mut Self::Buffer);
 
@@ -99,10 +137,36 @@ pub(crate) trait Backend: Send {
         k: &mut Self::Buffer,
         v: &Self::Buffer,
     );
-    /// out = FFN(x). Returns the neurons computed, over all tokens.
-    fn ffn(&mut self, call: FfnCall<'_>, x: &Self::Buffer, out: &mut Self::Buffer) -> usize;
+    /// out = FFN(x).
+    fn ffn(&mut self, call: FfnCall<'_>, x: &Self::Buffer, out: &mut Self::Buffer);
     /// x += y times `scale`, the first `tokens` rows.
     fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, scale: f32, tokens: usize);
+    /// x += (input W^T + bias) times `scale`; `spare` is room for the product.
+    fn linear_add(
+        &mut self,
+        input: &Self::Buffer,
+        tokens: usize,
+        linear: &Linear,
+        spare: &mut Self::Buffer,
+        (x, scale): (&mut Self::Buffer, f32),
+    ) {
+        self.linears(input, tokens, [(linear, &mut *spare)]);
+        self.add(x, spare, scale, tokens);
+    }
+    /// x += FFN(input) times `scale`; `spare` is room for the sum.
+    fn ffn_add(
+        &mut self,
+        call: FfnCall<'_>,
+        input: &Self::Buffer,
+        spare: &mut Self::Buffer,
+        (x, scale): (&mut Self::Buffer, f32),
+    ) {
+        let tokens = call.tokens;
+        self.ffn(call, input, spare);
+        self.add(x, spare, scale, tokens);
+    }
+    /// Neurons that FFNs computed since this was last asked, over all tokens; or what went wrong.
+    fn take_kept(&mut self) -> Result<usize>;
     /// Logits of `rows` rows of `x` from row `first`; `out` is host memory, `[rows, vocab]`.
     fn logits(
         &mut self,
@@ -111,7 +175,7 @@ pub(crate) trait Backend: Send {
         rows: usize,
         head: &Matrix,
         out: &mut [f32],
-    );
+    ) -> Result<()>;
 
     /// What runs, for logs: instruction set or card.
     fn name(&self) -> String;

@@ -40,6 +40,7 @@ pub(crate) fn session(model: &Arc<Model>, threads: usize) -> Session {
         threads: Some(threads),
         batch: 64,
         cache_dtype: DType::F32,
+        ..SessionOptions::default()
     };
     Session::new(model.clone(), &options).unwrap()
 }

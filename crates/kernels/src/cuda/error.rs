@@ -1,7 +1,8 @@
 //! What can be amiss with CUDA.
 
-use super::Card;
-use cudarc::{driver::DriverError, nvrtc::result::NvrtcError};
+use super::{AttentionShape, Card};
+use crate::DType;
+use cudarc::{cublas::result::CublasError, driver::DriverError, nvrtc::result::NvrtcError};
 
 /// What can be amiss with CUDA.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +10,12 @@ pub enum CudaError {
     /// There is no driver.
     #[error("no CUDA driver (libcuda) on this machine")]
     NoDriver,
+    /// The driver lacks a function.
+    #[error("the CUDA driver on this machine is too old: it has no {function}")]
+    OldDriver {
+        /// Which.
+        function: &'static str,
+    },
     /// There is no compiler.
     #[error("no CUDA run-time compiler (libnvrtc) on this machine; it comes with the CUDA toolkit")]
     NoCompiler,
@@ -49,5 +56,33 @@ pub enum CudaError {
         options: String,
         /// What the compiler says.
         log: String,
+    },
+    /// There is no library for products.
+    #[error(
+        "no cuBLAS (libcublas) on this machine, which prompts need; it comes with the CUDA toolkit"
+    )]
+    NoBlas,
+    /// The library for products reports an error.
+    #[error("cuBLAS: {source:?}")]
+    Blas {
+        /// Which.
+        source: CublasError,
+    },
+    /// Weights that have no kernels.
+    #[error("no CUDA kernel for weights of type {dtype} in rows of {cols}")]
+    Weights {
+        /// Their type.
+        dtype: DType,
+        /// Columns of a row.
+        cols: usize,
+    },
+    /// Attention that has no kernels.
+    #[error(
+        "no CUDA kernel for attention of {} heads over {} of width {}, cache {}",
+        shape.heads, shape.kv_heads, shape.head_dim, shape.cache
+    )]
+    Attention {
+        /// Its shape.
+        shape: AttentionShape,
     },
 }

@@ -1,36 +1,29 @@
 //! Gated FFNs for one token, each one launch (`src/ffn.cu`): a block scores its share of the neurons, decides, and takes its share of all
 //! that are kept.
 
-use super::{Cuda, CudaError, driver, jit};
+use super::{
+    Cuda, CudaError, Output, Weights,
+    launch::{Grid, Source, sources},
+    weights::kind,
+};
 use crate::{cpu::Act, dtype::DType, matrix::MatRef};
-use cudarc::driver::{
-    CudaFunction, CudaSlice, DevicePtr,
-    sys::{
-        CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
-        CUlaunchConfig, cuLaunchKernelEx,
-    },
-};
-use std::ffi::{c_char, c_void};
+use cudarc::driver::{CudaFunction, CudaSlice};
 
-/// The files of device code, in the order in which they are one translation unit.
-const SOURCES: [(&str, &str); 11] = {
-    macro_rules! sources {
-        ($($name:literal),*) => { [$(($name, include_str!(concat!("src/", $name)))),*] };
-    }
-    sources![
-        "base.cu",
-        "ring.cu",
-        "flow.cu",
-        "state.cu",
-        "score_rows.cu",
-        "score_low_rank.cu",
-        "score_copy.cu",
-        "select.cu",
-        "neurons.cu",
-        "gather.cu",
-        "ffn.cu"
-    ]
-};
+const SOURCES: [Source; 13] = sources![
+    "types.cu",
+    "weights.cu",
+    "base.cu",
+    "ring.cu",
+    "flow.cu",
+    "state.cu",
+    "score_rows.cu",
+    "score_low_rank.cu",
+    "score_copy.cu",
+    "select.cu",
+    "neurons.cu",
+    "gather.cu",
+    "ffn.cu"
+];
 
 /// Shared memory of a block: less than half of a multiprocessor's, so that the next launch's blocks find room beside it.
 const SHARED_BYTES: usize = 115_712;
@@ -53,8 +46,12 @@ pub struct FfnShape {
     pub inter: usize,
     /// Width of a low-rank predictor, a multiple of 8; 8 where there is none.
     pub rank: usize,
-    /// Type of the weights, `F16` or `BF16`.
+    /// Type of gate and up.
     pub weights: DType,
+    /// Type of down.
+    pub down: DType,
+    /// Type of a low-rank predictor's matrices, `F16` or `BF16`; either where there is none.
+    pub predictor: DType,
     /// Activation of the gate.
     pub act: Act,
 }
@@ -78,15 +75,15 @@ impl FfnShape {
     }
 }
 
-/// Weights of a gated FFN on the card, 16 bits each, `[inter, hidden]`.
+/// Weights of a gated FFN on the card, `[inter, hidden]`.
 #[derive(Clone, Copy)]
 pub struct FfnWeights<'a> {
     /// Gate.
-    pub gate: &'a CudaSlice<u16>,
+    pub gate: &'a Weights,
     /// Up.
-    pub up: &'a CudaSlice<u16>,
+    pub up: &'a Weights,
     /// Down, transposed.
-    pub down: &'a CudaSlice<u16>,
+    pub down: &'a Weights,
 }
 
 /// How a neuron's signal `s` is compared with a threshold.
@@ -128,9 +125,9 @@ pub enum Decide<'a> {
     /// By `B (A x) + bias`.
     LowRank {
         /// `[rank, hidden]`.
-        a: &'a CudaSlice<u16>,
+        a: &'a Weights,
         /// `[inter, rank]`.
-        b: &'a CudaSlice<u16>,
+        b: &'a Weights,
         /// `[inter]`.
         bias: Option<&'a CudaSlice<f32>>,
         /// The cut.
@@ -188,14 +185,16 @@ pub struct FfnKernels {
 
 /// Input and output of a launch.
 pub struct FfnBuffers<'a> {
-    /// `[hidden]`.
+    /// Rows of `[hidden]`.
     pub x: &'a CudaSlice<f32>,
-    /// Added to the output, `[hidden]`.
-    pub residual: Option<&'a CudaSlice<f32>>,
-    /// `[hidden]`.
-    pub y: &'a mut CudaSlice<f32>,
-    /// Gets the number of neurons kept, where some are not.
+    /// Rows of `[hidden]`.
+    pub y: Output<'a>,
+    /// Which row of both.
+    pub row: usize,
+    /// Counts of neurons kept, of which one is written where some neurons are not.
     pub kept: &'a mut CudaSlice<u32>,
+    /// Which one.
+    pub at: usize,
 }
 
 /// What a launch is given, as `state.cu` declares it.
@@ -261,44 +260,33 @@ impl FfnKernels {
             (1..1 << 16).contains(&inter),
             "counts of neurons are 16 bits"
         );
-        assert!(matches!(shape.weights, DType::F16 | DType::BF16));
+        assert!(matches!(shape.predictor, DType::F16 | DType::BF16));
         assert!((1..=cuda.card.multiprocessors.min(MOST_BLOCKS)).contains(&blocks));
-        let (major, minor) = cuda.card.capability;
-        let define = |name: &str, value: usize| format!("-D{name}={value}");
-        let options = [
-            format!("--gpu-architecture=sm_{major}{minor}"),
-            "-std=c++17".into(),
-            define("HIDDEN", hidden),
-            define("INTER", inter),
-            define("RANK", rank),
-            define("BLOCKS", blocks),
-            define("SHARED_BYTES", SHARED_BYTES),
-            define("WEIGHTS_F16", usize::from(shape.weights == DType::F16)),
-            define("ACT_GELU", usize::from(shape.act == Act::GeluTanh)),
-        ];
-        let source: String = SOURCES
-            .iter()
-            .map(|(name, text)| format!("#line 1 \"{name}\"\n{text}"))
-            .collect();
-        let context = cuda.stream.context();
-        let module = jit::module(context, &source, &options, cuda.cache.as_deref())?;
-        let function = |name: &str| {
-            let f = module.load_function(name)?;
-            let set = |attribute, value| f.set_attribute(attribute, value);
-            set(
-                CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                SHARED_BYTES as i32,
-            )?;
-            set(
-                CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-                100,
-            )?;
-            Ok(f)
+        let number = |dtype: DType| match kind(dtype) {
+            Some((number, _)) => Ok(number),
+            None => Err(CudaError::Weights {
+                dtype,
+                cols: hidden,
+            }),
         };
+        let module = cuda.module(
+            &SOURCES,
+            &[
+                ("HIDDEN", hidden),
+                ("INTER", inter),
+                ("RANK", rank),
+                ("BLOCKS", blocks),
+                ("SHARED_BYTES", SHARED_BYTES),
+                ("WEIGHTS", number(shape.weights)?),
+                ("DOWN", number(shape.down)?),
+                ("PREDICTOR", number(shape.predictor)?),
+                ("ACT_GELU", usize::from(shape.act == Act::GeluTanh)),
+            ],
+        )?;
         let mut functions = [const { None }; KERNELS.len()];
         for (name, to) in KERNELS.iter().zip(&mut functions) {
             if *name != "ffn_copy4" || hidden.is_multiple_of(32) {
-                *to = Some(function(name).map_err(|e| driver("looking for a kernel", e))?);
+                *to = Some(Cuda::function(&module, name, SHARED_BYTES)?);
             }
         }
         let empty = |len: usize| cuda.upload(&vec![EMPTY; len]);
@@ -327,13 +315,13 @@ impl FfnKernels {
         Ok(true)
     }
 
-    /// `y = residual + sum over the neurons kept of act(gate x) * (up x) * down`, in the order of calls and without waiting for it.
+    /// The sum over the neurons kept of `act(gate x) * (up x) * down`, in the order of calls and without waiting for it.
     ///
     /// # Errors
     /// What the driver says.
     ///
     /// # Panics
-    /// If lengths do not fit the shape, or a copy in 4 bits is asked for where rows are no whole number of blocks of 32.
+    /// If lengths or types do not fit the shape, or a copy in 4 bits is asked for where rows are no whole number of blocks of 32.
     pub fn run(
         &mut self,
         cuda: &Cuda,
@@ -348,27 +336,32 @@ impl FfnKernels {
             ..
         } = self.shape;
         let FfnWeights { gate, up, down } = weights;
-        for (what, matrix) in [("gate", gate), ("up", up), ("down", down)] {
-            assert_eq!(matrix.len(), inter * hidden, "ffn: {what}");
+        for (what, matrix, dtype) in [
+            ("gate", gate, self.shape.weights),
+            ("up", up, self.shape.weights),
+            ("down", down, self.shape.down),
+        ] {
+            assert!(fits(matrix, inter, hidden, dtype), "ffn: {what}");
         }
-        assert!(buffers.x.len() == hidden && buffers.y.len() == hidden);
-        assert!(buffers.kept.len() == 1 && buffers.residual.is_none_or(|r| r.len() == hidden));
-        let stride = (2 * hidden) as u32;
+        let at = buffers.row * hidden;
+        assert!(at + hidden <= buffers.x.len() && at + hidden <= buffers.y.slice().len());
+        assert!(buffers.at < buffers.kept.len());
+        let (residual, y) = buffers.y.addresses(cuda, at);
         let mut a = Arguments {
-            gate: address(cuda, gate),
-            up: address(cuda, up),
-            down: address(cuda, down),
-            x: address(cuda, buffers.x),
-            residual: buffers.residual.map_or(0, |r| address(cuda, r)),
-            y: address(cuda, buffers.y),
-            kept: address(cuda, buffers.kept),
-            gate_stride: stride,
-            up_stride: stride,
-            down_stride: stride,
-            partial: address(cuda, &self.partial),
-            low: address(cuda, &self.low),
-            shares: address(cuda, &self.shares),
-            entries: address(cuda, &self.entries),
+            gate: cuda.address(&gate.data),
+            up: cuda.address(&up.data),
+            down: cuda.address(&down.data),
+            x: cuda.address(buffers.x) + 4 * at as u64,
+            residual,
+            y,
+            kept: cuda.address(buffers.kept) + 4 * buffers.at as u64,
+            gate_stride: gate.stride as u32,
+            up_stride: up.stride as u32,
+            down_stride: down.stride as u32,
+            partial: cuda.address(&self.partial),
+            low: cuda.address(&self.low),
+            shares: cuda.address(&self.shares),
+            entries: cuda.address(&self.entries),
             ..Arguments::default()
         };
         if let Some(cut) = decide.cut() {
@@ -379,8 +372,8 @@ impl FfnKernels {
                 Score::Value => 1,
                 Score::Weighted { positive, negative } => {
                     assert!(positive.len() == inter && negative.len() == inter);
-                    a.positive = address(cuda, positive);
-                    a.negative = address(cuda, negative);
+                    a.positive = cuda.address(positive);
+                    a.negative = cuda.address(negative);
                     2
                 }
             };
@@ -390,70 +383,32 @@ impl FfnKernels {
             Decide::LowRank {
                 a: first, b, bias, ..
             } => {
-                assert!(first.len() == rank * hidden && b.len() == inter * rank);
+                let dtype = self.shape.predictor;
+                assert!(fits(first, rank, hidden, dtype) && fits(b, inter, rank, dtype));
                 assert!(bias.is_none_or(|b| b.len() == inter));
-                a.first = address(cuda, first);
-                a.second = address(cuda, b);
-                a.bias = bias.map_or(0, |b| address(cuda, b));
+                a.first = cuda.address(&first.data);
+                a.second = cuda.address(&b.data);
+                a.bias = bias.map_or(0, |b| cuda.address(b));
             }
             Decide::Copy4 { copy, .. } => {
                 assert_eq!(copy.len(), inter * copy4_row(hidden), "ffn: copy");
-                a.first = address(cuda, copy);
+                a.first = cuda.address(copy);
             }
         }
         let function = &self.functions[decide.kernel()];
         let function = function.as_ref().expect("rows of a copy are blocks of 32");
-        self.launch(cuda, function, &mut a)
-    }
-
-    fn launch(
-        &self,
-        cuda: &Cuda,
-        function: &CudaFunction,
-        arguments: &mut Arguments,
-    ) -> Result<(), CudaError> {
-        // The beginning of a launch overlaps the end of the one before.
-        let mut overlap = CUlaunchAttribute {
-            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0 as c_char; 4],
-            value: CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
-            },
+        let grid = Grid {
+            blocks: (self.blocks, 1),
+            threads: self.shape.threads(),
+            shared: SHARED_BYTES,
         };
-        let config = CUlaunchConfig {
-            gridDimX: self.blocks as u32,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: self.shape.threads() as u32,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: SHARED_BYTES as u32,
-            hStream: cuda.stream.cu_stream(),
-            attrs: &mut overlap,
-            numAttrs: 1,
-        };
-        let mut parameters = [std::ptr::from_mut(arguments).cast::<c_void>()];
-        let mut launch = || {
-            cuda.stream.context().bind_to_thread()?;
-            // SAFETY: the function takes one structure by value, which `Arguments` is laid out as; all it points to is on the card and as long
-            // as the shape says.
-            let launched = unsafe {
-                cuLaunchKernelEx(
-                    &config,
-                    function.cu_function(),
-                    parameters.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            };
-            launched.result()
-        };
-        launch().map_err(|e| driver("launching an FFN", e))
+        // SAFETY: as `Ffn` is declared; lengths were checked.
+        unsafe { cuda.launch(function, grid, a) }
     }
 }
 
-/// Where data is on the card.
-fn address<T>(cuda: &Cuda, data: &CudaSlice<T>) -> u64 {
-    data.device_ptr(&cuda.stream).0
+fn fits(w: &Weights, rows: usize, cols: usize, dtype: DType) -> bool {
+    (w.rows, w.cols, w.dtype) == (rows, cols, dtype)
 }
 
 /// Bytes of a neuron in a copy of 4 bits: nibbles and scales of gate and up, on 16 bytes.

@@ -1,15 +1,26 @@
 //! NVIDIA GPUs. The driver and its compiler are looked for when a card is opened: nothing of CUDA is needed to build, and a machine
 //! without it gets a [`CudaError`] that says what is missing.
 
+mod attention;
 mod error;
 pub mod ffn;
 mod jit;
+mod launch;
+mod prompt;
+mod step;
+mod weights;
 
+pub use attention::{AttentionCall, AttentionKernels, AttentionShape, KvCache};
+pub use cudarc::driver::CudaSlice;
 pub use error::CudaError;
+pub use launch::Recording;
+pub use prompt::{Orientation, PromptKernels};
+pub use step::{Output, Product, StepKernels};
+pub use weights::Weights;
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError,
-    sys::{CUdevice_attribute, is_culib_present},
+    CudaContext, CudaStream, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits,
+    sys::{CUdevice_attribute, culib, is_culib_present},
 };
 use std::{
     path::{Path, PathBuf},
@@ -42,9 +53,15 @@ impl Card {
         if !unsafe { is_culib_present() } {
             return Err(CudaError::NoDriver);
         }
+        check_driver()?;
         let count = CudaContext::device_count().map_err(|e| driver("counting cards", e))?;
         let card = |ordinal| Card::of(&*context(ordinal)?);
         (0..count as usize).map(card).collect()
+    }
+
+    /// Whether it has what the kernels need.
+    pub fn runs_kernels(&self) -> bool {
+        self.capability >= CAPABILITY
     }
 
     fn of(context: &CudaContext) -> Result<Card, CudaError> {
@@ -59,6 +76,24 @@ impl Card {
         };
         read().map_err(|e| driver("asking what card it is", e))
     }
+}
+
+/// Functions of the driver's that are newer than the oldest drivers about; the binding would panic where one is missing.
+const NEWEST_FUNCTIONS: [&str; 4] = [
+    "cuLaunchKernelEx",
+    "cuGraphInstantiateWithFlags",
+    "cuStreamBeginCapture_v2",
+    "cuMemAllocAsync",
+];
+
+fn check_driver() -> Result<(), CudaError> {
+    for function in NEWEST_FUNCTIONS {
+        // SAFETY: the library is there, and the function is looked for only.
+        if unsafe { culib().get::<*const ()>(function.as_bytes()) }.is_err() {
+            return Err(CudaError::OldDriver { function });
+        }
+    }
+    Ok(())
 }
 
 fn context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
@@ -86,7 +121,7 @@ impl Cuda {
         let count = cards.len();
         let card = cards.into_iter().nth(ordinal);
         let card = card.ok_or(CudaError::NoCard { ordinal, count })?;
-        if card.capability < CAPABILITY {
+        if !card.runs_kernels() {
             return Err(CudaError::OldCard { card });
         }
         let context = context(ordinal)?;
@@ -125,5 +160,128 @@ impl Cuda {
     pub fn download<T: DeviceRepr>(&self, data: &CudaSlice<T>) -> Result<Vec<T>, CudaError> {
         let copied = self.stream.clone_dtoh(data);
         copied.map_err(|e| driver("copying from the card", e))
+    }
+
+    /// Memory on the card, all zeros.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], where there is no room for it, above all.
+    pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        len: usize,
+    ) -> Result<CudaSlice<T>, CudaError> {
+        let zeros = self.stream.alloc_zeros(len);
+        zeros.map_err(|e| driver("taking memory", e))
+    }
+
+    /// Overwrites the beginning of `to`, in the order of calls.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    ///
+    /// # Panics
+    /// If `to` is shorter than `from`.
+    pub fn write<T: DeviceRepr>(&self, from: &[T], to: &mut CudaSlice<T>) -> Result<(), CudaError> {
+        let copied = self.stream.memcpy_htod(from, to);
+        copied.map_err(|e| driver("copying to the card", e))
+    }
+
+    /// The beginning of `from`, as all calls before have left it.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also for what went wrong in those calls.
+    ///
+    /// # Panics
+    /// If `from` is shorter than `to`.
+    pub fn read<T: DeviceRepr>(&self, from: &CudaSlice<T>, to: &mut [T]) -> Result<(), CudaError> {
+        let mut copy = || {
+            self.stream.memcpy_dtoh(&from.slice(..to.len()), to)?;
+            self.stream.synchronize()
+        };
+        copy().map_err(|e| driver("copying from the card", e))
+    }
+
+    /// Waits for all calls before.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also for what went wrong in those calls.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        let ended = self.stream.synchronize();
+        ended.map_err(|e| driver("waiting for kernels", e))
+    }
+
+    /// Bytes of memory that are free.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn free_memory(&self) -> Result<usize, CudaError> {
+        let info = self.stream.context().mem_get_info();
+        info.map(|(free, _)| free)
+            .map_err(|e| driver("asking for free memory", e))
+    }
+
+    /// Host memory that the card copies to by itself.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn host_buffer<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        len: usize,
+    ) -> Result<HostBuffer<T>, CudaError> {
+        // SAFETY: every bit pattern is a value, and it is overwritten before it is read.
+        let buffer = unsafe { self.stream.context().alloc_pinned_with_flags(len, 0) };
+        buffer
+            .map(HostBuffer)
+            .map_err(|e| driver("taking host memory", e))
+    }
+
+    /// Copies the first `n` elements of `from` to `to`, in the order of calls and without waiting for it.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    ///
+    /// # Panics
+    /// If either is shorter.
+    pub fn fetch<T: DeviceRepr>(
+        &self,
+        from: &CudaSlice<T>,
+        n: usize,
+        to: &mut HostBuffer<T>,
+    ) -> Result<(), CudaError> {
+        let copied = self.stream.memcpy_dtoh(&from.slice(..n), &mut to.0);
+        copied.map_err(|e| driver("copying from the card", e))
+    }
+
+    /// Copies the first `n` elements of `from` to `to`, in the order of calls.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    ///
+    /// # Panics
+    /// If either is shorter.
+    pub fn copy<T: DeviceRepr>(
+        &self,
+        from: &CudaSlice<T>,
+        n: usize,
+        to: &mut CudaSlice<T>,
+    ) -> Result<(), CudaError> {
+        let copied = self
+            .stream
+            .memcpy_dtod(&from.slice(..n), &mut to.slice_mut(..n));
+        copied.map_err(|e| driver("copying on the card", e))
+    }
+}
+
+/// Host memory that a card copies to by itself.
+pub struct HostBuffer<T>(PinnedHostSlice<T>);
+
+impl<T: DeviceRepr + ValidAsZeroBits> HostBuffer<T> {
+    /// What was copied there; waits for it.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also for what went wrong before.
+    pub fn get(&self) -> Result<&[T], CudaError> {
+        let slice = self.0.as_slice();
+        slice.map_err(|e| driver("copying from the card", e))
     }
 }

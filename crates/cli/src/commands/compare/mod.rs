@@ -152,6 +152,7 @@ pub(crate) fn run(console: &Console, args: &CompareArgs) -> Result<()> {
         threads: Some(threads),
         batch: args.compute.batch_size,
         cache_dtype: CACHE,
+        ..SessionOptions::default()
     };
     let session = Session::new(model.clone(), &options)?;
     load::announce_with(

@@ -329,6 +329,7 @@ impl Comparison<'_> {
             threads: Some(settings.threads),
             batch: self.args.compute.batch_size,
             cache_dtype: CACHE,
+            ..SessionOptions::default()
         };
         let plans: Vec<_> = ready.iter().map(|(_, plan)| plan.clone()).collect();
         let mut packed = Packed::default();

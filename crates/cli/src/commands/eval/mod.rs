@@ -5,7 +5,7 @@ mod generate;
 mod perplexity;
 
 use crate::{
-    args::{ComputeArgs, ModelArgs, SweepArgs, at_least},
+    args::{ComputeArgs, DeviceArgs, ModelArgs, SweepArgs, at_least},
     console::{Console, print},
     failure::Result,
     load::{self, form_name},
@@ -40,6 +40,8 @@ pub(crate) struct EvalArgs {
     model: ModelArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Text to score (- for standard input)
     #[arg(long, value_name = "FILE")]
     perplexity: Option<PathBuf>,
@@ -123,8 +125,8 @@ impl Measured {
             threads: Some(threads),
             batch: args.compute.batch_size,
             cache_dtype: DType::F16,
+            ..SessionOptions::default()
         };
-        let session = Session::new(model.clone(), &options)?;
         let planner = Planner {
             console,
             model: &model,
@@ -139,6 +141,10 @@ impl Measured {
             let text = CalibrationText::open(args.sweep.calibration.as_deref())?;
             plans.extend(planner.cached_or_fitted(&wishes, &text)?);
         }
+        let session = match args.device.on_card(console, &model, &plans, &options)? {
+            Some(session) => session,
+            None => Session::new(model.clone(), &options)?,
+        };
         load::announce_with(console, &session, options.cache_dtype, &load::count(&plans));
         Ok(Measured {
             session,

@@ -37,7 +37,7 @@ template <bool UP> struct ByRows {
     __device__ static void score(const Ffn& f, const Columns& x) {
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_rows(0, row, rows, x, shared().room);
+            four_rows<WEIGHTS>(0, row, rows, x, shared().room);
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
@@ -61,7 +61,7 @@ struct LowRank {
     __device__ static u32 arrivals(u32) { return 1; }
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         if (place < low_count()) {
-            p.fill<ROW_BYTES>(f.first + u64(first_low() + place) * ROW_BYTES);
+            p.fill<LOW_ROW_BYTES>(f.first + u64(first_low() + place) * LOW_ROW_BYTES);
         } else {
             const u32 row = (place - low_count()) * LOW_ROWS;
             p.fill<LOW_ROWS * LOW_BYTES>(f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, low_bytes(row));
@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_con
                     const u64 row = neuron<1>(i + k);
                     prefetch(f.gate + row * f.gate_stride, ROW_BYTES);
                     prefetch(f.up + row * f.up_stride, ROW_BYTES);
-                    prefetch(f.down + row * f.down_stride, ROW_BYTES);
+                    prefetch(f.down + row * f.down_stride, DOWN_BYTES);
                 }
             if (i + AHEAD<Dense> == rows) {
                 wait_for_previous_kernel();

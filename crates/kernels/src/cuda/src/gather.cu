@@ -5,7 +5,7 @@ constexpr u32 QUADS = HIDDEN / 4;
 constexpr u32 STRIPE = ceil_div(QUADS, BLOCKS);
 static_assert(STRIPE * 4 <= CONSUMERS, "a column a thread");
 constexpr u32 STRIPE_GROUPS = CONSUMERS / STRIPE;
-static_assert(TEAMS * ROW_BYTES * 2 <= SLOTS * SLOT_BYTES, "every team's sums fit in the ring");
+static_assert(TEAMS * HIDDEN * 4 <= SLOTS * SLOT_BYTES, "every team's sums fit in the ring");
 
 __device__ void put_columns(float* to, const Columns& y, bool publish) {
 #pragma unroll

@@ -11,7 +11,7 @@ template <class Method> __device__ void fill_neuron(const Ffn& f, Producer& p, u
     } else {
         p.fill<ROW_BYTES>(Method::row_kept(f, row));
     }
-    p.fill<ROW_BYTES>(f.down + row * f.down_stride);
+    p.fill<DOWN_BYTES>(f.down + row * f.down_stride);
 }
 
 // Tells every team that there are no more neurons.
@@ -36,7 +36,7 @@ template <class Method> __device__ void consume_neurons(u32 start, const Columns
         float v[DOTS];
         if (DOTS > 1) wait_full(place + 1);
 #pragma unroll
-        for (u32 d = 0; d < DOTS; d++) v[d] = dot(place + d, x);
+        for (u32 d = 0; d < DOTS; d++) v[d] = dot<WEIGHTS>(place + d, x);
         release(place, DOTS);
         const float sum = warp_sums(v);
         // Two sets of sums in turns: nobody writes one again before all have read it.

@@ -4,8 +4,8 @@
 // consumers wait for. Places in the stream are counted from 0; both sides know what lies where. A slot is guarded by two barriers: "full"
 // flips when its bytes have arrived, "empty" when every warp of the team that it was meant for has read it.
 
-// One slot holds a row of 16-bit weights, or a few shorter ones.
-constexpr u32 SLOT_BYTES = ceil_div(ROW_BYTES, 128) * 128;
+// One slot holds a row of any kind, or a few shorter ones.
+constexpr u32 SLOT_BYTES = ceil_div(larger(larger(ROW_BYTES, DOWN_BYTES), larger(LOW_ROW_BYTES, COPY_BYTES)), 128) * 128;
 constexpr u32 SLOTS_MAX = 48;
 
 struct RingState {
@@ -65,6 +65,3 @@ __device__ void bulk_copy(void* to, const void* from, u32 bytes, u64& barrier, u
                  "l"(from), "r"(bytes), "r"(shared_address(&barrier)), "l"(policy)
                  : "memory");
 }
-
-// Global memory to the second-level cache; a hint.
-__device__ void prefetch(const void* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }

@@ -9,7 +9,6 @@
 // One half of a team takes gate, the other up, a thread for every 32 columns, four neurons at a time.
 
 constexpr u32 COPY_BLOCKS = HIDDEN / 32;
-constexpr u32 COPY_BYTES = ceil_div(HIDDEN + HIDDEN / 8, 16) * 16;
 
 struct Levels {
     u32 q[8];     // 32 levels

@@ -22,7 +22,7 @@ __device__ float* low_x() { return shared().room + ROWS_MAX + ROOM_LOW; }
 __device__ void multiply_low(const Ffn& f, const Columns& x) {
     const u32 rows = low_count();
     for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-        four_rows(0, row, rows, x, low_sums());
+        four_rows<PREDICTOR>(0, row, rows, x, low_sums());
         sync_team();
         const u32 r = row + team_thread();
         if (team_thread() < ROWS_AT_ONCE && r < rows)
@@ -56,10 +56,10 @@ __device__ void score_low(u32 place) {
 #pragma unroll
             for (u32 i = 0; i < ROWS_AT_ONCE; i++) {
                 v[i] = 0;
-                const uint4* row = reinterpret_cast<const uint4*>(slot(place + first + i) + r * LOW_BYTES);
+                const u8* row = slot(place + first + i) + r * LOW_BYTES;
 #pragma unroll
                 for (u32 k = 0; k < LOW_RUNS; k++)
-                    if (RANK % 256 == 0 || lane + 32 * k < RANK / 8) dot8(row[lane + 32 * k], low + 8 * k, v[i]);
+                    if (RANK % 256 == 0 || lane + 32 * k < RANK / 8) dot8<PREDICTOR>(row, RANK, lane + 32 * k, low + 8 * k, v[i]);
             }
             const float sum = warp_sums(v);
             const u32 i = lane / (32 / ROWS_AT_ONCE), to = (first + i) * LOW_ROWS + r;

@@ -2,14 +2,14 @@
 
 constexpr u32 ROWS_AT_ONCE = 4;
 
-// The four rows from `row` on, of which `rows` exist, at the places from `place + row` on: adds up each warp's part in sums[row * WARPS].
-__device__ void four_rows(u32 place, u32 row, u32 rows, const Columns& x, float* sums) {
+// The four rows of TYPE from `row` on, of which `rows` exist, at the places from `place + row` on: adds up each warp's part in sums[row * WARPS].
+template <u32 TYPE> __device__ void four_rows(u32 place, u32 row, u32 rows, const Columns& x, float* sums) {
     float v[ROWS_AT_ONCE];
     const u32 count = min(ROWS_AT_ONCE, rows - row);
     for (u32 r = 0; r < count; r++) wait_full(place + row + r);
     // Of rows that do not exist, whatever lies there: nobody looks at their sums.
 #pragma unroll
-    for (u32 r = 0; r < ROWS_AT_ONCE; r++) v[r] = dot(place + row + r, x);
+    for (u32 r = 0; r < ROWS_AT_ONCE; r++) v[r] = dot<TYPE>(place + row + r, x);
     release(place + row, count);
     const u32 lane = threadIdx.x % 32;
     const float sum = warp_sums(v);

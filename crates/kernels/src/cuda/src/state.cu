@@ -2,9 +2,9 @@
 
 // y = residual + sum over the neurons kept of act(gate_i . x) * (up_i . x) * down_i.
 struct Ffn {
-    const u8* gate;  // [INTER, HIDDEN], each row HIDDEN 16-bit weights
+    const u8* gate;  // [INTER, HIDDEN], each row HIDDEN weights of type WEIGHTS
     const u8* up;    // the same
-    const u8* down;  // the same: a row holds what the neuron adds to y
+    const u8* down;  // the same of type DOWN: a row holds what the neuron adds to y
     const float* x;         // [HIDDEN], at a multiple of 16 bytes
     const float* residual;  // [HIDDEN], or null for 0
     float* y;               // [HIDDEN]; may be residual
@@ -22,7 +22,7 @@ struct Ffn {
     u32 up_stride;
     u32 down_stride;
 
-    // The predictor: A [RANK, HIDDEN] and B [INTER, RANK], 16-bit, with a bias [INTER] or null; or the copy of gate and up (score_copy.cu) as `first`.
+    // The predictor: A [RANK, HIDDEN] and B [INTER, RANK] with a bias [INTER] or null; or the copy of gate and up (score_copy.cu) as `first`.
     const u8* first;
     const u8* second;
     const float* bias;
@@ -196,20 +196,18 @@ __device__ Columns load_columns(const float* x) {
     return c;
 }
 
-// This thread's part of the product of the row at a place and x.
-__device__ float dot(u32 place, const Columns& x) {
-    const uint4* row = reinterpret_cast<const uint4*>(slot(place));
+// This thread's part of the product of the row of TYPE at a place and x.
+template <u32 TYPE> __device__ float dot(u32 place, const Columns& x) {
     float sum[2] = {0, 0};
 #pragma unroll
     for (u32 k = 0; k < 2; k++)
-        if (has_run(k)) dot8(row[run(k)], x.v + 8 * k, sum[k]);
+        if (has_run(k)) dot8<TYPE>(slot(place), HIDDEN, run(k), x.v + 8 * k, sum[k]);
     return sum[0] + sum[1];
 }
 
-// Adds c times the row at a place to y.
+// Adds c times the row of down at a place to y.
 __device__ void axpy(float c, u32 place, Columns& y) {
-    const uint4* row = reinterpret_cast<const uint4*>(slot(place));
 #pragma unroll
     for (u32 k = 0; k < 2; k++)
-        if (has_run(k)) axpy8(c, row[run(k)], y.v + 8 * k);
+        if (has_run(k)) axpy8<DOWN>(c, slot(place), HIDDEN, run(k), y.v + 8 * k);
 }

@@ -1,0 +1,708 @@
+//! The CUDA backend: one card, one stream. A step is recorded once and replayed for every token; what differs, the token and its
+//! position, is read from the card's memory.
+
+mod plan;
+mod weights;
+
+use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue};
+use crate::{
+    arch::{Config, LayerSpec, Rope},
+    error::{Error, Result},
+    model::{Ffn, Linear, Matrix, Model},
+    sparsity::SparsityPlan,
+};
+use countdown_kernels::{
+    DType,
+    cpu::Act,
+    cuda::{
+        AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaError, CudaSlice, HostBuffer,
+        KvCache, Orientation, Output, Product, PromptKernels, StepKernels,
+        ffn::{Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights},
+    },
+};
+use plan::{DevicePlan, NO_RANK, Steps};
+use std::{path::Path, sync::Arc};
+use weights::{DeviceWeights, turns};
+
+/// Memory left to the driver and its libraries: kernels, graphs, cuBLAS's workspace.
+const RESERVE: usize = 512 << 20;
+/// Rows of logits that are made at a time.
+const LOGIT_ROWS: usize = 32;
+
+/// As the engine reports it.
+fn error(e: CudaError) -> Error {
+    let remedy = match &e {
+        CudaError::Weights { .. } => {
+            "use --device cpu, or a model in BF16, F16, F32, Q8_0 or Q4_0 whose rows are whole blocks"
+        }
+        CudaError::NoDriver | CudaError::NoCard { .. } => {
+            "use --device cpu, or install the driver; `countdown doctor` lists cards"
+        }
+        CudaError::NoCompiler | CudaError::NoBlas => {
+            "install the CUDA toolkit and put its libraries where the loader looks (LD_LIBRARY_PATH), or use --device cpu"
+        }
+        _ => "use --device cpu, or report this with the output of `countdown doctor`",
+    };
+    Error::Machine {
+        cause: e.to_string(),
+        remedy: remedy.into(),
+    }
+}
+
+/// Rows of activations, `[tokens, width]`.
+pub(crate) struct Buffer {
+    width: usize,
+    data: CudaSlice<f32>,
+}
+
+pub(crate) struct CudaBackend {
+    cuda: Cuda,
+    weights: DeviceWeights,
+    step: StepKernels,
+    prompt: PromptKernels,
+    attention: AttentionKernels,
+    /// One for each shape that layers or plans have.
+    ffns: Vec<(FfnShape, FfnKernels)>,
+    act: Act,
+    hidden: usize,
+    /// The tokens of a batch and the position of the first.
+    tokens: CudaSlice<u32>,
+    position: CudaSlice<u32>,
+    /// What `position` holds.
+    placed: Option<usize>,
+    /// act(gate) and up, `[batch, inter]`, and attention's output, `[batch, heads, head_dim]`.
+    gate: CudaSlice<f32>,
+    up: CudaSlice<f32>,
+    wide: CudaSlice<f32>,
+    /// `[LOGIT_ROWS, vocab]` at most; those of one token are fetched.
+    logits: CudaSlice<f32>,
+    fetched: HostBuffer<f32>,
+    /// Neurons kept, `[batch, layers]`.
+    kept: CudaSlice<u32>,
+    /// Those of the first token, `[layers]`, and whether they are fetched since FFNs ran.
+    fetched_kept: HostBuffer<u32>,
+    is_kept_fetched: bool,
+    layers: usize,
+    /// Layers whose FFNs followed a rule since [`Backend::take_kept`], with their tokens; and neurons computed by those that did not.
+    counted: Vec<(usize, usize)>,
+    dense: usize,
+    /// Dense steps.
+    steps: Steps,
+    /// Plans seen, the one in force first.
+    plans: Vec<DevicePlan>,
+    issuing: Option<Issuing>,
+    /// What went wrong first.
+    failed: Option<Error>,
+}
+
+/// A step that is being issued.
+struct Issuing {
+    by_plan: ByPlan,
+    /// Whether it is recorded.
+    recorded: Recorded,
+    /// Entries of `counted`, and `dense`, before it.
+    counted: usize,
+    dense: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Recorded {
+    No,
+    Yes,
+}
+
+/// Keys and values of all layers, and the rope tables for their positions.
+pub(crate) struct Cache {
+    layers: Vec<KvCache>,
+    turns: Vec<(Arc<Rope>, CudaSlice<f32>)>,
+}
+
+impl CudaBackend {
+    /// Copies a model to a card. `threads` help to transpose.
+    pub(crate) fn new(
+        model: &Model,
+        (ordinal, kernel_cache): (usize, Option<&Path>),
+        (context, batch, cache): (usize, usize, DType),
+        threads: usize,
+    ) -> Result<CudaBackend> {
+        let c = &model.config;
+        if model.layers.iter().any(|l| l.ffn.has_biases()) {
+            return Err(Error::Machine {
+                cause: "the model's FFNs have biases, for which there are no CUDA kernels".into(),
+                remedy: "use --device cpu".into(),
+            });
+        }
+        let cuda = Cuda::open(ordinal, kernel_cache).map_err(error)?;
+        let inter = c.layers.iter().map(|l| l.inter).max().unwrap_or(0);
+        let width = c.heads * c.head_dim;
+        let widest = inter.max(c.hidden).max(width);
+        let shape = AttentionShape {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            context,
+            cache,
+        };
+        let unpacked = largest_quantised(model);
+        let need = Need {
+            weights: DeviceWeights::bytes(model)?,
+            cache: c.layers.len() * shape.cache_bytes(),
+            activations: 4 * batch * (2 * inter + 2 * widest + 6 * c.hidden + 3 * width)
+                + 4 * LOGIT_ROWS.min(batch) * c.vocab
+                + 2 * unpacked,
+        };
+        need.check(&cuda)?;
+        let weights = DeviceWeights::upload(&cuda, model, threads)?;
+        let mut backend = CudaBackend {
+            step: StepKernels::new(&cuda).map_err(error)?,
+            prompt: PromptKernels::new(&cuda, batch * widest, unpacked).map_err(error)?,
+            attention: AttentionKernels::new(&cuda, shape).map_err(error)?,
+            ffns: Vec::new(),
+            act: c.act,
+            hidden: c.hidden,
+            tokens: cuda.zeros(batch).map_err(error)?,
+            position: cuda.zeros(1).map_err(error)?,
+            placed: None,
+            gate: cuda.zeros(batch * inter).map_err(error)?,
+            up: cuda.zeros(batch * inter).map_err(error)?,
+            wide: cuda.zeros(batch * width).map_err(error)?,
+            logits: cuda.zeros(LOGIT_ROWS.min(batch) * c.vocab).map_err(error)?,
+            fetched: cuda.host_buffer(c.vocab).map_err(error)?,
+            kept: cuda.zeros(batch * c.layers.len()).map_err(error)?,
+            fetched_kept: cuda.host_buffer(c.layers.len()).map_err(error)?,
+            is_kept_fetched: false,
+            layers: c.layers.len(),
+            counted: Vec::new(),
+            dense: 0,
+            steps: Steps::None,
+            plans: Vec::new(),
+            issuing: None,
+            failed: None,
+            weights,
+            cuda,
+        };
+        for l in &model.layers {
+            let shape = backend.ffn_shape(&l.ffn, None)?;
+            backend.compile(shape)?;
+        }
+        Ok(backend)
+    }
+
+    fn ffn_shape(&self, ffn: &Ffn, predictor: Option<(usize, DType)>) -> Result<FfnShape> {
+        let (gate, up) = (ffn.gate.dtype(), ffn.up.dtype());
+        if gate != up {
+            return Err(Error::Machine {
+                cause: format!(
+                    "gate is of type {gate} and up of type {up}, for which there is no CUDA kernel"
+                ),
+                remedy: "use --device cpu, or a model with both in one type".into(),
+            });
+        }
+        let (rank, predictor) = predictor.unwrap_or((NO_RANK, DType::BF16));
+        Ok(FfnShape {
+            hidden: self.hidden,
+            inter: ffn.gate.rows(),
+            rank,
+            weights: gate,
+            down: self.weights.matrix(ffn.down.matrix()).dtype(),
+            predictor,
+            act: self.act,
+        })
+    }
+
+    fn compile(&mut self, shape: FfnShape) -> Result<()> {
+        if !self.ffns.iter().any(|(s, _)| *s == shape) {
+            let kernels = FfnKernels::new(&self.cuda, shape).map_err(error)?;
+            self.ffns.push((shape, kernels));
+        }
+        Ok(())
+    }
+
+    /// Remembers what went wrong first; a call that cannot report it goes on.
+    fn check(&mut self, done: Result<(), CudaError>) {
+        if let Err(e) = done {
+            self.failed.get_or_insert(error(e));
+        }
+    }
+
+    fn place(&mut self, position: usize) {
+        if self.placed != Some(position) {
+            let written = self.cuda.write(&[position as u32], &mut self.position);
+            self.check(written);
+            self.placed = Some(position);
+        }
+    }
+
+    fn steps(&mut self, by_plan: ByPlan) -> &mut Steps {
+        match by_plan {
+            ByPlan::Dense => &mut self.steps,
+            ByPlan::Sparse => {
+                let plan = self.plans.first_mut();
+                &mut plan.expect("a step by a plan follows `set_plan`").steps
+            }
+        }
+    }
+
+    /// FFNs by the kernels of steps, token by token.
+    fn ffn_steps(&mut self, call: &FfnCall<'_>, x: &Buffer, out: &mut Buffer, add: Sum) {
+        let inter = call.weights.gate.rows();
+        let rule = match (call.rule, self.plans.first()) {
+            (None, _) => None,
+            (Some(_), Some(plan)) => Some(&plan.rules[call.layer]),
+            (Some(_), None) => {
+                self.failed.get_or_insert(Error::Machine {
+                    cause: "a rule was given to a card without a plan".into(),
+                    remedy: "calibrate and train on the CPU (--device cpu)".into(),
+                });
+                return;
+            }
+        };
+        let shape = self.ffn_shape(call.weights, rule.and_then(|r| r.rank()));
+        let shape = shape.expect("types were checked when the model was uploaded");
+        let found = self.ffns.iter_mut().find(|(s, _)| *s == shape);
+        let (_, kernels) = found.expect("`new` and `set_plan` compiled all shapes");
+        let weights = FfnWeights {
+            gate: self.weights.matrix(&call.weights.gate),
+            up: self.weights.matrix(&call.weights.up),
+            down: self.weights.matrix(call.weights.down.matrix()),
+        };
+        let mut done = Ok(());
+        for row in 0..call.tokens {
+            let decide = rule.map_or(Decide::All, |r| r.decide());
+            let y = match add {
+                Sum::New => Output::Write(&mut out.data),
+                Sum::Onto => Output::Add(&mut out.data),
+            };
+            let buffers = FfnBuffers {
+                x: &x.data,
+                y,
+                row,
+                kept: &mut self.kept,
+                at: row * self.layers + call.layer,
+            };
+            done = done.and_then(|()| kernels.run(&self.cuda, weights, decide, buffers));
+        }
+        if rule.is_some() {
+            self.counted.push((call.layer, call.tokens));
+        } else {
+            self.dense += inter * call.tokens;
+        }
+        self.check(done);
+    }
+
+    /// FFNs of several tokens, densely.
+    fn ffn_prompt(&mut self, call: &mut FfnCall<'_>, x: &Buffer, out: Option<&mut Buffer>) {
+        let (cuda, step) = (&self.cuda, &self.step);
+        let (tokens, inter, act) = (call.tokens, call.weights.gate.rows(), self.act);
+        let (prompt, gate, up) = (&mut self.prompt, &mut self.gate, &mut self.up);
+        let w = |m| self.weights.matrix(m);
+        let rows = Orientation::RowPerOutput;
+        let x = (&x.data, 0, tokens);
+        let run = || {
+            prompt.matmul(cuda, step, w(&call.weights.gate), rows, x, gate)?;
+            prompt.matmul(cuda, step, w(&call.weights.up), rows, x, up)?;
+            if let Some(observer) = &mut call.observer {
+                step.multiply(cuda, gate, None, tokens * inter, act)?;
+                let mut seen = [self.hidden, inter, inter].map(|n| vec![0.0; tokens * n]);
+                let [input, seen_gate, seen_up] = &mut seen;
+                cuda.read(x.0, input)?;
+                cuda.read(gate, seen_gate)?;
+                cuda.read(up, seen_up)?;
+                observer(FfnTrace {
+                    layer: call.layer,
+                    start: call.start,
+                    inter,
+                    input,
+                    gate: seen_gate,
+                    up: seen_up,
+                });
+                // Activated already: the product is made anew.
+                prompt.matmul(cuda, step, w(&call.weights.gate), rows, x, gate)?;
+            }
+            let Some(out) = out else { return Ok(()) };
+            step.multiply(cuda, gate, Some(up), tokens * inter, act)?;
+            let down = w(call.weights.down.matrix());
+            let columns = Orientation::RowPerInput;
+            prompt.matmul(cuda, step, down, columns, (gate, 0, tokens), &mut out.data)
+        };
+        let done = run();
+        self.check(done);
+    }
+}
+
+/// Whether a result replaces what is there or is added to it.
+#[derive(Clone, Copy)]
+enum Sum {
+    New,
+    Onto,
+}
+
+/// Bytes of memory that a session needs.
+struct Need {
+    weights: usize,
+    cache: usize,
+    activations: usize,
+}
+
+impl Need {
+    fn check(&self, cuda: &Cuda) -> Result<()> {
+        let free = cuda.free_memory().map_err(error)?;
+        let need = self.weights + self.cache + self.activations + RESERVE;
+        if need <= free {
+            return Ok(());
+        }
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        Err(Error::Machine {
+            cause: format!(
+                "{} has {} MiB free, and this needs {}: {} for weights, {} for keys and values, {} for activations, {} in reserve",
+                cuda.card().name,
+                free >> 20,
+                mib(need),
+                mib(self.weights),
+                mib(self.cache),
+                mib(self.activations),
+                mib(RESERVE),
+            ),
+            remedy: "use a shorter context (-c), a smaller batch (-b) or --device cpu".into(),
+        })
+    }
+}
+
+/// Elements of the largest quantised matrix: prompts unpack one at a time.
+fn largest_quantised(model: &Model) -> usize {
+    let of_layers = model.layers.iter().flat_map(|l| {
+        let linears = [&l.query, &l.key, &l.value, &l.attn_output];
+        let ffn = [&l.ffn.gate, &l.ffn.up, l.ffn.down.matrix()];
+        linears.into_iter().map(|l| &l.weight).chain(ffn)
+    });
+    let all = of_layers.chain([&model.head]);
+    let quantised = all.filter(|m| m.dtype().is_quantized());
+    quantised.map(|m| m.rows() * m.cols()).max().unwrap_or(0)
+}
+
+impl Backend for CudaBackend {
+    type Buffer = Buffer;
+    type Cache = Cache;
+
+    fn buffer(&self, tokens: usize, width: usize) -> Result<Buffer> {
+        let data = self.cuda.zeros(tokens * width).map_err(error)?;
+        Ok(Buffer { width, data })
+    }
+
+    fn cache(&self, c: &Config, context: usize) -> Result<Cache> {
+        let mut tables: Vec<(Arc<Rope>, CudaSlice<f32>)> = Vec::new();
+        for rope in c.layers.iter().filter_map(|l| l.rope.as_ref()) {
+            if !tables.iter().any(|(r, _)| r == rope) {
+                let table = self.cuda.upload(&turns(rope, context));
+                tables.push((rope.clone(), table.map_err(error)?));
+            }
+        }
+        let layer = |_| self.attention.cache(&self.cuda).map_err(error);
+        Ok(Cache {
+            layers: c.layers.iter().map(layer).collect::<Result<_>>()?,
+            turns: tables,
+        })
+    }
+
+    fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()> {
+        // Plans that nobody else has are not coming back.
+        self.plans.retain(|p| Arc::strong_count(&p.plan) > 1);
+        let Some(plan) = plan else { return Ok(()) };
+        let seen = self.plans.iter().position(|p| Arc::ptr_eq(&p.plan, plan));
+        if let Some(at) = seen {
+            self.plans.swap(0, at);
+            return Ok(());
+        }
+        let uploaded = DevicePlan::upload(&self.cuda, model, plan)?;
+        for (rule, layer) in uploaded.rules.iter().zip(&model.layers) {
+            let shape = self.ffn_shape(&layer.ffn, rule.rank())?;
+            self.compile(shape)?;
+        }
+        self.plans.insert(0, uploaded);
+        Ok(())
+    }
+
+    fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue {
+        self.place(position);
+        let written = self.cuda.write(&[token], &mut self.tokens);
+        self.check(written);
+        let steps = std::mem::take(self.steps(by_plan));
+        let recorded = match steps {
+            Steps::Recorded(mut recording, counted, dense) => {
+                let replayed = self.cuda.replay(&mut recording);
+                self.check(replayed);
+                self.counted.extend(&counted);
+                self.dense += dense;
+                *self.steps(by_plan) = Steps::Recorded(recording, counted, dense);
+                return Issue::Replayed;
+            }
+            Steps::None => Recorded::No,
+            Steps::Run => {
+                let recording = self.cuda.record();
+                self.check(recording);
+                Recorded::Yes
+            }
+        };
+        self.issuing = Some(Issuing {
+            by_plan,
+            recorded,
+            counted: self.counted.len(),
+            dense: self.dense,
+        });
+        Issue::Needed
+    }
+
+    fn end(&mut self) {
+        let Some(issued) = self.issuing.take() else {
+            return;
+        };
+        let mut steps = Steps::Run;
+        if issued.recorded == Recorded::Yes {
+            match self.cuda.recorded() {
+                Ok(Some(mut recording)) => {
+                    let replayed = self.cuda.replay(&mut recording);
+                    self.check(replayed);
+                    let counted = self.counted[issued.counted..].to_vec();
+                    steps = Steps::Recorded(recording, counted, self.dense - issued.dense);
+                }
+                Ok(None) => (),
+                Err(e) => self.check(Err(e)),
+            }
+        }
+        *self.steps(issued.by_plan) = steps;
+    }
+
+    fn download(&mut self, x: &Buffer, tokens: usize, to: &mut [f32]) {
+        let read = self.cuda.read(&x.data, &mut to[..tokens * x.width]);
+        self.check(read);
+    }
+
+    fn upload(&mut self, from: &[f32], x: &mut Buffer) {
+        let written = self.cuda.write(from, &mut x.data);
+        self.check(written);
+    }
+
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Buffer) {
+        if self.issuing.is_none() {
+            let written = self.cuda.write(tokens, &mut self.tokens);
+            self.check(written);
+        }
+        let table = self.weights.matrix(table);
+        let tokens = (&self.tokens, tokens.len());
+        let done = self
+            .step
+            .embed(&self.cuda, table, tokens, scale, &mut out.data);
+        self.check(done);
+    }
+
+    fn norm(&mut self, x: &Buffer, rows: usize, weight: &[f32], eps: f32, out: &mut Buffer) {
+        let weight = (self.weights.vector(weight), eps);
+        let out = Some(&mut out.data);
+        let done = self.step.norm(&self.cuda, &x.data, rows, weight, out);
+        self.check(done);
+    }
+
+    fn norm_in_place(&mut self, x: &mut Buffer, rows: usize, weight: &[f32], eps: f32) {
+        let weight = (self.weights.vector(weight), eps);
+        let done = self.step.norm(&self.cuda, &x.data, rows, weight, None);
+        self.check(done);
+    }
+
+    fn linears<const N: usize>(
+        &mut self,
+        x: &Buffer,
+        tokens: usize,
+        products: [(&Linear, &mut Buffer); N],
+    ) {
+        let (cuda, step, all) = (&self.cuda, &self.step, &self.weights);
+        let bias = |l: &Linear| l.bias.as_ref().map(|b| all.vector(b));
+        if tokens == 1 {
+            let first = products.first().map(|(l, _)| l.weight.dtype());
+            let is_one_type = products
+                .iter()
+                .all(|(l, _)| Some(l.weight.dtype()) == first);
+            let products = products.map(|(l, out)| Product {
+                weights: all.matrix(&l.weight),
+                bias: bias(l),
+                out: Output::Write(&mut out.data),
+            });
+            // A launch is of one type.
+            let each = if is_one_type { N } else { 1 };
+            let mut launches = products.chunks(each);
+            let done = launches.try_for_each(|p| step.products(cuda, (&x.data, 0), p));
+            self.check(done);
+            return;
+        }
+        let (prompt, mut done) = (&mut self.prompt, Ok(()));
+        for (l, out) in products {
+            let (w, rows) = (all.matrix(&l.weight), Orientation::RowPerOutput);
+            let x = (&x.data, 0, tokens);
+            done = done.and_then(|()| prompt.matmul(cuda, step, w, rows, x, &mut out.data));
+            if let Some(bias) = bias(l) {
+                let n = tokens * bias.len();
+                done = done.and_then(|()| step.add(cuda, &mut out.data, (bias, 1.0), n));
+            }
+        }
+        self.check(done);
+    }
+
+    fn linear_add(
+        &mut self,
+        input: &Buffer,
+        tokens: usize,
+        linear: &Linear,
+        spare: &mut Buffer,
+        (x, scale): (&mut Buffer, f32),
+    ) {
+        if tokens > 1 || scale != 1.0 {
+            self.linears(input, tokens, [(linear, &mut *spare)]);
+            self.add(x, spare, scale, tokens);
+            return;
+        }
+        let bias = linear.bias.as_ref();
+        let product = Product {
+            weights: self.weights.matrix(&linear.weight),
+            bias: bias.map(|b| self.weights.vector(b)),
+            out: Output::Add(&mut x.data),
+        };
+        let input = (&input.data, 0);
+        let done = self.step.products(&self.cuda, input, &[product]);
+        self.check(done);
+    }
+
+    fn attention(
+        &mut self,
+        cache: &mut Cache,
+        c: &Config,
+        (layer, spec): (usize, &LayerSpec),
+        (start, tokens): (usize, usize),
+        q: &mut Buffer,
+        k: &mut Buffer,
+        v: &Buffer,
+    ) {
+        if self.issuing.is_none() {
+            self.place(start);
+        }
+        let rope = spec.rope.as_ref().map(|rope| {
+            let table = cache.turns.iter().find(|(r, _)| r == rope);
+            let (_, turns) = table.expect("`cache` made a table for every rope");
+            (turns, rope.frequencies.len())
+        });
+        let call = AttentionCall {
+            rope,
+            position: &self.position,
+            window: spec.window,
+            scale: c.attention_scale,
+            cap: c.attention_soft_cap,
+        };
+        let (cuda, cache) = (&self.cuda, &mut cache.layers[layer]);
+        let kv = [&k.data, &v.data];
+        let done = if tokens == 1 {
+            self.attention.attend(cuda, call, cache, &mut q.data, kv)
+        } else {
+            let (wide, n) = (&mut self.wide, tokens * q.width);
+            self.attention
+                .attend_prompt(cuda, call, cache, tokens, &mut q.data, kv, wide)
+                .and_then(|()| cuda.copy(wide, n, &mut q.data))
+        };
+        self.check(done);
+    }
+
+    fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) {
+        let is_prompt = call.rule.is_none() && call.tokens > 1;
+        if call.observer.is_some() || is_prompt {
+            let whole = is_prompt.then_some(&mut *out);
+            self.ffn_prompt(&mut call, x, whole);
+        }
+        if is_prompt {
+            self.dense += call.tokens * call.weights.gate.rows();
+        } else {
+            self.ffn_steps(&call, x, out, Sum::New);
+        }
+    }
+
+    fn ffn_add(
+        &mut self,
+        call: FfnCall<'_>,
+        input: &Buffer,
+        spare: &mut Buffer,
+        (x, scale): (&mut Buffer, f32),
+    ) {
+        let is_step = call.tokens == 1 || call.rule.is_some();
+        if call.observer.is_none() && is_step && scale == 1.0 {
+            self.ffn_steps(&call, input, x, Sum::Onto);
+            return;
+        }
+        let tokens = call.tokens;
+        self.ffn(call, input, spare);
+        self.add(x, spare, scale, tokens);
+    }
+
+    fn add(&mut self, x: &mut Buffer, y: &Buffer, scale: f32, tokens: usize) {
+        let n = tokens * x.width;
+        let y = (&y.data, scale);
+        let done = self.step.add(&self.cuda, &mut x.data, y, n);
+        self.check(done);
+    }
+
+    fn take_kept(&mut self) -> Result<usize> {
+        let dense = std::mem::take(&mut self.dense);
+        let counted = std::mem::take(&mut self.counted);
+        let rows = counted.iter().map(|(_, tokens)| *tokens).max();
+        let mut kept = vec![0; rows.unwrap_or(0) * self.layers];
+        let is_fetched = std::mem::take(&mut self.is_kept_fetched);
+        let read = match rows {
+            None => Ok(()),
+            Some(1) if is_fetched => self.fetched_kept.get().map(|k| kept.copy_from_slice(k)),
+            Some(_) => self.cuda.read(&self.kept, &mut kept),
+        };
+        self.check(read);
+        match self.failed.take() {
+            Some(e) => Err(e),
+            None => {
+                let of = |&(layer, tokens): &(usize, usize)| -> usize {
+                    let rows = kept.chunks_exact(self.layers).take(tokens);
+                    rows.map(|r| r[layer] as usize).sum()
+                };
+                Ok(dense + counted.iter().map(of).sum::<usize>())
+            }
+        }
+    }
+
+    fn logits(
+        &mut self,
+        x: &Buffer,
+        first: usize,
+        rows: usize,
+        head: &Matrix,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (cuda, step, head) = (&self.cuda, &self.step, self.weights.matrix(head));
+        let logits = &mut self.logits;
+        let done = if rows == 1 {
+            let product = Product {
+                weights: head,
+                bias: None,
+                out: Output::Write(logits),
+            };
+            step.products(cuda, (&x.data, first), &[product])
+                .and_then(|()| cuda.fetch(&self.logits, out.len(), &mut self.fetched))
+                .and_then(|()| cuda.fetch(&self.kept, self.layers, &mut self.fetched_kept))
+                .and_then(|()| cuda.synchronize())
+                .and_then(|()| self.fetched.get())
+                .map(|fetched| out.copy_from_slice(fetched))
+                .inspect(|()| self.is_kept_fetched = true)
+        } else {
+            let rows = (&x.data, first, rows);
+            self.prompt
+                .matmul(cuda, step, head, Orientation::RowPerOutput, rows, logits)
+                .and_then(|()| cuda.read(logits, out))
+        };
+        self.check(done);
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn name(&self) -> String {
+        format!("CUDA {}", self.cuda.card().name)
+    }
+}

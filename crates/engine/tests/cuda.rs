@@ -1,0 +1,271 @@
+//! Models on a card: the original framework's logits, and what the CPU gives under plans. Without a card that runs kernels, tests say so and check
+//! nothing.
+
+mod common;
+
+use common::{difference, fixture, in_type, model, plan_of, prose, steps, tokens};
+use countdown::{
+    Device, DownLayout, Error, Model, Phase, Session, SessionOptions,
+    kernels::{DType, cuda::Cuda},
+    sparsity::{Keep, Signal},
+};
+use safetensors::SafeTensors;
+use std::sync::Arc;
+
+/// Whether there is a card; says so where there is none.
+fn has_card() -> bool {
+    let opened = Cuda::open(0, None);
+    if let Err(e) = &opened {
+        eprintln!("SKIPPED: {e}");
+    }
+    opened.is_ok()
+}
+
+fn options(device: Device, batch: usize) -> SessionOptions {
+    SessionOptions {
+        context: Some(128),
+        threads: Some(2),
+        batch,
+        cache_dtype: DType::F32,
+        device,
+        kernel_cache: Some(std::env::temp_dir().join("countdown-test-kernels")),
+    }
+}
+
+fn on_card(model: &Arc<Model>, batch: usize) -> Session {
+    Session::new(model.clone(), &options(Device::Cuda(0), batch)).unwrap()
+}
+
+fn on_cpu(model: &Arc<Model>) -> Session {
+    Session::new(model.clone(), &options(Device::Cpu, 64)).unwrap()
+}
+
+/// Tokens, logits and rounding of a case of tools/golden.py.
+fn golden(case: &str) -> (Vec<u32>, Vec<f32>, f32) {
+    let file = fixture("golden").join(case).join("golden.safetensors");
+    let bytes = std::fs::read(file).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let data = |name: &str| tensors.tensor(name).unwrap().data().to_vec();
+    let rounding = header.metadata().as_ref().unwrap()["max_abs_diff_f64"].parse();
+    (
+        data("tokens")
+            .chunks(4)
+            .map(bytemuck::pod_read_unaligned)
+            .collect(),
+        data("logits")
+            .chunks(4)
+            .map(bytemuck::pod_read_unaligned)
+            .collect(),
+        rounding.unwrap(),
+    )
+}
+
+/// As in golden.rs: another order of sums is another sample of the same rounding.
+const FACTOR: f32 = 8.0;
+
+/// The share of the largest logit that it may be off where prompts are multiplied in weights' own 16 bits.
+fn share(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 0.0,
+        DType::BF16 => 1.0 / 64.0,
+        _ => 1.0 / 512.0,
+    }
+}
+
+fn worst(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let off = got.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    // A NaN must not vanish.
+    off.fold(0.0, |w, x| if x <= w { w } else { x })
+}
+
+#[test]
+fn the_card_gives_the_original_logits() {
+    if !has_card() {
+        return;
+    }
+    for case in ["llama", "llama_untied", "qwen2", "qwen2_tied", "gemma3"] {
+        let (tokens, logits, rounding) = golden(case);
+        let vocab = logits.len() / tokens.len();
+        let largest = logits.iter().fold(0f32, |l, x| l.max(x.abs()));
+        for down in [DownLayout::Stored, DownLayout::Transposed] {
+            let m = Model::open(&fixture("golden").join(case), down, 2);
+            let m = Arc::new(m.unwrap());
+            let dtype = m.layers[0].ffn.gate.dtype();
+            let got = steps(&mut on_card(&m, 1), &tokens).concat();
+            let off = worst(&got, &logits);
+            assert!(
+                off <= FACTOR * rounding,
+                "{case} {down:?}, steps: {off} > {FACTOR} * {rounding}"
+            );
+            for batch in [64, 7] {
+                let mut got = vec![0.0; logits.len()];
+                on_card(&m, batch)
+                    .score(&tokens, Phase::Prompt, |i, row| {
+                        got[i * vocab..(i + 1) * vocab].copy_from_slice(row);
+                    })
+                    .unwrap();
+                let allowed = (share(dtype) * largest).max(FACTOR * rounding);
+                let off = worst(&got, &logits);
+                assert!(off <= allowed, "{case} {down:?} {batch}: {off} > {allowed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_type_gives_what_the_cpu_gives() {
+    if !has_card() {
+        return;
+    }
+    let m = model("byte-llama");
+    let tokens = prose(24);
+    for dtype in [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Q8_0,
+        DType::Q4_0,
+    ] {
+        let m = in_type(&m, dtype);
+        let cpu = steps(&mut on_cpu(&m), &tokens);
+        let mut s = on_card(&m, 16);
+        let card = steps(&mut s, &tokens);
+        // The CPU rounds activations to 8 bits for quantised weights; the card does not.
+        let allowed = if dtype.is_quantized() { 0.03 } else { 1e-4 };
+        let off = difference(&card, &cpu);
+        assert!(off <= allowed, "{dtype}: {off} > {allowed}");
+
+        let mut together = vec![Vec::new(); tokens.len()];
+        s.reset();
+        s.score(&tokens, Phase::Prompt, |i, row| together[i] = row.to_vec())
+            .unwrap();
+        let off = difference(&together, &card);
+        let allowed = share(dtype).max(1e-4);
+        assert!(off <= allowed, "{dtype} together: {off} > {allowed}");
+    }
+}
+
+#[test]
+fn plans_skip_what_the_cpu_skips() {
+    if !has_card() {
+        return;
+    }
+    let m = model("byte-llama");
+    let tokens = prose(40);
+    let (mut cpu, mut card) = (on_cpu(&m), on_card(&m, 16));
+    let dense = steps(&mut card, &tokens);
+    for signal in [Signal::Gate, Signal::Up] {
+        for tau in [f32::NEG_INFINITY, 0.1, 0.4] {
+            let plan = plan_of(&m, signal, |_| Keep::Above(tau));
+            cpu.set_plan(Some(plan.clone())).unwrap();
+            card.set_plan(Some(plan)).unwrap();
+            let expected = steps(&mut cpu, &tokens);
+            let got = steps(&mut card, &tokens);
+            let off = difference(&got, &expected);
+            assert!(off <= 1e-3, "{signal:?} {tau}: {off}");
+            let [kept, same] = [&card, &cpu].map(|s| s.stats().kept);
+            // A score that rounds to the other side of the threshold is one neuron in thousands.
+            assert!(
+                kept.abs_diff(same) <= same / 500,
+                "{signal:?} {tau}: kept {kept}, the CPU {same}"
+            );
+            if tau == f32::NEG_INFINITY {
+                assert_eq!(card.stats().realised_sparsity(), 0.0);
+                assert!(difference(&got, &dense) <= 1e-4);
+            } else {
+                assert!(card.stats().realised_sparsity() > 0.02);
+            }
+            // Several tokens in one step are decided one by one.
+            let mut together = vec![Vec::new(); tokens.len()];
+            card.reset();
+            card.score(&tokens, Phase::Decode, |i, row| together[i] = row.to_vec())
+                .unwrap();
+            let off = difference(&together, &got);
+            assert!(off <= 1e-3, "{signal:?} {tau} together: {off}");
+            assert!(card.stats().kept.abs_diff(kept) <= kept / 500);
+        }
+    }
+    // Without the plan it is dense again.
+    card.set_plan(None).unwrap();
+    assert_eq!(steps(&mut card, &tokens), dense);
+}
+
+#[test]
+fn quantised_weights_give_what_their_values_give() {
+    if !has_card() {
+        return;
+    }
+    let tokens = prose(30);
+    for dtype in [DType::Q8_0, DType::Q4_0] {
+        let quantised = in_type(&model("byte-llama"), dtype);
+        let (mut q, mut f) = (
+            on_card(&quantised, 16),
+            on_card(&in_type(&quantised, DType::F32), 16),
+        );
+        for plan in [None, Some((Signal::Up, 0.3)), Some((Signal::Gate, 0.1))] {
+            let plan = plan.map(|(signal, tau)| plan_of(&quantised, signal, |_| Keep::Above(tau)));
+            q.set_plan(plan.clone()).unwrap();
+            f.set_plan(plan.clone()).unwrap();
+            let (values, expected) = (steps(&mut q, &tokens), steps(&mut f, &tokens));
+            let off = difference(&values, &expected);
+            assert!(off <= 1e-3, "{dtype} {plan:?}: {off}");
+            let [kept, same] = [&q, &f].map(|s| s.stats().kept);
+            assert!(kept.abs_diff(same) <= same / 500, "{dtype}: {kept}, {same}");
+        }
+    }
+}
+
+#[test]
+fn a_session_goes_on_from_where_it_was_cut() {
+    if !has_card() {
+        return;
+    }
+    for name in ["byte-llama", "golden/gemma3"] {
+        let m = model(name);
+        let tokens = tokens(30);
+        let mut s = on_card(&m, 8);
+        let whole = steps(&mut s, &tokens);
+        s.truncate(11);
+        let again: Vec<Vec<f32>> = tokens[11..]
+            .iter()
+            .map(|t| s.feed(&[*t], Phase::Decode).unwrap().to_vec())
+            .collect();
+        assert_eq!(again, whole[11..], "{name}");
+        // Observed or not, a prompt is the same.
+        s.reset();
+        let plain = s.prompt(&tokens, |_, _| ()).unwrap().to_vec();
+        s.reset();
+        let mut seen = 0;
+        s.trace(&tokens[..29], Phase::Prompt, &mut |t| {
+            seen += t.gate.len();
+            assert!(t.gate.iter().chain(t.up).all(|v| v.is_finite()));
+        })
+        .unwrap();
+        assert_eq!(
+            seen,
+            29 * m.config.layers.iter().map(|l| l.inter).sum::<usize>()
+        );
+        let last = s.feed(&tokens[29..], Phase::Prompt).unwrap().to_vec();
+        assert!(difference(&[last], &[plain]) <= 0.02, "{name}");
+    }
+}
+
+#[test]
+fn what_a_card_cannot_run_is_refused_by_name() {
+    if !has_card() {
+        return;
+    }
+    let m = model("byte-llama");
+    let refused = |m: &Arc<Model>| Session::new(m.clone(), &options(Device::Cuda(0), 8)).err();
+    let error = refused(&in_type(&m, DType::Q5_0)).unwrap();
+    assert!(error.to_string().contains("Q5_0"), "{error}");
+    assert!(error.remedy().contains("--device cpu"));
+    let none = Session::new(m.clone(), &options(Device::Cuda(99), 8)).err();
+    assert!(matches!(none.unwrap(), Error::Machine { .. }));
+    let mut s = on_card(&m, 8);
+    let plan = plan_of(&m, Signal::Up, |_| Keep::AllBut { drop: 30 });
+    let error = s.set_plan(Some(plan)).unwrap_err();
+    assert!(matches!(error, Error::Plan { .. }), "{error}");
+}

@@ -1,0 +1,320 @@
+//! Attention on the card, with its cache of keys and values.
+
+use super::{
+    Cuda, CudaError,
+    launch::{Grid, Source, sources},
+};
+use crate::DType;
+use cudarc::driver::{CudaFunction, CudaSlice};
+
+const SOURCES: [Source; 5] = sources![
+    "types.cu",
+    "weights.cu",
+    "flow.cu",
+    "attend.cu",
+    "attend_prompt.cu"
+];
+
+/// `ATTEND_THREADS` of `attend.cu`; `PROMPT_THREADS`, `QUERIES` and `TILE` of `attend_prompt.cu`.
+const ATTEND_THREADS: usize = 128;
+const PROMPT_THREADS: usize = 256;
+const QUERIES: usize = 64;
+const TILE: usize = 32;
+/// Query heads that one launch takes together, at most.
+const MOST_TOGETHER: usize = 8;
+/// Widest head.
+const MOST_COLUMNS: usize = 256;
+
+/// What attention is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head, a multiple of 8, at most 256.
+    pub head_dim: usize,
+    /// Positions of the cache.
+    pub context: usize,
+    /// Type of keys and values, `F16` or `F32`.
+    pub cache: DType,
+}
+
+impl AttentionShape {
+    /// Bytes of a layer's keys and values.
+    pub fn cache_bytes(&self) -> usize {
+        let each = if self.cache == DType::F32 { 4 } else { 2 };
+        2 * self.kv_heads * self.context * self.head_dim * each
+    }
+
+    /// Query heads that are taken together: a divisor of those that share keys.
+    fn together(&self) -> usize {
+        let group = self.heads / self.kv_heads;
+        let fits = (1..=MOST_TOGETHER).rev().find(|n| group.is_multiple_of(*n));
+        fits.unwrap_or(1)
+    }
+}
+
+/// Keys and values of one layer, `[kv_heads, context, head_dim]` each.
+pub struct KvCache {
+    keys: CudaSlice<u8>,
+    values: CudaSlice<u8>,
+}
+
+/// What may differ from layer to layer.
+#[derive(Clone, Copy)]
+pub struct AttentionCall<'a> {
+    /// Cosines and sines in turns, `[context, pairs]`, and `pairs`: columns i and i + pairs of a head turn together, others do not.
+    /// Without it none do.
+    pub rope: Option<(&'a CudaSlice<f32>, usize)>,
+    /// Tokens that are in the cache before these, 1 number.
+    pub position: &'a CudaSlice<u32>,
+    /// Positions seen, the own one included; all if `None`.
+    pub window: Option<usize>,
+    /// Factor of scores.
+    pub scale: f32,
+    /// Scores are `cap * tanh(score / cap)`.
+    pub cap: Option<f32>,
+}
+
+/// Attention kernels of one shape, and the memory that their blocks speak through.
+pub struct AttentionKernels {
+    shape: AttentionShape,
+    /// Parts that the context is cut in.
+    spans: usize,
+    attend: CudaFunction,
+    store: CudaFunction,
+    attend_prompt: CudaFunction,
+    partial: CudaSlice<f32>,
+    ended: CudaSlice<u32>,
+}
+
+#[repr(C)]
+struct AttendArguments {
+    q: u64,
+    k: u64,
+    v: u64,
+    keys: u64,
+    values: u64,
+    turns: u64,
+    position: u64,
+    partial: u64,
+    ended: u64,
+    context: u32,
+    window: u32,
+    pairs: u32,
+    shares: u32,
+    scale: f32,
+    cap: f32,
+}
+
+#[repr(C)]
+struct StoreArguments {
+    q: u64,
+    k: u64,
+    v: u64,
+    keys: u64,
+    values: u64,
+    turns: u64,
+    position: u64,
+    heads: u32,
+    kv_heads: u32,
+    context: u32,
+    pairs: u32,
+}
+
+#[repr(C)]
+struct PromptArguments {
+    q: u64,
+    out: u64,
+    keys: u64,
+    values: u64,
+    position: u64,
+    tokens: u32,
+    heads: u32,
+    group: u32,
+    context: u32,
+    window: u32,
+    scale: f32,
+    cap: f32,
+}
+
+impl AttentionKernels {
+    /// Compiles, or takes what was compiled before.
+    ///
+    /// # Errors
+    /// [`CudaError::Attention`] for a shape that has no kernels, [`CudaError::NoCompiler`], [`CudaError::Code`] or what the driver says.
+    pub fn new(cuda: &Cuda, shape: AttentionShape) -> Result<AttentionKernels, CudaError> {
+        let AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            cache,
+            ..
+        } = shape;
+        let is_grouped = kv_heads > 0 && heads.is_multiple_of(kv_heads);
+        let is_width = head_dim.is_multiple_of(8) && (1..=MOST_COLUMNS).contains(&head_dim);
+        if !is_grouped || !is_width || !matches!(cache, DType::F16 | DType::F32) {
+            return Err(CudaError::Attention { shape });
+        }
+        let together = shape.together();
+        let module = cuda.module(
+            &SOURCES,
+            &[
+                ("HEAD", head_dim),
+                ("GROUP", together),
+                ("CACHE_F32", usize::from(cache == DType::F32)),
+            ],
+        )?;
+        let rows = heads / together;
+        let spans = (cuda.card().multiprocessors / rows).max(1);
+        Ok(AttentionKernels {
+            shape,
+            spans,
+            attend: Cuda::function(&module, "attend", 0)?,
+            store: Cuda::function(&module, "store", 0)?,
+            attend_prompt: Cuda::function(&module, "attend_prompt", prompt_shared(head_dim))?,
+            partial: cuda.zeros(heads * spans * (head_dim + 2))?,
+            ended: cuda.zeros(rows)?,
+        })
+    }
+
+    /// An empty cache for one layer.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn cache(&self, cuda: &Cuda) -> Result<KvCache, CudaError> {
+        let bytes = self.shape.cache_bytes() / 2;
+        Ok(KvCache {
+            keys: cuda.zeros(bytes)?,
+            values: cuda.zeros(bytes)?,
+        })
+    }
+
+    /// Rotates q, `[heads, head_dim]`, and k, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// If lengths do not fit. A position beyond the cache writes beyond it.
+    pub fn attend(
+        &mut self,
+        cuda: &Cuda,
+        call: AttentionCall,
+        cache: &mut KvCache,
+        q: &mut CudaSlice<f32>,
+        [k, v]: [&CudaSlice<f32>; 2],
+    ) -> Result<(), CudaError> {
+        let s = self.shape;
+        let kv = s.kv_heads * s.head_dim;
+        assert!(q.len() >= s.heads * s.head_dim && k.len() >= kv && v.len() >= kv);
+        self.check(call, cache);
+        let rows = s.heads / s.together();
+        let arguments = AttendArguments {
+            q: cuda.address(q),
+            k: cuda.address(k),
+            v: cuda.address(v),
+            keys: cuda.address(&cache.keys),
+            values: cuda.address(&cache.values),
+            turns: call.rope.map_or(0, |(turns, _)| cuda.address(turns)),
+            position: cuda.address(call.position),
+            partial: cuda.address(&self.partial),
+            ended: cuda.address(&self.ended),
+            context: s.context as u32,
+            window: window(call),
+            pairs: call.rope.map_or(0, |(_, pairs)| pairs as u32),
+            shares: (rows / s.kv_heads) as u32,
+            scale: call.scale,
+            cap: call.cap.unwrap_or(0.0),
+        };
+        let grid = Grid {
+            blocks: (rows, self.spans),
+            threads: ATTEND_THREADS,
+            shared: 0,
+        };
+        // SAFETY: as `Attend` is declared; lengths were checked, the position is the caller's to check.
+        unsafe { cuda.launch(&self.attend, grid, arguments) }
+    }
+
+    /// The same for several tokens, `[tokens, heads, head_dim]`; q is rotated and the result goes to `out`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// As [`AttentionKernels::attend`].
+    #[allow(clippy::too_many_arguments)] // the operands of attention
+    pub fn attend_prompt(
+        &mut self,
+        cuda: &Cuda,
+        call: AttentionCall,
+        cache: &mut KvCache,
+        tokens: usize,
+        q: &mut CudaSlice<f32>,
+        [k, v]: [&CudaSlice<f32>; 2],
+        out: &mut CudaSlice<f32>,
+    ) -> Result<(), CudaError> {
+        let s = self.shape;
+        let (width, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        assert!(q.len() >= tokens * width && out.len() >= tokens * width);
+        assert!(k.len() >= tokens * kv && v.len() >= tokens * kv);
+        self.check(call, cache);
+        let store = StoreArguments {
+            q: cuda.address(q),
+            k: cuda.address(k),
+            v: cuda.address(v),
+            keys: cuda.address(&cache.keys),
+            values: cuda.address(&cache.values),
+            turns: call.rope.map_or(0, |(turns, _)| cuda.address(turns)),
+            position: cuda.address(call.position),
+            heads: s.heads as u32,
+            kv_heads: s.kv_heads as u32,
+            context: s.context as u32,
+            pairs: call.rope.map_or(0, |(_, pairs)| pairs as u32),
+        };
+        // SAFETY: as `Store` is declared; lengths were checked, the position is the caller's to check.
+        unsafe { cuda.launch(&self.store, Grid::of(tokens, PROMPT_THREADS), store)? };
+        let group = s.heads / s.kv_heads;
+        let arguments = PromptArguments {
+            q: cuda.address(q),
+            out: cuda.address(out),
+            keys: cuda.address(&cache.keys),
+            values: cuda.address(&cache.values),
+            position: cuda.address(call.position),
+            tokens: tokens as u32,
+            heads: s.heads as u32,
+            group: group as u32,
+            context: s.context as u32,
+            window: window(call),
+            scale: call.scale,
+            cap: call.cap.unwrap_or(0.0),
+        };
+        let grid = Grid {
+            blocks: ((tokens * group).div_ceil(QUERIES), s.kv_heads),
+            threads: PROMPT_THREADS,
+            shared: prompt_shared(s.head_dim),
+        };
+        // SAFETY: as `AttendPrompt` is declared; otherwise as above.
+        unsafe { cuda.launch(&self.attend_prompt, grid, arguments) }
+    }
+
+    fn check(&self, call: AttentionCall, cache: &KvCache) {
+        let bytes = self.shape.cache_bytes() / 2;
+        assert!(cache.keys.len() == bytes && cache.values.len() == bytes);
+        assert!(!call.position.is_empty());
+        assert!(call.rope.is_none_or(|(turns, pairs)| {
+            2 * pairs <= self.shape.head_dim && turns.len() >= 2 * pairs * self.shape.context
+        }));
+    }
+}
+
+fn window(call: AttentionCall) -> u32 {
+    let all = u32::MAX as usize;
+    call.window.unwrap_or(all).min(all) as u32
+}
+
+/// `PROMPT_SHARED` of `attend_prompt.cu`.
+const fn prompt_shared(head_dim: usize) -> usize {
+    4 * ((QUERIES + 2 * TILE) * (head_dim + 4) + QUERIES * (TILE + 1))
+}

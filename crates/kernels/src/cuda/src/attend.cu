@@ -1,0 +1,201 @@
+// Attention of one token: rotates it, appends it to the cache and attends to all that is there, in one launch.
+//
+// A block takes a span of the context for one key/value head and the query heads that share it. How many spans there are does not depend on the context, so
+// that a launch can be recorded; spans get longer with it. Groups of lanes hold a row of keys or values between them, 8 columns a lane, and carry their own
+// softmax; they are joined in the warp, in the block, and by the block that ends last, over the spans.
+//
+// The host defines
+//
+//   HEAD        width of a head, a multiple of 8, 256 at most
+//   GROUP       query heads that share a key/value head and are taken together, 8 at most
+//   CACHE_F32   1: keys and values are f32, 0: f16
+
+struct Attend {
+    float* q;             // [heads, HEAD]; becomes the result
+    const float* k;       // [kv_heads, HEAD]
+    const float* v;       // [kv_heads, HEAD]
+    u8* keys;             // [kv_heads, context, HEAD]
+    u8* values;           // [kv_heads, context, HEAD]
+    const float2* turns;  // [context, pairs]: cosines and sines; columns i and i + pairs turn together
+    const u32* position;  // 1: how many tokens there are before
+    float* partial;       // [gridDim.x, gridDim.y, GROUP, HEAD + 2]: sums, the largest score, and the sum of weights
+    u32* ended;           // [gridDim.x]: 0 between launches
+    u32 context;
+    u32 window;  // positions seen, the own one included
+    u32 pairs;
+    u32 shares;  // launches of GROUP heads for a key/value head; gridDim.x is kv_heads * shares
+    float scale;
+    float cap;  // scores are cap * tanh(score / cap); 0 for none
+};
+
+#if CACHE_F32
+constexpr u32 CACHE_BYTES = 4;
+using Cached = Weights<F32>;
+#else
+constexpr u32 CACHE_BYTES = 2;
+using Cached = Weights<F16>;
+#endif
+
+__device__ void to_cache(u8* row, u32 column, float v) {
+#if CACHE_F32
+    reinterpret_cast<float*>(row)[column] = v;
+#else
+    reinterpret_cast<u16*>(row)[column] = half_bits(v);
+#endif
+}
+
+// Column c of a head, rotated.
+__device__ float rotated(const float* head, u32 c, u32 pairs, const float2* turns) {
+    if (c >= 2 * pairs) return head[c];
+    const float2 t = turns[c % pairs];
+    return c < pairs ? head[c] * t.x - head[c + pairs] * t.y : head[c] * t.x + head[c - pairs] * t.y;
+}
+
+__device__ float capped(float score, float cap) { return cap > 0 ? cap * tanhf(score / cap) : score; }
+
+__host__ __device__ constexpr u32 power_of_two(u32 n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
+
+constexpr u32 ATTEND_THREADS = 128;
+constexpr u32 ATTEND_WARPS = ATTEND_THREADS / 32;
+constexpr u32 LANES = power_of_two(HEAD / 8);  // that hold a row
+constexpr u32 GROUPS = ATTEND_THREADS / LANES;
+constexpr u32 AT_ONCE = 4;  // rows of each group
+constexpr float LEAST = -3.0e38f;
+static_assert(HEAD % 8 == 0 && HEAD <= 256 && GROUP <= 8, "a group of lanes fits in a warp, and its sums in registers");
+
+extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ Attend a) {
+    __shared__ float room[ATTEND_WARPS][GROUP][HEAD + 2];
+    __shared__ u32 is_last;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 column = threadIdx.x % LANES * 8, group = threadIdx.x / LANES;
+    const bool holds = column < HEAD;
+    const u32 head = blockIdx.x / a.shares;
+    float* const queries = a.q + u64(blockIdx.x) * GROUP * HEAD;
+    u8* const keys = a.keys + u64(head) * a.context * HEAD * CACHE_BYTES;
+    u8* const values = a.values + u64(head) * a.context * HEAD * CACHE_BYTES;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    const u32 position = *a.position, seen = position + 1;
+    const u32 oldest = seen > a.window ? seen - a.window : 0;
+    const u32 span = ceil_div(seen - oldest, gridDim.y);
+    const u32 from = min(oldest + span * blockIdx.y, seen), to = min(from + span, seen);
+    const float2* const turns = a.turns + u64(position) * a.pairs;
+    if (from <= position && position < to) {
+        const float* k = a.k + u64(head) * HEAD;
+        const float* v = a.v + u64(head) * HEAD;
+        for (u32 c = threadIdx.x; c < HEAD; c += ATTEND_THREADS) {
+            to_cache(keys + u64(position) * HEAD * CACHE_BYTES, c, rotated(k, c, a.pairs, turns));
+            to_cache(values + u64(position) * HEAD * CACHE_BYTES, c, v[c]);
+        }
+    }
+    float* const rotated_q = &room[0][0][0];
+    for (u32 i = threadIdx.x; i < GROUP * HEAD; i += ATTEND_THREADS) rotated_q[i] = rotated(queries + i / HEAD * HEAD, i % HEAD, a.pairs, turns) * a.scale;
+    __syncthreads();
+    float q[GROUP][8], sums[GROUP][8] = {}, largest[GROUP], weight[GROUP] = {};
+#pragma unroll
+    for (u32 h = 0; h < GROUP; h++) {
+        largest[h] = LEAST;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) q[h][i] = holds ? rotated_q[h * HEAD + column + i] : 0;
+    }
+    __syncthreads();
+
+    for (u32 base = from; base < to; base += AT_ONCE * GROUPS) {
+        float k[AT_ONCE][8] = {}, v[AT_ONCE][8] = {}, scores[AT_ONCE][GROUP];
+#pragma unroll
+        for (u32 u = 0; u < AT_ONCE; u++) {
+            const u32 p = base + u * GROUPS + group;
+            if (!holds || p >= to) continue;
+            Cached::eight(keys + u64(p) * HEAD * CACHE_BYTES, column / 8, k[u]);
+            Cached::eight(values + u64(p) * HEAD * CACHE_BYTES, column / 8, v[u]);
+        }
+#pragma unroll
+        for (u32 u = 0; u < AT_ONCE; u++)
+#pragma unroll
+            for (u32 h = 0; h < GROUP; h++) {
+                float s = 0;
+#pragma unroll
+                for (u32 i = 0; i < 8; i++) s = fmaf(q[h][i], k[u][i], s);
+#pragma unroll
+                for (u32 d = LANES / 2; d > 0; d /= 2) s += __shfl_xor_sync(~0u, s, d);
+                scores[u][h] = base + u * GROUPS + group < to ? capped(s, a.cap) : LEAST;
+            }
+#pragma unroll
+        for (u32 h = 0; h < GROUP; h++) {
+            float top = largest[h];
+#pragma unroll
+            for (u32 u = 0; u < AT_ONCE; u++) top = fmaxf(top, scores[u][h]);
+            const float shrink = expf(largest[h] - top);
+            largest[h] = top;
+            weight[h] *= shrink;
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) sums[h][i] *= shrink;
+#pragma unroll
+            for (u32 u = 0; u < AT_ONCE; u++) {
+                const float w = base + u * GROUPS + group < to ? expf(scores[u][h] - top) : 0;
+                weight[h] += w;
+#pragma unroll
+                for (u32 i = 0; i < 8; i++) sums[h][i] = fmaf(w, v[u][i], sums[h][i]);
+            }
+        }
+    }
+
+    // The groups of a warp.
+#pragma unroll
+    for (u32 h = 0; h < GROUP; h++)
+#pragma unroll
+        for (u32 d = LANES; d < 32; d *= 2) {
+            const float other = __shfl_xor_sync(~0u, largest[h], d);
+            const float top = fmaxf(largest[h], other);
+            const float shrink = expf(largest[h] - top);
+            weight[h] *= shrink;
+            weight[h] += __shfl_xor_sync(~0u, weight[h], d);
+            largest[h] = top;
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) {
+                sums[h][i] *= shrink;
+                sums[h][i] += __shfl_xor_sync(~0u, sums[h][i], d);
+            }
+        }
+    if (lane < LANES && holds)
+#pragma unroll
+        for (u32 h = 0; h < GROUP; h++) {
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) room[warp][h][column + i] = sums[h][i];
+            room[warp][h][HEAD] = largest[h];
+            room[warp][h][HEAD + 1] = weight[h];
+        }
+    __syncthreads();
+
+    // The warps of a block.
+    float* const partial = a.partial + (u64(blockIdx.x) * gridDim.y + blockIdx.y) * GROUP * (HEAD + 2);
+    for (u32 i = threadIdx.x; i < GROUP * (HEAD + 2); i += ATTEND_THREADS) {
+        const u32 h = i / (HEAD + 2), c = i % (HEAD + 2);
+        float top = LEAST, sum = 0;
+        for (u32 w = 0; w < ATTEND_WARPS; w++) top = fmaxf(top, room[w][h][HEAD]);
+        for (u32 w = 0; w < ATTEND_WARPS; w++) sum = fmaf(expf(room[w][h][HEAD] - top), room[w][h][c], sum);
+        partial[i] = c == HEAD ? top : sum;
+    }
+
+    // The spans.
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) is_last = atomicInc(a.ended + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    const float* const all = a.partial + u64(blockIdx.x) * gridDim.y * GROUP * (HEAD + 2);
+    for (u32 i = threadIdx.x; i < GROUP * HEAD; i += ATTEND_THREADS) {
+        const u32 h = i / HEAD, c = i % HEAD;
+        float top = LEAST, sum = 0, weights = 0;
+        for (u32 s = 0; s < gridDim.y; s++) top = fmaxf(top, all[(s * GROUP + h) * (HEAD + 2) + HEAD]);
+        for (u32 s = 0; s < gridDim.y; s++) {
+            const float* one = all + (s * GROUP + h) * (HEAD + 2);
+            const float w = expf(one[HEAD] - top);
+            sum = fmaf(w, one[c], sum);
+            weights = fmaf(w, one[HEAD + 1], weights);
+        }
+        queries[i] = sum / weights;
+    }
+}

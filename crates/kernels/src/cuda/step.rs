@@ -1,0 +1,389 @@
+//! One token: embedding, norms, and products of matrices with one vector.
+
+use super::{
+    Cuda, CudaError, Weights,
+    launch::{Grid, Source, sources},
+    weights::kind,
+};
+use crate::{DType, cpu::Act};
+use cudarc::driver::{CudaFunction, CudaSlice};
+
+const SOURCES: [Source; 5] = sources!["types.cu", "weights.cu", "flow.cu", "gemv.cu", "rows.cu"];
+
+/// Types in the order of their numbers in device code.
+const TYPES: [&str; 5] = ["bf16", "f16", "f32", "q8_0", "q4_0"];
+
+/// `GEMV_THREADS`, `GEMV_CHUNK` and `PRODUCTS` of `gemv.cu`, and `ROW_THREADS` of `rows.cu`.
+const GEMV_THREADS: usize = 256;
+const GEMV_CHUNK: usize = 256;
+const PRODUCTS: usize = 3;
+const ROW_THREADS: usize = 512;
+/// Threads of the kernels that take one element a thread.
+const THREADS: usize = 256;
+/// Shared memory that two blocks of a multiprocessor have each.
+const GEMV_SHARED: usize = 113 << 10;
+
+/// Where a result goes.
+pub enum Output<'a> {
+    /// It replaces what is there.
+    Write(&'a mut CudaSlice<f32>),
+    /// It is added to what is there.
+    Add(&'a mut CudaSlice<f32>),
+}
+
+impl Output<'_> {
+    /// The buffer.
+    pub(super) fn slice(&self) -> &CudaSlice<f32> {
+        match self {
+            Output::Write(s) | Output::Add(s) => s,
+        }
+    }
+
+    /// Addresses of what is added and of the result, `at` elements from the buffer's beginning.
+    pub(super) fn addresses(&self, cuda: &Cuda, at: usize) -> (u64, u64) {
+        let to = cuda.address(self.slice()) + 4 * at as u64;
+        match self {
+            Output::Write(_) => (0, to),
+            Output::Add(_) => (to, to),
+        }
+    }
+}
+
+/// One product of several with the same vector.
+pub struct Product<'a> {
+    /// `[rows, cols]`.
+    pub weights: &'a Weights,
+    /// `[rows]`, added.
+    pub bias: Option<&'a CudaSlice<f32>>,
+    /// `[rows]`.
+    pub out: Output<'a>,
+}
+
+/// Kernels that do not depend on a model's shape.
+pub struct StepKernels {
+    gemv: [CudaFunction; TYPES.len()],
+    embed: [CudaFunction; TYPES.len()],
+    /// To `f16`, of the quantised types.
+    unpack: [CudaFunction; 2],
+    rms_norm: CudaFunction,
+    add: CudaFunction,
+    multiply: CudaFunction,
+    round: [CudaFunction; 2],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ProductArguments {
+    weights: u64,
+    bias: u64,
+    residual: u64,
+    out: u64,
+    rows: u32,
+    stride: u32,
+}
+
+#[repr(C)]
+struct GemvArguments {
+    products: [ProductArguments; PRODUCTS],
+    x: u64,
+    cols: u32,
+    rows: u32,
+    row_warps: u32,
+}
+
+#[repr(C)]
+struct EmbedArguments {
+    table: u64,
+    tokens: u64,
+    out: u64,
+    cols: u32,
+    stride: u32,
+    scale: f32,
+}
+
+#[repr(C)]
+struct NormArguments {
+    x: u64,
+    weight: u64,
+    y: u64,
+    cols: u32,
+    eps: f32,
+}
+
+#[repr(C)]
+struct AddArguments {
+    x: u64,
+    y: u64,
+    n: u64,
+    every: u32,
+    scale: f32,
+}
+
+#[repr(C)]
+struct MultiplyArguments {
+    gate: u64,
+    up: u64,
+    n: u64,
+    gelu: u32,
+}
+
+#[repr(C)]
+struct RoundArguments {
+    x: u64,
+    to: u64,
+    n: u64,
+}
+
+#[repr(C)]
+struct UnpackArguments {
+    rows: u64,
+    out: u64,
+    cols: u32,
+    stride: u32,
+}
+
+impl StepKernels {
+    /// Compiles, or takes what was compiled before.
+    ///
+    /// # Errors
+    /// [`CudaError::NoCompiler`], [`CudaError::Code`] or what the driver says.
+    pub fn new(cuda: &Cuda) -> Result<StepKernels, CudaError> {
+        let module = cuda.module(&SOURCES, &[])?;
+        let plain = |name: &str| Cuda::function(&module, name, 0);
+        let of_types = |what: &str, shared: usize| {
+            let find = |t: &&str| Cuda::function(&module, &format!("{what}_{t}"), shared);
+            TYPES.iter().map(find).collect::<Result<Vec<_>, _>>()
+        };
+        let all = "there is a kernel for each type";
+        Ok(StepKernels {
+            gemv: of_types("gemv", GEMV_SHARED)?.try_into().expect(all),
+            embed: of_types("embed", 0)?.try_into().expect(all),
+            unpack: [plain("unpack_q8_0")?, plain("unpack_q4_0")?],
+            rms_norm: plain("rms_norm")?,
+            add: plain("add")?,
+            multiply: plain("multiply")?,
+            round: [plain("round_bf16")?, plain("round_f16")?],
+        })
+    }
+
+    /// Rows of `table` for the first `count` of `tokens`, times `scale`, to `out`, `[count, cols]`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// If buffers are too short. A token beyond the table reads beyond it.
+    pub fn embed(
+        &self,
+        cuda: &Cuda,
+        table: &Weights,
+        (tokens, count): (&CudaSlice<u32>, usize),
+        scale: f32,
+        out: &mut CudaSlice<f32>,
+    ) -> Result<(), CudaError> {
+        assert!(count <= tokens.len() && count * table.cols <= out.len());
+        let arguments = EmbedArguments {
+            table: cuda.address(&table.data),
+            tokens: cuda.address(tokens),
+            out: cuda.address(out),
+            cols: table.cols as u32,
+            stride: table.stride as u32,
+            scale,
+        };
+        let function = &self.embed[number(table.dtype)];
+        // SAFETY: as `Embed` is declared; lengths were checked, and tokens are the caller's to check.
+        unsafe { cuda.launch(function, Grid::of(count, THREADS), arguments) }
+    }
+
+    /// RMS norms of the first `rows` rows of `x` times `weight`, `[cols]`, to `out`, or in place where that is `None`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// If buffers are too short.
+    pub fn norm(
+        &self,
+        cuda: &Cuda,
+        x: &CudaSlice<f32>,
+        rows: usize,
+        (weight, eps): (&CudaSlice<f32>, f32),
+        out: Option<&mut CudaSlice<f32>>,
+    ) -> Result<(), CudaError> {
+        let cols = weight.len();
+        let y = out.map_or(x, |y| &*y);
+        assert!(rows * cols <= x.len() && rows * cols <= y.len());
+        let arguments = NormArguments {
+            x: cuda.address(x),
+            weight: cuda.address(weight),
+            y: cuda.address(y),
+            cols: cols as u32,
+            eps,
+        };
+        let threads = cols.next_multiple_of(32).min(ROW_THREADS);
+        // SAFETY: as `Norm` is declared; lengths were checked.
+        unsafe { cuda.launch(&self.rms_norm, Grid::of(rows, threads), arguments) }
+    }
+
+    /// Products of up to three matrices of one type with row `row` of `x`, `[rows, cols]`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// If there are more, or lengths or types do not fit.
+    pub fn products(
+        &self,
+        cuda: &Cuda,
+        (x, row): (&CudaSlice<f32>, usize),
+        products: &[Product<'_>],
+    ) -> Result<(), CudaError> {
+        let first = products.first().expect("there is something to multiply");
+        let (dtype, cols) = (first.weights.dtype, first.weights.cols);
+        assert!(products.len() <= PRODUCTS && (row + 1) * cols <= x.len());
+        let (number, vector) = kind(dtype).expect("uploaded weights have kernels");
+        let mut arguments = GemvArguments {
+            products: [ProductArguments::default(); PRODUCTS],
+            x: cuda.address(x) + (4 * row * cols) as u64,
+            cols: cols as u32,
+            rows: 0,
+            row_warps: row_warps(cols / vector),
+        };
+        for (p, to) in products.iter().zip(&mut arguments.products) {
+            let w = p.weights;
+            assert!(w.dtype == dtype && w.cols == cols && w.rows <= p.out.slice().len());
+            assert!(p.bias.is_none_or(|b| b.len() == w.rows));
+            let (residual, out) = p.out.addresses(cuda, 0);
+            *to = ProductArguments {
+                weights: cuda.address(&w.data),
+                bias: p.bias.map_or(0, |b| cuda.address(b)),
+                residual,
+                out,
+                rows: w.rows as u32,
+                stride: w.stride as u32,
+            };
+            arguments.rows += w.rows as u32;
+        }
+        let shared = 4 * (cols + GEMV_CHUNK * arguments.row_warps as usize);
+        assert!(shared <= GEMV_SHARED, "x fits in shared memory");
+        let most = 2 * cuda.card().multiprocessors;
+        let grid = Grid {
+            blocks: ((arguments.rows as usize).div_ceil(4).min(most), 1),
+            threads: GEMV_THREADS,
+            shared,
+        };
+        // SAFETY: as `Gemv` is declared; lengths were checked.
+        unsafe { cuda.launch(&self.gemv[number], grid, arguments) }
+    }
+
+    /// `x += scale * y`, the first `n` elements; a shorter `y` is added to every run of its length.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// If `x` is too short.
+    pub fn add(
+        &self,
+        cuda: &Cuda,
+        x: &mut CudaSlice<f32>,
+        (y, scale): (&CudaSlice<f32>, f32),
+        n: usize,
+    ) -> Result<(), CudaError> {
+        assert!(n <= x.len() && !y.is_empty());
+        let arguments = AddArguments {
+            x: cuda.address(x),
+            y: cuda.address(y),
+            n: n as u64,
+            every: if y.len() < n { y.len() as u32 } else { 0 },
+            scale,
+        };
+        // SAFETY: as `Add` is declared; lengths were checked.
+        unsafe { cuda.launch(&self.add, elements(cuda, n), arguments) }
+    }
+
+    /// `gate = act(gate) * up`, the first `n` elements; without `up` only the activation.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// If buffers are too short.
+    pub fn multiply(
+        &self,
+        cuda: &Cuda,
+        gate: &mut CudaSlice<f32>,
+        up: Option<&CudaSlice<f32>>,
+        n: usize,
+        act: Act,
+    ) -> Result<(), CudaError> {
+        assert!(n <= gate.len() && up.is_none_or(|u| n <= u.len()));
+        let arguments = MultiplyArguments {
+            gate: cuda.address(gate),
+            up: up.map_or(0, |u| cuda.address(u)),
+            n: n as u64,
+            gelu: u32::from(act == Act::GeluTanh),
+        };
+        // SAFETY: as `Multiply` is declared; lengths were checked.
+        unsafe { cuda.launch(&self.multiply, elements(cuda, n), arguments) }
+    }
+
+    /// The first `n` elements of `x` as `BF16` or else `F16`.
+    pub(super) fn round(
+        &self,
+        cuda: &Cuda,
+        (x, at): (&CudaSlice<f32>, usize),
+        dtype: DType,
+        to: &mut CudaSlice<u16>,
+        n: usize,
+    ) -> Result<(), CudaError> {
+        assert!(at + n <= x.len() && n <= to.len());
+        let arguments = RoundArguments {
+            x: cuda.address(x) + 4 * at as u64,
+            to: cuda.address(to),
+            n: n as u64,
+        };
+        let function = &self.round[usize::from(dtype != DType::BF16)];
+        // SAFETY: as `Round` is declared; lengths were checked.
+        unsafe { cuda.launch(function, elements(cuda, n), arguments) }
+    }
+
+    /// Quantised weights as `f16`, `[rows, cols]`.
+    pub(super) fn unpack(
+        &self,
+        cuda: &Cuda,
+        w: &Weights,
+        to: &mut CudaSlice<u16>,
+    ) -> Result<(), CudaError> {
+        assert!(w.dtype.is_quantized() && w.rows * w.cols <= to.len());
+        let arguments = UnpackArguments {
+            rows: cuda.address(&w.data),
+            out: cuda.address(to),
+            cols: w.cols as u32,
+            stride: w.stride as u32,
+        };
+        let function = &self.unpack[usize::from(w.dtype == DType::Q4_0)];
+        // SAFETY: as `Unpack` is declared; lengths were checked.
+        unsafe { cuda.launch(function, Grid::of(w.rows, THREADS), arguments) }
+    }
+}
+
+/// Warps that share a row of so many vectors: each lane should have two or more.
+fn row_warps(vectors: usize) -> u32 {
+    match vectors / 64 {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        4..=7 => 4,
+        _ => 8,
+    }
+}
+
+fn number(dtype: DType) -> usize {
+    kind(dtype).expect("uploaded weights have kernels").0
+}
+
+/// Enough blocks to fill the card, or to have a thread an element.
+fn elements(cuda: &Cuda, n: usize) -> Grid {
+    let most = 8 * cuda.card().multiprocessors;
+    Grid::of(n.div_ceil(THREADS).clamp(1, most), THREADS)
+}

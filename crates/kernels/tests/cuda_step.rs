@@ -1,0 +1,397 @@
+//! CUDA kernels of a step, but for FFNs, and of prompts against their definition in double precision. Without a card that runs them, tests say so
+//! and check nothing.
+
+use countdown_kernels::{
+    DType, MatRef,
+    cuda::{
+        AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaSlice, Orientation, Output,
+        Product, PromptKernels, StepKernels, Weights,
+    },
+    quant, reference,
+};
+
+/// Half the distance of neighbouring floats from 1 on.
+const U: f64 = 1.0 / (1 << 24) as f64;
+const TYPES: [DType; 5] = [
+    DType::BF16,
+    DType::F16,
+    DType::F32,
+    DType::Q8_0,
+    DType::Q4_0,
+];
+
+fn card() -> Option<Cuda> {
+    match Cuda::open(0, None) {
+        Ok(cuda) => Some(cuda),
+        Err(e) => {
+            eprintln!("SKIPPED: {e}");
+            None
+        }
+    }
+}
+
+/// Numbers in -1..1 in no order that matters.
+struct Noise(u64);
+
+impl Noise {
+    fn many(&mut self, n: usize) -> Vec<f32> {
+        let mut next = || {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+}
+
+/// A random matrix on the card, and as numbers.
+struct Matrix {
+    on_card: Weights,
+    values: Vec<Vec<f64>>,
+}
+
+impl Matrix {
+    fn new(cuda: &Cuda, noise: &mut Noise, dtype: DType, rows: usize, cols: usize) -> Matrix {
+        let bytes = dtype.row_bytes(cols).unwrap();
+        let mut data = vec![0; rows * bytes];
+        for row in data.chunks_exact_mut(bytes) {
+            quant::pack_row(dtype, &noise.many(cols), row);
+        }
+        let m = MatRef::new(dtype, rows, cols, &data).unwrap();
+        let row = |i| reference::row(m, i).iter().map(|v| f64::from(*v)).collect();
+        Matrix {
+            on_card: Weights::upload(cuda, m).unwrap(),
+            values: (0..rows).map(row).collect(),
+        }
+    }
+}
+
+fn nan(cuda: &Cuda, n: usize) -> CudaSlice<f32> {
+    cuda.upload(&vec![f32::NAN; n]).unwrap()
+}
+
+#[track_caller]
+fn close(got: &[f32], expected: &[f64], bound: &[f64], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, ((g, e), b)) in got.iter().zip(expected).zip(bound).enumerate() {
+        let off = (f64::from(*g) - e).abs();
+        assert!(off <= *b, "{what}, {i}: {g} for {e}, {b} allowed");
+    }
+}
+
+#[test]
+fn products_are_their_definition() {
+    let Some(cuda) = card() else { return };
+    let step = StepKernels::new(&cuda).unwrap();
+    for dtype in TYPES {
+        for (cols, rows) in [
+            (32, [1, 0, 0]),
+            (96, [7, 3, 1]),
+            (896, [896, 128, 130]),
+            (4096, [37, 1, 5]),
+            (2560, [1031, 2, 0]),
+        ] {
+            let mut noise = Noise(cols as u64);
+            let all = noise.many(2 * cols);
+            let x = cuda.upload(&all).unwrap();
+            let x64: Vec<f64> = all[cols..].iter().map(|v| f64::from(*v)).collect();
+            let rows: Vec<usize> = rows.into_iter().filter(|r| *r > 0).collect();
+            let matrices: Vec<Matrix> = rows
+                .iter()
+                .map(|&r| Matrix::new(&cuda, &mut noise, dtype, r, cols))
+                .collect();
+            let bias: Vec<Vec<f32>> = rows.iter().map(|&r| noise.many(r)).collect();
+            let before: Vec<Vec<f32>> = rows.iter().map(|&r| noise.many(r)).collect();
+            let biases: Vec<_> = bias.iter().map(|b| cuda.upload(b).unwrap()).collect();
+            let mut outs: Vec<_> = before.iter().map(|b| cuda.upload(b).unwrap()).collect();
+            // The first is added to what is there, the others replace it, and the last has no bias.
+            let products: Vec<Product> = outs
+                .iter_mut()
+                .enumerate()
+                .map(|(i, out)| Product {
+                    weights: &matrices[i].on_card,
+                    bias: (i < 2).then_some(&biases[i]),
+                    out: match i {
+                        0 => Output::Add(out),
+                        _ => Output::Write(out),
+                    },
+                })
+                .collect();
+            step.products(&cuda, (&x, 1), &products).unwrap();
+            for (i, out) in outs.iter().enumerate() {
+                let start = |r: usize| {
+                    let bias = if i < 2 { bias[i][r] } else { 0.0 };
+                    f64::from(bias) + if i == 0 { f64::from(before[0][r]) } else { 0.0 }
+                };
+                let dot = |f: fn(f64) -> f64| -> Vec<f64> {
+                    let row = |(r, w): (usize, &Vec<f64>)| {
+                        let sum: f64 = w.iter().zip(&x64).map(|(w, x)| f(w * x)).sum();
+                        sum + f(start(r))
+                    };
+                    matrices[i].values.iter().enumerate().map(row).collect()
+                };
+                // A lane's vectors of up to 32 columns, then lanes, warps, bias and residual; a scale is one more rounding.
+                let depth = (cols / 32 + 32 + 5 + 8 + 4) as f64;
+                let bound: Vec<f64> = dot(f64::abs).iter().map(|a| depth * U * a).collect();
+                let what = format!("{dtype} {rows:?} x {cols}, product {i}");
+                close(&cuda.download(out).unwrap(), &dot(|p| p), &bound, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn embeddings_norms_and_sums_are_their_definition() {
+    let Some(cuda) = card() else { return };
+    let step = StepKernels::new(&cuda).unwrap();
+    let mut noise = Noise(5);
+    for dtype in TYPES {
+        let table = Matrix::new(&cuda, &mut noise, dtype, 9, 96);
+        let tokens = cuda.upload(&[8u32, 0, 3, 7]).unwrap();
+        let mut out = nan(&cuda, 3 * 96);
+        step.embed(&cuda, &table.on_card, (&tokens, 3), 1.5, &mut out)
+            .unwrap();
+        let expected: Vec<f64> = [8, 0, 3]
+            .iter()
+            .flat_map(|&t: &usize| table.values[t].iter().map(|v| v * 1.5))
+            .collect();
+        let bound: Vec<f64> = expected.iter().map(|e| 2.0 * U * e.abs()).collect();
+        let what = format!("embedding {dtype}");
+        close(&cuda.download(&out).unwrap(), &expected, &bound, &what);
+    }
+    for (rows, cols) in [(1, 4096), (3, 96), (5, 1000), (12, 24)] {
+        let (x, weight) = (noise.many(rows * cols), noise.many(cols));
+        let eps = 1e-5f32;
+        let mut on_card = cuda.upload(&x).unwrap();
+        let w = cuda.upload(&weight).unwrap();
+        let mut out = nan(&cuda, rows * cols);
+        step.norm(&cuda, &on_card, rows, (&w, eps), Some(&mut out))
+            .unwrap();
+        let expected: Vec<f64> = x
+            .chunks_exact(cols)
+            .flat_map(|row| {
+                let squares: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum();
+                let factor = 1.0 / (squares / cols as f64 + f64::from(eps)).sqrt();
+                let weight = &weight;
+                row.iter()
+                    .zip(weight)
+                    .map(move |(x, w)| f64::from(*x) * factor * f64::from(*w))
+            })
+            .collect();
+        // Squares are summed by threads, lanes and warps; the root halves what that is off.
+        let depth = (cols / 32 + 5 + 16) as f64 / 2.0 + 6.0;
+        let bound: Vec<f64> = expected.iter().map(|e| depth * U * e.abs()).collect();
+        let what = format!("norm {rows} x {cols}");
+        let got = cuda.download(&out).unwrap();
+        close(&got, &expected, &bound, &what);
+        step.norm(&cuda, &on_card, rows, (&w, eps), None).unwrap();
+        assert_eq!(cuda.download(&on_card).unwrap(), got, "{what} in place");
+        // Half of a number is exact, so that the sum is rounded once here as there.
+        let half = (&w, 0.5);
+        step.add(&cuda, &mut on_card, half, rows * cols).unwrap();
+        let sums = got.chunks_exact(cols);
+        let sums: Vec<f32> = sums
+            .flat_map(|r| r.iter().zip(&weight).map(|(a, b)| a + 0.5 * b))
+            .collect();
+        assert_eq!(cuda.download(&on_card).unwrap(), sums, "{what}, added");
+    }
+}
+
+#[test]
+fn products_of_prompts_are_their_definition() {
+    let Some(cuda) = card() else { return };
+    let step = StepKernels::new(&cuda).unwrap();
+    let mut noise = Noise(77);
+    for dtype in TYPES {
+        for (rows, cols, tokens) in [(96, 64, 3), (160, 224, 70)] {
+            let most = tokens * rows.max(cols);
+            let mut prompt = PromptKernels::new(&cuda, most, rows * cols).unwrap();
+            let m = Matrix::new(&cuda, &mut noise, dtype, rows, cols);
+            for orientation in [Orientation::RowPerOutput, Orientation::RowPerInput] {
+                let (outputs, inputs) = match orientation {
+                    Orientation::RowPerOutput => (rows, cols),
+                    Orientation::RowPerInput => (cols, rows),
+                };
+                let x = noise.many((tokens + 1) * inputs);
+                let on_card = cuda.upload(&x).unwrap();
+                let mut out = nan(&cuda, tokens * outputs);
+                let from = (&on_card, 1, tokens);
+                prompt
+                    .matmul(&cuda, &step, &m.on_card, orientation, from, &mut out)
+                    .unwrap();
+                let weight = |o: usize, i: usize| match orientation {
+                    Orientation::RowPerOutput => m.values[o][i],
+                    Orientation::RowPerInput => m.values[i][o],
+                };
+                // Inputs and unpacked weights are rounded to so many bits.
+                let bits = match dtype {
+                    DType::F32 => 24,
+                    DType::BF16 => 8,
+                    _ => 11,
+                };
+                let relative = 2.0 / f64::from(1u32 << bits) + (inputs + 2) as f64 * U;
+                let (mut expected, mut bound) = (Vec::new(), Vec::new());
+                for row in x[inputs..].chunks_exact(inputs) {
+                    for o in 0..outputs {
+                        let products = (0..inputs).map(|i| f64::from(row[i]) * weight(o, i));
+                        expected.push(products.clone().sum());
+                        bound.push(relative * products.map(f64::abs).sum::<f64>());
+                    }
+                }
+                let what = format!("{dtype} {rows} x {cols}, {tokens} tokens, {orientation:?}");
+                close(&cuda.download(&out).unwrap(), &expected, &bound, &what);
+            }
+        }
+    }
+}
+
+/// Attention of all tokens in double precision, `[tokens, heads, head_dim]`.
+struct Attended {
+    s: AttentionShape,
+    pairs: usize,
+    window: Option<usize>,
+    cap: Option<f32>,
+    scale: f32,
+    turns: Vec<f32>,
+}
+
+impl Attended {
+    fn rotated(&self, head: &[f32], position: usize) -> Vec<f64> {
+        let mut out: Vec<f64> = head.iter().map(|v| f64::from(*v)).collect();
+        for i in 0..self.pairs {
+            let at = 2 * (position * self.pairs + i);
+            let (cos, sin) = (f64::from(self.turns[at]), f64::from(self.turns[at + 1]));
+            let (a, b) = (f64::from(head[i]), f64::from(head[i + self.pairs]));
+            out[i] = a * cos - b * sin;
+            out[i + self.pairs] = b * cos + a * sin;
+        }
+        out
+    }
+
+    fn of(&self, [q, k, v]: [&[f32]; 3], tokens: usize) -> Vec<f64> {
+        let AttentionShape {
+            heads,
+            kv_heads,
+            head_dim: n,
+            ..
+        } = self.s;
+        let head = |x: &[f32], t: usize, count: usize, h: usize| {
+            x[(t * count + h) * n..(t * count + h + 1) * n].to_vec()
+        };
+        let mut out = Vec::new();
+        for t in 0..tokens {
+            for h in 0..heads {
+                let kv = h / (heads / kv_heads);
+                let q = self.rotated(&head(q, t, heads, h), t);
+                let oldest = self.window.map_or(0, |w| (t + 1).saturating_sub(w));
+                let score = |p: usize| {
+                    let k = self.rotated(&head(k, p, kv_heads, kv), p);
+                    let s: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
+                    let s = s * f64::from(self.scale);
+                    self.cap.map_or(s, |c| {
+                        let c = f64::from(c);
+                        c * (s / c).tanh()
+                    })
+                };
+                let scores: Vec<f64> = (oldest..=t).map(score).collect();
+                let top = scores.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                let mut row = vec![0.0; n];
+                for (p, w) in (oldest..=t).zip(&weights) {
+                    let v = head(v, p, kv_heads, kv);
+                    for (r, v) in row.iter_mut().zip(v) {
+                        *r += w / sum * f64::from(v);
+                    }
+                }
+                out.extend(row);
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_is_its_definition_in_steps_and_in_prompts() {
+    let Some(cuda) = card() else { return };
+    for (heads, kv_heads, head_dim, cache, window, cap, pairs) in [
+        (3, 1, 32, DType::F32, None, None, 16),
+        (14, 2, 64, DType::F16, None, None, 32),
+        (4, 4, 24, DType::F32, Some(7), Some(2.0), 12),
+        (4, 1, 48, DType::F16, Some(8), None, 24),
+        (16, 1, 8, DType::F32, None, Some(0.5), 2),
+        (8, 2, 128, DType::F16, None, None, 64),
+        (2, 1, 256, DType::F16, Some(33), None, 128),
+    ] {
+        let tokens = 75;
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            context: 80,
+            cache,
+        };
+        let mut kernels = AttentionKernels::new(&cuda, shape).unwrap();
+        let mut noise = Noise(heads as u64);
+        let q = noise.many(tokens * heads * head_dim);
+        let k = noise.many(tokens * kv_heads * head_dim);
+        let v = noise.many(tokens * kv_heads * head_dim);
+        let turns: Vec<f32> = (0..80 * pairs)
+            .flat_map(|i| [(i as f32 * 0.37).cos(), (i as f32 * 0.37).sin()])
+            .collect();
+        let definition = Attended {
+            s: shape,
+            pairs,
+            window,
+            cap,
+            scale: 3.0 / (head_dim as f32).sqrt(),
+            turns,
+        };
+        let expected = definition.of([&q, &k, &v], tokens);
+        // Scores are off by what keys are rounded to, in the cache too; weights by twice that, values once more. Scores stay below 3 * sqrt(head_dim).
+        let unit = if cache == DType::F16 { 1.0 / 2048.0 } else { U };
+        let scores = 3.0 * (head_dim as f64).sqrt();
+        let off = 2.0 * scores * (unit + (head_dim + 8) as f64 * U) + unit + 200.0 * U;
+        let bound = vec![off; expected.len()];
+        let turns = cuda.upload(&definition.turns).unwrap();
+        let mut position = cuda.zeros(1).unwrap();
+        let what = format!("{shape:?} {window:?} {cap:?}");
+
+        // Token by token, then in three batches, each over a cache of its own.
+        for batches in [vec![1; tokens], vec![64, 10, 1]] {
+            let mut cache = kernels.cache(&cuda).unwrap();
+            let mut got = Vec::new();
+            let mut start = 0;
+            for n in batches {
+                cuda.write(&[start as u32], &mut position).unwrap();
+                let call = AttentionCall {
+                    rope: Some((&turns, pairs)),
+                    position: &position,
+                    window,
+                    scale: definition.scale,
+                    cap,
+                };
+                let rows = |x: &[f32], width: usize| {
+                    cuda.upload(&x[start * width..(start + n) * width]).unwrap()
+                };
+                let mut q = rows(&q, heads * head_dim);
+                let kv = [rows(&k, kv_heads * head_dim), rows(&v, kv_heads * head_dim)];
+                let kv = [&kv[0], &kv[1]];
+                if n == 1 {
+                    kernels.attend(&cuda, call, &mut cache, &mut q, kv).unwrap();
+                    got.extend(cuda.download(&q).unwrap());
+                } else {
+                    let mut out = nan(&cuda, n * heads * head_dim);
+                    kernels
+                        .attend_prompt(&cuda, call, &mut cache, n, &mut q, kv, &mut out)
+                        .unwrap();
+                    got.extend(cuda.download(&out).unwrap());
+                }
+                start += n;
+            }
+            close(&got, &expected, &bound, &what);
+        }
+    }
+}

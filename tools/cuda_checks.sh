@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Runs all CUDA tests on a machine that has a card, and the small ones again under compute-sanitizer; writes what it saw to docs/results/cuda-checks.md.
+#
+#   tools/cuda_checks.sh [FOLDER]
+#
+# FOLDER holds the test binaries ffn, step and model where they were built elsewhere (a card's machine need not have Rust); otherwise they are built
+# here. COMMIT names what was built, where the folder is no checkout of it. CUDA's libraries must be where the loader looks (LD_LIBRARY_PATH).
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+folder=${1:-}
+commit=${COMMIT:-$(git rev-parse --short=9 HEAD)}
+to=docs/results/cuda-checks.md
+log=$(mktemp)
+
+if [ -z "$folder" ]; then
+    folder=$(mktemp -d)
+    build() {
+        cargo test --release --no-run -p "$2" --test "$3" --message-format=json |
+            grep -o '"executable":"[^"]*"' | tail -1 | cut -d'"' -f4 | xargs -I{} cp {} "$folder/$1" || exit
+    }
+    build ffn countdown-kernels cuda
+    build step countdown-kernels cuda_step
+    build model countdown cuda
+fi
+
+good=0
+rows=""
+# name, seconds at most, command
+check() {
+    local name=$1 limit=$2 verdict
+    shift 2
+    if timeout "$limit" "$@" >"$log" 2>&1; then verdict=passed; else verdict="FAILED ($?)"; good=1; fi
+    grep -q SKIPPED "$log" && { verdict=skipped; good=1; }
+    echo "== $name: $verdict"
+    [ "$verdict" = passed ] || tail -30 "$log"
+    rows+="| $name | $verdict | $(grep -oE 'test result:.*passed|ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -2 | paste -sd';' | sed 's/; 0 failed//') |"$'\n'
+}
+
+for t in ffn step model; do check "$t" 240 "$folder/$t" --nocapture --test-threads=1; done
+# The sanitizer slows kernels down a hundredfold: shapes of a few columns, and one model.
+small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms}
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        for s in $small; do
+            for t in ffn step; do
+                "$folder/$t" --list 2>/dev/null | grep -q "$s" || continue
+                check "$tool, $s" "${SANITIZER_SECONDS:-120}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/$t" "$s" --nocapture --test-threads=1
+            done
+        done
+    done
+else
+    rows+="| compute-sanitizer | not on this machine | |"$'\n'
+fi
+
+mkdir -p "$(dirname "$to")"
+{
+    echo "# CUDA checks"
+    echo
+    echo "Written by tools/cuda_checks.sh at $commit: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1)."
+    echo
+    echo "| check | result | |"
+    echo "|---|---|---|"
+    printf '%s' "$rows"
+} >"$to"
+cat "$to"
+exit $good
