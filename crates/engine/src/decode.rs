@@ -1,7 +1,7 @@
 //! The forward pass: the only one, for prompts and steps, for every family and backend.
 
 use crate::{
-    backend::{Backend, ByPlan, FfnCall, FfnTrace, Issue, Observer, Phase},
+    backend::{Backend, ByPlan, FfnCall, FfnTrace, Issue, Observer, Phase, RmsNorm},
     error::Result,
     model::Model,
     profile::{Part, Profile, Stopwatch},
@@ -172,21 +172,22 @@ impl<B: Backend> Decoder for Runner<B> {
         let mut time = Stopwatch::start(profile);
         let (c, tokens) = (&model.config, step.tokens);
         let (layer, spec) = (&model.layers[i], &c.layers[i]);
-        let eps = c.norm_eps;
-        b.norm(x, tokens, &layer.attn_norm, eps, normed);
-        time.was(Part::Norms);
+        let norm = |weight| RmsNorm {
+            weight,
+            eps: c.norm_eps,
+        };
         let qkv = [
             (&layer.query, &mut *q),
             (&layer.key, &mut *k),
             (&layer.value, &mut *v),
         ];
-        b.linears(normed, tokens, qkv);
+        b.norm_linears(x, tokens, norm(&layer.attn_norm), normed, qkv);
         time.was(Part::Projections);
         if let Some(w) = &layer.query_norm {
-            b.norm_in_place(q, tokens * c.heads, w, eps);
+            b.norm_in_place(q, tokens * c.heads, norm(w));
         }
         if let Some(w) = &layer.key_norm {
-            b.norm_in_place(k, tokens * c.kv_heads, w, eps);
+            b.norm_in_place(k, tokens * c.kv_heads, norm(w));
         }
         time.was(Part::Norms);
         b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
@@ -195,14 +196,11 @@ impl<B: Backend> Decoder for Runner<B> {
             None => b.linear_add(q, tokens, &layer.attn_output, y, x),
             Some(w) => {
                 b.linears(q, tokens, [(&layer.attn_output, &mut *y)]);
-                b.norm_in_place(y, tokens, w, eps);
+                b.norm_in_place(y, tokens, norm(w));
                 b.add(x, y, tokens);
             }
         }
         time.was(Part::Projections);
-
-        b.norm(x, tokens, &layer.ffn_norm, eps, normed);
-        time.was(Part::Norms);
         let call = FfnCall {
             layer: i,
             start: step.start,
@@ -215,10 +213,11 @@ impl<B: Backend> Decoder for Runner<B> {
             },
         };
         match &layer.post_ffn_norm {
-            None => b.ffn_add(call, normed, y, x),
+            None => b.norm_ffn_add(call, norm(&layer.ffn_norm), normed, y, x),
             Some(w) => {
+                b.norm(x, tokens, norm(&layer.ffn_norm), normed);
                 b.ffn(call, normed, y);
-                b.norm_in_place(y, tokens, w, eps);
+                b.norm_in_place(y, tokens, norm(w));
                 b.add(x, y, tokens);
             }
         }
@@ -233,13 +232,11 @@ impl<B: Backend> Decoder for Runner<B> {
         let (m, b) = (&self.model, &mut self.backend);
         let mut time = Stopwatch::start(&mut self.profile);
         // Norms go row by row from the start; what lies before `first` costs little beside the head.
-        b.norm(
-            &self.x,
-            first + rows,
-            &m.output_norm,
-            m.config.norm_eps,
-            &mut self.normed,
-        );
+        let norm = RmsNorm {
+            weight: &m.output_norm,
+            eps: m.config.norm_eps,
+        };
+        b.norm(&self.x, first + rows, norm, &mut self.normed);
         time.was(Part::Norms);
         let done = b.logits(&self.normed, first, rows, &m.head, out);
         time.was(Part::Head);

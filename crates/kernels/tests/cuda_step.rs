@@ -119,7 +119,7 @@ fn products_are_their_definition() {
                     },
                 })
                 .collect();
-            step.products(&cuda, (&x, 1), &products).unwrap();
+            step.products(&cuda, (&x, 1), None, &products).unwrap();
             for (i, out) in outs.iter().enumerate() {
                 let start = |r: usize| {
                     let bias = if i < 2 { bias[i][r] } else { 0.0 };

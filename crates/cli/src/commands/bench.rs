@@ -22,7 +22,7 @@ use countdown::{
 };
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 /// Measure speed, dense and under plans, in turns
 ///
