@@ -214,7 +214,7 @@ template <u32 TYPE> __device__ void unpack_rows(const Unpack& u) {
 }
 
 #define KERNELS_OF(TYPE, name)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(GEMV_THREADS) gemv_##name(const __grid_constant__ Gemv g) { gemv<TYPE>(g); }        \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1) gemv_##name(const __grid_constant__ Gemv g) { gemv<TYPE>(g); }        \
     extern "C" __global__ void __launch_bounds__(256) embed_##name(const __grid_constant__ Embed e) { embed<TYPE>(e); }
 KERNELS_OF(BF16, bf16)
 KERNELS_OF(F16, f16)
