@@ -137,6 +137,13 @@ fn every_type_gives_what_the_cpu_gives() {
         let allowed = if dtype.is_quantized() { 0.03 } else { 1e-4 };
         let off = difference(&card, &cpu);
         assert!(off <= allowed, "{dtype}: {off} > {allowed}");
+        if !dtype.is_quantized() {
+            let greedy = |rows: &[Vec<f32>]| -> Vec<usize> {
+                let top = |r: &Vec<f32>| (0..r.len()).max_by(|&a, &b| r[a].total_cmp(&r[b]));
+                rows.iter().map(|r| top(r).unwrap()).collect()
+            };
+            assert_eq!(greedy(&card), greedy(&cpu), "{dtype}");
+        }
 
         let mut together = vec![Vec::new(); tokens.len()];
         s.reset();
