@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).resolve().parent.parent / "crates/kernels/src/cuda/src"
-FILES = "types weights base ring flow state score_rows score_low_rank score_copy select neurons gather ffn".split()
+FILES = "types weights base barrier ring flow state score_rows score_low_rank score_copy select neurons gather ffn".split()
 EMPTY = -1
 # The part of its expected neurons that a block may take before all counts are known.
 EARLY = 0.85
@@ -110,7 +110,7 @@ class Ffn(ctypes.Structure):
 
     _fields_ = ([(n, ctypes.c_void_p) for n in POINTERS] + [("tau", ctypes.c_float), ("score", ctypes.c_uint), ("early", ctypes.c_uint)]
                 + [(n, ctypes.c_uint) for n in STRIDES]
-                + [(n, ctypes.c_void_p) for n in "first second bias partial low shares entries".split()])
+                + [(n, ctypes.c_void_p) for n in "first second bias partial low shares entries norm".split()] + [("eps", ctypes.c_float)])
 
 
 class Shape:
@@ -131,9 +131,9 @@ class Shape:
         self.scratch = dict(partial=filled(self.blocks, hidden), low=filled(rank), shares=filled(-(-self.blocks // 8) * 4), entries=filled(self.blocks, rows, 2))
 
     def run(self, name, layer, x, y, kept=None, residual=None, score="value", tau=0.0, expected=0, dependent=True):
-        arrays = {k: layer[k] for k in "gate up down positive negative first second bias".split() if k in layer}
+        arrays = {k: layer[k] for k in "gate up down positive negative first second bias norm".split() if k in layer}
         arrays |= self.scratch | dict(x=x, y=y, kept=kept, residual=residual)
-        f = Ffn(**{k: v.data_ptr() for k, v in arrays.items() if v is not None}, tau=tau, score=SCORES[score], early=int(EARLY * expected / self.blocks),
+        f = Ffn(**{k: v.data_ptr() for k, v in arrays.items() if v is not None}, tau=tau, score=SCORES[score], early=int(EARLY * expected / self.blocks), eps=1e-5,
                 **{n: layer[n[:-7]].stride(0) * 2 for n in STRIDES})
         self.module.launch(name, self.blocks, self.threads, int(self.defines["SHARED_BYTES"]), f, dependent)
 

@@ -60,6 +60,8 @@ fn flags_that_make_no_sense() {
             Case("run -hf org/model -p x", 2, "--hf-repo"),
             Case("run -m MODEL -p x -ngl 99", 2, "--n-gpu-layers"),
             Case("run -m MODEL -p x -t 0", 2, "--threads"),
+            Case("run -m MODEL -p x --device tpu", 2, "cuda:N"),
+            Case("run -m MODEL -p x --device cuda:99", 1, "CUDA"),
             Case("serve -m MODEL --port 99999", 2, "99999"),
             Case("serve -m MODEL --api-key=", 2, "API key"),
             Case("run -m MODEL -p x -t many", 2, "many"),

@@ -1,7 +1,7 @@
 //! The forward pass: the only one, for prompts and steps, for every family and backend.
 
 use crate::{
-    backend::{Backend, ByPlan, FfnCall, FfnTrace, Issue, Observer, Phase},
+    backend::{Backend, ByPlan, FfnCall, FfnTrace, Issue, Observer, Phase, RmsNorm},
     error::Result,
     model::Model,
     profile::{Part, Profile, Stopwatch},
@@ -173,21 +173,26 @@ impl<B: Backend> Decoder for Runner<B> {
         let mut time = Stopwatch::start(profile);
         let (c, tokens) = (&model.config, step.tokens);
         let (layer, spec) = (&model.layers[i], &c.layers[i]);
-        let (eps, scale) = (c.norm_eps, c.residual_scale);
-        let input = normed_or_not(b, x, tokens, &layer.attn_norm, eps, normed);
-        time.was(Part::Norms);
+        let scale = c.residual_scale;
+        let norm = |weight| RmsNorm {
+            weight,
+            eps: c.norm_eps,
+        };
         let qkv = [
             (&layer.query, &mut *q),
             (&layer.key, &mut *k),
             (&layer.value, &mut *v),
         ];
-        b.linears(input, tokens, qkv);
+        match &layer.attn_norm {
+            Some(w) => b.norm_linears(x, tokens, norm(w), normed, qkv),
+            None => b.linears(x, tokens, qkv),
+        }
         time.was(Part::Projections);
         if let Some(w) = &layer.query_norm {
-            b.norm_in_place(q, tokens * c.heads * c.head_dim / w.len(), w, eps);
+            b.norm_in_place(q, tokens * c.heads * c.head_dim / w.len(), norm(w));
         }
         if let Some(w) = &layer.key_norm {
-            b.norm_in_place(k, tokens * c.kv_heads * c.head_dim / w.len(), w, eps);
+            b.norm_in_place(k, tokens * c.kv_heads * c.head_dim / w.len(), norm(w));
         }
         time.was(Part::Norms);
         b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
@@ -196,14 +201,11 @@ impl<B: Backend> Decoder for Runner<B> {
             None => b.linear_add(q, tokens, &layer.attn_output, y, (&mut *x, scale)),
             Some(w) => {
                 b.linears(q, tokens, [(&layer.attn_output, &mut *y)]);
-                b.norm_in_place(y, tokens, w, eps);
+                b.norm_in_place(y, tokens, norm(w));
                 b.add(x, y, scale, tokens);
             }
         }
         time.was(Part::Projections);
-
-        let input = normed_or_not(b, x, tokens, &layer.ffn_norm, eps, normed);
-        time.was(Part::Norms);
         let call = FfnCall {
             layer: i,
             start: step.start,
@@ -216,11 +218,18 @@ impl<B: Backend> Decoder for Runner<B> {
             },
         };
         match (&layer.ffn_norm, &layer.post_ffn_norm) {
-            (Some(_), None) => b.ffn_add(call, normed, y, (&mut *x, scale)),
-            (_, post) => {
+            (Some(w), None) => b.norm_ffn_add(call, norm(w), normed, y, (&mut *x, scale)),
+            (before, after) => {
+                let input = match before {
+                    Some(w) => {
+                        b.norm(x, tokens, norm(w), normed);
+                        &*normed
+                    }
+                    None => &*x,
+                };
                 b.ffn(call, input, y);
-                if let Some(w) = post {
-                    b.norm_in_place(y, tokens, w, eps);
+                if let Some(w) = after {
+                    b.norm_in_place(y, tokens, norm(w));
                 }
                 b.add(x, y, scale, tokens);
             }
@@ -236,13 +245,11 @@ impl<B: Backend> Decoder for Runner<B> {
         let (m, b) = (&self.model, &mut self.backend);
         let mut time = Stopwatch::start(&mut self.profile);
         // Norms go row by row from the start; what lies before `first` costs little beside the head.
-        b.norm(
-            &self.x,
-            first + rows,
-            &m.output_norm,
-            m.config.norm_eps,
-            &mut self.normed,
-        );
+        let norm = RmsNorm {
+            weight: &m.output_norm,
+            eps: m.config.norm_eps,
+        };
+        b.norm(&self.x, first + rows, norm, &mut self.normed);
         time.was(Part::Norms);
         let done = b.logits(&self.normed, first, rows, &m.head, out);
         if m.config.logit_scale != 1.0 {
@@ -262,18 +269,4 @@ impl<B: Backend> Decoder for Runner<B> {
     fn device(&self) -> String {
         self.backend.name()
     }
-}
-
-/// What a block is given: `x`, through a norm where it has one of its own.
-fn normed_or_not<'a, B: Backend>(
-    backend: &mut B,
-    x: &'a B::Buffer,
-    tokens: usize,
-    weight: &Option<Vec<f32>>,
-    eps: f32,
-    normed: &'a mut B::Buffer,
-) -> &'a B::Buffer {
-    let Some(weight) = weight else { return x };
-    backend.norm(x, tokens, weight, eps, normed);
-    normed
 }

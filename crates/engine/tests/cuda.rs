@@ -1,13 +1,15 @@
 //! Models on a card: the original framework's logits, and what the CPU gives under plans. Without a card that runs kernels, tests say so and check
 //! nothing.
 
+#[allow(dead_code)] // of what other tests use
 mod common;
 
-use common::{difference, fixture, in_type, model, plan_of, prose, steps, tokens};
+use common::{by_copy, difference, fixture, in_type, model, plan_of, prose, steps, tokens};
 use countdown::{
-    Device, DownLayout, Error, Model, Phase, Session, SessionOptions,
-    kernels::{DType, cuda::Cuda},
-    sparsity::{Keep, Signal},
+    Device, DownLayout, Error, Model, Phase, Session, SessionOptions, SparsityPlan, calibrate,
+    kernels::{DType, cuda::Cuda, quant},
+    model::{Linear, Matrix},
+    sparsity::{Form, Keep, Outer, Predictor, PredictorKind, Score, Signal},
 };
 use safetensors::SafeTensors;
 use std::sync::Arc;
@@ -136,6 +138,13 @@ fn every_type_gives_what_the_cpu_gives() {
         let allowed = if dtype.is_quantized() { 0.03 } else { 1e-4 };
         let off = difference(&card, &cpu);
         assert!(off <= allowed, "{dtype}: {off} > {allowed}");
+        if !dtype.is_quantized() {
+            let greedy = |rows: &[Vec<f32>]| -> Vec<usize> {
+                let top = |r: &Vec<f32>| (0..r.len()).max_by(|&a, &b| r[a].total_cmp(&r[b]));
+                rows.iter().map(|r| top(r).unwrap()).collect()
+            };
+            assert_eq!(greedy(&card), greedy(&cpu), "{dtype}");
+        }
 
         let mut together = vec![Vec::new(); tokens.len()];
         s.reset();
@@ -214,6 +223,62 @@ fn quantised_weights_give_what_their_values_give() {
             let [kept, same] = [&q, &f].map(|s| s.stats().kept);
             assert!(kept.abs_diff(same) <= same / 500, "{dtype}: {kept}, {same}");
         }
+    }
+}
+
+/// A low-rank predictor of noise, in 16 bits.
+fn low_rank(hidden: usize, inter: usize, rank: usize) -> Predictor {
+    let matrix = |rows: usize, cols: usize| {
+        let values: Vec<f32> = (0..rows * cols)
+            .map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0)
+            .collect();
+        let mut data = vec![0; 2 * values.len()];
+        quant::pack_row(DType::F16, &values, &mut data);
+        Matrix::new(DType::F16, rows, cols, data.into()).unwrap()
+    };
+    Predictor {
+        inner: Some(matrix(rank, hidden)),
+        outer: Outer::Logits(Linear {
+            weight: matrix(inter, rank),
+            bias: Some((0..inter).map(|i| (i % 7) as f32 - 3.0).collect()),
+        }),
+        rest: None,
+    }
+}
+
+#[test]
+fn predictors_keep_what_they_keep_on_the_cpu() {
+    if !has_card() {
+        return;
+    }
+    let m = in_type(&model("byte-llama"), DType::BF16);
+    let tokens = prose(40);
+    let (mut cpu, mut card) = (on_cpu(&m), on_card(&m, 16));
+    let copy4 = by_copy(
+        &m,
+        "d-countdown",
+        PredictorKind::Copy4,
+        Form::Practical,
+        0.5,
+    );
+    let text = prose(100);
+    let copy4 = calibrate(&mut cpu, &text, None, &[copy4], |_, _| ()).unwrap();
+    let mut ranked = SparsityPlan::clone(&plan_of(&m, Signal::Product, |_| Keep::Above(0.0)));
+    let inter = m.config.layers[0].inter;
+    for rule in &mut ranked.rules {
+        rule.predictor = Some(Arc::new(low_rank(m.config.hidden, inter, 16)));
+        rule.score = Score::Value;
+    }
+    for plan in [copy4[0].clone(), ranked] {
+        let plan = Arc::new(plan);
+        cpu.set_plan(Some(plan.clone())).unwrap();
+        card.set_plan(Some(plan)).unwrap();
+        let (expected, got) = (steps(&mut cpu, &tokens), steps(&mut card, &tokens));
+        let off = difference(&got, &expected);
+        assert!(off <= 0.02, "{off}");
+        let [kept, same] = [&card, &cpu].map(|s| s.stats().kept);
+        assert!(kept.abs_diff(same) <= same / 100, "{kept}, the CPU {same}");
+        assert!((0.1..0.9).contains(&card.stats().realised_sparsity()));
     }
 }
 

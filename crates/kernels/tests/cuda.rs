@@ -303,7 +303,8 @@ fn check(
             down: &down,
         };
         let buffers = FfnBuffers {
-            x: &x,
+            x: Some(&x),
+            norm: None,
             y: Output::Add(&mut y),
             row: 0,
             kept: &mut counted,

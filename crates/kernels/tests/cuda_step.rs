@@ -119,7 +119,7 @@ fn products_are_their_definition() {
                     },
                 })
                 .collect();
-            step.products(&cuda, (&x, 1), &products).unwrap();
+            step.products(&cuda, (&x, 1), None, &products).unwrap();
             for (i, out) in outs.iter().enumerate() {
                 let start = |r: usize| {
                     let bias = if i < 2 { bias[i][r] } else { 0.0 };
@@ -139,6 +139,42 @@ fn products_are_their_definition() {
                 close(&cuda.download(out).unwrap(), &dot(|p| p), &bound, &what);
             }
         }
+    }
+}
+
+#[test]
+fn products_with_a_norm_are_products_of_the_norm() {
+    let Some(cuda) = card() else { return };
+    let step = StepKernels::new(&cuda).unwrap();
+    for (dtype, cols, rows) in [(DType::BF16, 4096, 77), (DType::Q8_0, 96, 300)] {
+        let mut noise = Noise(3);
+        let m = Matrix::new(&cuda, &mut noise, dtype, rows, cols);
+        let (x, weight) = (noise.many(cols), noise.many(cols));
+        let x = cuda.upload(&x).unwrap();
+        let weight = cuda.upload(&weight).unwrap();
+        let mut normed = nan(&cuda, cols);
+        let norm = (&weight, 1e-5);
+        step.norm(&cuda, &x, 1, norm, Some(&mut normed)).unwrap();
+        let mut outs = [nan(&cuda, rows), nan(&cuda, rows)];
+        let [apart, together] = &mut outs;
+        for (x, norm, out) in [(&normed, None, apart), (&x, Some(norm), together)] {
+            let product = Product {
+                weights: &m.on_card,
+                bias: None,
+                out: Output::Write(out),
+            };
+            step.products(&cuda, (x, 0), norm, &[product]).unwrap();
+        }
+        let normed = cuda.download(&normed).unwrap();
+        let absolute = |w: &Vec<f64>| -> f64 {
+            let products = w.iter().zip(&normed);
+            products.map(|(w, x)| (w * f64::from(*x)).abs()).sum()
+        };
+        // Squares are summed in another order.
+        let bound: Vec<f64> = m.values.iter().map(|w| 60.0 * U * absolute(w)).collect();
+        let [apart, together] = outs.map(|o| cuda.download(&o).unwrap());
+        let apart: Vec<f64> = apart.into_iter().map(f64::from).collect();
+        close(&together, &apart, &bound, &format!("{dtype} {cols}"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The CPU backend.
 
-use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue};
+use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue, RmsNorm};
 use crate::{
     arch::{Act, Config, LayerSpec, Rope},
     error::{Error, Result},
@@ -422,7 +422,8 @@ impl Backend for Cpu {
         }
     }
 
-    fn norm(&mut self, x: &Buffer, rows: usize, weight: &[f32], eps: f32, out: &mut Buffer) {
+    fn norm(&mut self, x: &Buffer, rows: usize, norm: RmsNorm<'_>, out: &mut Buffer) {
+        let RmsNorm { weight, eps } = norm;
         let n = weight.len();
         let (x, out) = (&x.data[..rows * n], &mut out.data[..rows * n]);
         for (x, y) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
@@ -430,7 +431,8 @@ impl Backend for Cpu {
         }
     }
 
-    fn norm_in_place(&mut self, x: &mut Buffer, rows: usize, weight: &[f32], eps: f32) {
+    fn norm_in_place(&mut self, x: &mut Buffer, rows: usize, norm: RmsNorm<'_>) {
+        let RmsNorm { weight, eps } = norm;
         let n = weight.len();
         for row in x.data[..rows * n].chunks_exact_mut(n) {
             self.row.clear();

@@ -53,6 +53,15 @@ pub struct FfnTrace<'a> {
 /// An observer of the FFNs of a forward pass.
 pub type Observer<'a> = &'a mut dyn FnMut(FfnTrace<'_>);
 
+/// An RMS norm.
+#[derive(Clone, Copy)]
+pub(crate) struct RmsNorm<'a> {
+    /// What a row is multiplied by.
+    pub(crate) weight: &'a [f32],
+    /// Added to the mean square.
+    pub(crate) eps: f32,
+}
+
 /// One call of an FFN.
 pub(crate) struct FfnCall<'a> {
     pub(crate) layer: usize,
@@ -108,16 +117,9 @@ pub(crate) trait Backend: Send {
     /// out = rows of `table` times `scale`.
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Self::Buffer);
     /// RMS norm of the first `rows` rows of `weight.len()` elements.
-    fn norm(
-        &mut self,
-        x: &Self::Buffer,
-        rows: usize,
-        weight: &[f32],
-        eps: f32,
-        out: &mut Self::Buffer,
-    );
+    fn norm(&mut self, x: &Self::Buffer, rows: usize, norm: RmsNorm<'_>, out: &mut Self::Buffer);
     /// The same in place.
-    fn norm_in_place(&mut self, x: &mut Self::Buffer, rows: usize, weight: &[f32], eps: f32);
+    fn norm_in_place(&mut self, x: &mut Self::Buffer, rows: usize, norm: RmsNorm<'_>);
     /// out = x W^T + bias, for several W.
     fn linears<const N: usize>(
         &mut self,
@@ -141,6 +143,18 @@ pub(crate) trait Backend: Send {
     fn ffn(&mut self, call: FfnCall<'_>, x: &Self::Buffer, out: &mut Self::Buffer);
     /// x += y times `scale`, the first `tokens` rows.
     fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, scale: f32, tokens: usize);
+    /// out = norm(x) W^T + bias, for several W; `normed` is room for the norm.
+    fn norm_linears<const N: usize>(
+        &mut self,
+        x: &Self::Buffer,
+        tokens: usize,
+        norm: RmsNorm<'_>,
+        normed: &mut Self::Buffer,
+        products: [(&Linear, &mut Self::Buffer); N],
+    ) {
+        self.norm(x, tokens, norm, normed);
+        self.linears(normed, tokens, products);
+    }
     /// x += (input W^T + bias) times `scale`; `spare` is room for the product.
     fn linear_add(
         &mut self,
@@ -153,16 +167,18 @@ pub(crate) trait Backend: Send {
         self.linears(input, tokens, [(linear, &mut *spare)]);
         self.add(x, spare, scale, tokens);
     }
-    /// x += FFN(input) times `scale`; `spare` is room for the sum.
-    fn ffn_add(
+    /// x += FFN(norm(x)) times `scale`; `normed` and `spare` are room for the norm and the sum.
+    fn norm_ffn_add(
         &mut self,
         call: FfnCall<'_>,
-        input: &Self::Buffer,
+        norm: RmsNorm<'_>,
+        normed: &mut Self::Buffer,
         spare: &mut Self::Buffer,
         (x, scale): (&mut Self::Buffer, f32),
     ) {
         let tokens = call.tokens;
-        self.ffn(call, input, spare);
+        self.norm(x, tokens, norm, normed);
+        self.ffn(call, normed, spare);
         self.add(x, spare, scale, tokens);
     }
     /// Neurons that FFNs computed since this was last asked, over all tokens; or what went wrong.

@@ -15,13 +15,14 @@ const SOURCES: [Source; 5] = sources![
     "attend_prompt.cu"
 ];
 
-/// `ATTEND_THREADS` of `attend.cu`; `PROMPT_THREADS`, `QUERIES` and `TILE` of `attend_prompt.cu`.
-const ATTEND_THREADS: usize = 128;
+/// `PROMPT_THREADS`, `QUERIES` and `TILE` of `attend_prompt.cu`.
 const PROMPT_THREADS: usize = 256;
 const QUERIES: usize = 64;
 const TILE: usize = 32;
 /// Query heads that one launch takes together, at most.
 const MOST_TOGETHER: usize = 8;
+/// Shared memory that the sums of a block's warps may take.
+const MOST_SHARED: usize = 36 << 10;
 /// Widest head.
 const MOST_COLUMNS: usize = 256;
 
@@ -45,6 +46,12 @@ impl AttentionShape {
     pub fn cache_bytes(&self) -> usize {
         let each = if self.cache == DType::F32 { 4 } else { 2 };
         2 * self.kv_heads * self.context * self.head_dim * each
+    }
+
+    /// Warps of a block: eight, or as many as have room for their sums.
+    fn warps(&self) -> usize {
+        let each = 4 * self.together() * (self.head_dim + 2);
+        if 8 * each <= MOST_SHARED { 8 } else { 4 }
     }
 
     /// Query heads that are taken together: a divisor of those that share keys.
@@ -158,16 +165,18 @@ impl AttentionKernels {
             return Err(CudaError::Attention { shape });
         }
         let together = shape.together();
+        let rows = heads / together;
+        let spans = (cuda.card().multiprocessors / rows).max(1);
         let module = cuda.module(
             &SOURCES,
             &[
                 ("HEAD", head_dim),
                 ("GROUP", together),
                 ("CACHE_F32", usize::from(cache == DType::F32)),
+                ("SPANS", spans),
+                ("ATTEND_WARPS", shape.warps()),
             ],
         )?;
-        let rows = heads / together;
-        let spans = (cuda.card().multiprocessors / rows).max(1);
         Ok(AttentionKernels {
             shape,
             spans,
@@ -230,7 +239,7 @@ impl AttentionKernels {
         };
         let grid = Grid {
             blocks: (rows, self.spans),
-            threads: ATTEND_THREADS,
+            threads: 32 * s.warps(),
             shared: 0,
         };
         // SAFETY: as `Attend` is declared; lengths were checked, the position is the caller's to check.

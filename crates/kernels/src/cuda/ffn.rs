@@ -9,10 +9,11 @@ use super::{
 use crate::{cpu::Act, dtype::DType, matrix::MatRef};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
-const SOURCES: [Source; 13] = sources![
+const SOURCES: [Source; 14] = sources![
     "types.cu",
     "weights.cu",
     "base.cu",
+    "barrier.cu",
     "ring.cu",
     "flow.cu",
     "state.cu",
@@ -185,8 +186,10 @@ pub struct FfnKernels {
 
 /// Input and output of a launch.
 pub struct FfnBuffers<'a> {
-    /// Rows of `[hidden]`.
-    pub x: &'a CudaSlice<f32>,
+    /// Rows of `[hidden]`; those of `y` if `None`.
+    pub x: Option<&'a CudaSlice<f32>>,
+    /// What x is multiplied by once it is divided by its root mean square, and what is added to the mean square; x is taken as it is if `None`.
+    pub norm: Option<(&'a CudaSlice<f32>, f32)>,
     /// Rows of `[hidden]`.
     pub y: Output<'a>,
     /// Which row of both.
@@ -223,6 +226,8 @@ struct Arguments {
     low: u64,
     shares: u64,
     entries: u64,
+    norm: u64,
+    eps: f32,
 }
 
 impl FfnKernels {
@@ -344,14 +349,19 @@ impl FfnKernels {
             assert!(fits(matrix, inter, hidden, dtype), "ffn: {what}");
         }
         let at = buffers.row * hidden;
-        assert!(at + hidden <= buffers.x.len() && at + hidden <= buffers.y.slice().len());
+        // All blocks have read x when the first writes y.
+        let x = buffers.x.unwrap_or(buffers.y.slice());
+        assert!(at + hidden <= x.len() && at + hidden <= buffers.y.slice().len());
+        assert!(buffers.norm.is_none_or(|(w, _)| w.len() == hidden));
         assert!(buffers.at < buffers.kept.len());
         let (residual, y) = buffers.y.addresses(cuda, at);
         let mut a = Arguments {
             gate: cuda.address(&gate.data),
             up: cuda.address(&up.data),
             down: cuda.address(&down.data),
-            x: cuda.address(buffers.x) + 4 * at as u64,
+            x: cuda.address(x) + 4 * at as u64,
+            norm: buffers.norm.map_or(0, |(w, _)| cuda.address(w)),
+            eps: buffers.norm.map_or(0.0, |(_, eps)| eps),
             residual,
             y,
             kept: cuda.address(buffers.kept) + 4 * buffers.at as u64,

@@ -8,20 +8,33 @@ use super::{
 use crate::{DType, cpu::Act};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
-const SOURCES: [Source; 5] = sources!["types.cu", "weights.cu", "flow.cu", "gemv.cu", "rows.cu"];
+const SOURCES: [Source; 6] = sources![
+    "types.cu",
+    "weights.cu",
+    "barrier.cu",
+    "flow.cu",
+    "gemv.cu",
+    "rows.cu"
+];
 
 /// Types in the order of their numbers in device code.
 const TYPES: [&str; 5] = ["bf16", "f16", "f32", "q8_0", "q4_0"];
 
-/// `GEMV_THREADS`, `GEMV_CHUNK` and `PRODUCTS` of `gemv.cu`, and `ROW_THREADS` of `rows.cu`.
-const GEMV_THREADS: usize = 256;
-const GEMV_CHUNK: usize = 256;
+/// `GEMV_THREADS` and `PRODUCTS` of `gemv.cu`, and `ROW_THREADS` of `rows.cu`.
+const GEMV_THREADS: usize = 288;
 const PRODUCTS: usize = 3;
 const ROW_THREADS: usize = 512;
 /// Threads of the kernels that take one element a thread.
 const THREADS: usize = 256;
-/// Shared memory that two blocks of a multiprocessor have each.
+/// Shared memory of a block of products, and what of it is neither x nor slots (`GemvState`).
 const GEMV_SHARED: usize = 113 << 10;
+const GEMV_STATE: usize = 320;
+/// Bytes of a slot, about; and slots at most (`GEMV_SLOTS_MAX`) and at least.
+const SLOT_BYTES: usize = 16 << 10;
+const MOST_SLOTS: usize = 16;
+/// `GEMV_WARPS`.
+const GEMV_WARPS: usize = 8;
+const LEAST_SLOTS: usize = 2;
 
 /// Where a result goes.
 pub enum Output<'a> {
@@ -32,6 +45,14 @@ pub enum Output<'a> {
 }
 
 impl Output<'_> {
+    /// The same once more.
+    pub fn again(&mut self) -> Output<'_> {
+        match self {
+            Output::Write(s) => Output::Write(s),
+            Output::Add(s) => Output::Add(s),
+        }
+    }
+
     /// The buffer.
     pub(super) fn slice(&self) -> &CudaSlice<f32> {
         match self {
@@ -79,7 +100,6 @@ struct ProductArguments {
     residual: u64,
     out: u64,
     rows: u32,
-    stride: u32,
 }
 
 #[repr(C)]
@@ -88,7 +108,11 @@ struct GemvArguments {
     x: u64,
     cols: u32,
     rows: u32,
-    row_warps: u32,
+    slots: u32,
+    slot_rows: u32,
+    slot_bytes: u32,
+    eps: f32,
+    norm: u64,
 }
 
 #[repr(C)]
@@ -225,10 +249,10 @@ impl StepKernels {
         unsafe { cuda.launch(&self.rms_norm, Grid::of(rows, threads), arguments) }
     }
 
-    /// Products of up to three matrices of one type with row `row` of `x`, `[rows, cols]`.
+    /// Products of up to three matrices of one type with row `row` of `x`, `[rows, cols]`, or with its RMS norm times a weight, `[cols]`.
     ///
     /// # Errors
-    /// What the driver says.
+    /// [`CudaError::Weights`] for rows that are too long for shared memory, or what the driver says.
     ///
     /// # Panics
     /// If there are more, or lengths or types do not fit.
@@ -236,19 +260,38 @@ impl StepKernels {
         &self,
         cuda: &Cuda,
         (x, row): (&CudaSlice<f32>, usize),
+        norm: Option<(&CudaSlice<f32>, f32)>,
         products: &[Product<'_>],
     ) -> Result<(), CudaError> {
         let first = products.first().expect("there is something to multiply");
         let (dtype, cols) = (first.weights.dtype, first.weights.cols);
         assert!(products.len() <= PRODUCTS && (row + 1) * cols <= x.len());
-        let (number, vector) = kind(dtype).expect("uploaded weights have kernels");
+        let (number, _) = kind(dtype).expect("uploaded weights have kernels");
+        let row_bytes = first.weights.stride;
+        let slot_rows = (SLOT_BYTES / row_bytes).max(1);
+        let slot_bytes = (slot_rows * row_bytes).next_multiple_of(128);
+        let others = 4 * cols + GEMV_STATE;
+        let slots = GEMV_SHARED.saturating_sub(others) / slot_bytes;
+        if slots < LEAST_SLOTS {
+            return Err(CudaError::Weights { dtype, cols });
+        }
+        // Where there are enough, as many for each warp.
+        let slots = match slots.min(MOST_SLOTS) {
+            few @ ..GEMV_WARPS => few,
+            many => many / GEMV_WARPS * GEMV_WARPS,
+        };
         let mut arguments = GemvArguments {
             products: [ProductArguments::default(); PRODUCTS],
             x: cuda.address(x) + (4 * row * cols) as u64,
             cols: cols as u32,
             rows: 0,
-            row_warps: row_warps(cols / vector),
+            slots: slots as u32,
+            slot_rows: slot_rows as u32,
+            slot_bytes: slot_bytes as u32,
+            eps: norm.map_or(0.0, |(_, eps)| eps),
+            norm: norm.map_or(0, |(w, _)| cuda.address(w)),
         };
+        assert!(norm.is_none_or(|(w, _)| w.len() == cols));
         for (p, to) in products.iter().zip(&mut arguments.products) {
             let w = p.weights;
             assert!(w.dtype == dtype && w.cols == cols && w.rows <= p.out.slice().len());
@@ -260,17 +303,14 @@ impl StepKernels {
                 residual,
                 out,
                 rows: w.rows as u32,
-                stride: w.stride as u32,
             };
             arguments.rows += w.rows as u32;
         }
-        let shared = 4 * (cols + GEMV_CHUNK * arguments.row_warps as usize);
-        assert!(shared <= GEMV_SHARED, "x fits in shared memory");
-        let most = 2 * cuda.card().multiprocessors;
+        let most = cuda.card().multiprocessors;
         let grid = Grid {
-            blocks: ((arguments.rows as usize).div_ceil(4).min(most), 1),
+            blocks: ((arguments.rows as usize).div_ceil(8).min(most), 1),
             threads: GEMV_THREADS,
-            shared,
+            shared: slots * slot_bytes + others,
         };
         // SAFETY: as `Gemv` is declared; lengths were checked.
         unsafe { cuda.launch(&self.gemv[number], grid, arguments) }
@@ -365,16 +405,6 @@ impl StepKernels {
         let function = &self.unpack[usize::from(w.dtype == DType::Q4_0)];
         // SAFETY: as `Unpack` is declared; lengths were checked.
         unsafe { cuda.launch(function, Grid::of(w.rows, THREADS), arguments) }
-    }
-}
-
-/// Warps that share a row of so many vectors: each lane should have two or more.
-fn row_warps(vectors: usize) -> u32 {
-    match vectors / 64 {
-        0 | 1 => 1,
-        2 | 3 => 2,
-        4..=7 => 4,
-        _ => 8,
     }
 }
 

@@ -4,7 +4,7 @@
 mod plan;
 mod weights;
 
-use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue};
+use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue, RmsNorm};
 use crate::{
     arch::{Config, LayerSpec, Rope},
     error::{Error, Result},
@@ -243,8 +243,39 @@ impl CudaBackend {
         }
     }
 
-    /// FFNs by the kernels of steps, token by token.
-    fn ffn_steps(&mut self, call: &FfnCall<'_>, x: &Buffer, out: &mut Buffer, add: Sum) {
+    /// Products of one token.
+    fn step_linears<const N: usize>(
+        &mut self,
+        x: &Buffer,
+        norm: Option<RmsNorm<'_>>,
+        products: [(&Linear, &mut Buffer); N],
+    ) {
+        let (cuda, step, all) = (&self.cuda, &self.step, &self.weights);
+        let first = products.first().map(|(l, _)| l.weight.dtype());
+        let is_one_type = products
+            .iter()
+            .all(|(l, _)| Some(l.weight.dtype()) == first);
+        let products = products.map(|(l, out)| Product {
+            weights: all.matrix(&l.weight),
+            bias: l.bias.as_ref().map(|b| all.vector(b)),
+            out: Output::Write(&mut out.data),
+        });
+        let norm = norm.map(|n| (all.vector(n.weight), n.eps));
+        // A launch is of one type.
+        let each = if is_one_type { N } else { 1 };
+        let mut launches = products.chunks(each);
+        let done = launches.try_for_each(|p| step.products(cuda, (&x.data, 0), norm, p));
+        self.check(done);
+    }
+
+    /// FFNs by the kernels of steps, token by token; of the output's own rows without `x`.
+    fn ffn_steps(
+        &mut self,
+        call: &FfnCall<'_>,
+        x: Option<&Buffer>,
+        norm: Option<RmsNorm<'_>>,
+        mut out: Output<'_>,
+    ) {
         let inter = call.weights.gate.rows();
         let rule = match (call.rule, self.plans.first()) {
             (None, _) => None,
@@ -266,16 +297,14 @@ impl CudaBackend {
             up: self.weights.matrix(&call.weights.up),
             down: self.weights.matrix(call.weights.down.matrix()),
         };
+        let norm = norm.map(|n| (self.weights.vector(n.weight), n.eps));
         let mut done = Ok(());
         for row in 0..call.tokens {
             let decide = rule.map_or(Decide::All, |r| r.decide());
-            let y = match add {
-                Sum::New => Output::Write(&mut out.data),
-                Sum::Onto => Output::Add(&mut out.data),
-            };
             let buffers = FfnBuffers {
-                x: &x.data,
-                y,
+                x: x.map(|x| &x.data),
+                norm,
+                y: out.again(),
                 row,
                 kept: &mut self.kept,
                 at: row * self.layers + call.layer,
@@ -328,13 +357,6 @@ impl CudaBackend {
         let done = run();
         self.check(done);
     }
-}
-
-/// Whether a result replaces what is there or is added to it.
-#[derive(Clone, Copy)]
-enum Sum {
-    New,
-    Onto,
 }
 
 /// Bytes of memory that a session needs.
@@ -495,15 +517,15 @@ impl Backend for CudaBackend {
         self.check(done);
     }
 
-    fn norm(&mut self, x: &Buffer, rows: usize, weight: &[f32], eps: f32, out: &mut Buffer) {
-        let weight = (self.weights.vector(weight), eps);
+    fn norm(&mut self, x: &Buffer, rows: usize, norm: RmsNorm<'_>, out: &mut Buffer) {
+        let weight = (self.weights.vector(norm.weight), norm.eps);
         let out = Some(&mut out.data);
         let done = self.step.norm(&self.cuda, &x.data, rows, weight, out);
         self.check(done);
     }
 
-    fn norm_in_place(&mut self, x: &mut Buffer, rows: usize, weight: &[f32], eps: f32) {
-        let weight = (self.weights.vector(weight), eps);
+    fn norm_in_place(&mut self, x: &mut Buffer, rows: usize, norm: RmsNorm<'_>) {
+        let weight = (self.weights.vector(norm.weight), norm.eps);
         let done = self.step.norm(&self.cuda, &x.data, rows, weight, None);
         self.check(done);
     }
@@ -514,36 +536,36 @@ impl Backend for CudaBackend {
         tokens: usize,
         products: [(&Linear, &mut Buffer); N],
     ) {
-        let (cuda, step, all) = (&self.cuda, &self.step, &self.weights);
-        let bias = |l: &Linear| l.bias.as_ref().map(|b| all.vector(b));
         if tokens == 1 {
-            let first = products.first().map(|(l, _)| l.weight.dtype());
-            let is_one_type = products
-                .iter()
-                .all(|(l, _)| Some(l.weight.dtype()) == first);
-            let products = products.map(|(l, out)| Product {
-                weights: all.matrix(&l.weight),
-                bias: bias(l),
-                out: Output::Write(&mut out.data),
-            });
-            // A launch is of one type.
-            let each = if is_one_type { N } else { 1 };
-            let mut launches = products.chunks(each);
-            let done = launches.try_for_each(|p| step.products(cuda, (&x.data, 0), p));
-            self.check(done);
-            return;
+            return self.step_linears(x, None, products);
         }
+        let (cuda, step, all) = (&self.cuda, &self.step, &self.weights);
         let (prompt, mut done) = (&mut self.prompt, Ok(()));
         for (l, out) in products {
             let (w, rows) = (all.matrix(&l.weight), Orientation::RowPerOutput);
             let x = (&x.data, 0, tokens);
             done = done.and_then(|()| prompt.matmul(cuda, step, w, rows, x, &mut out.data));
-            if let Some(bias) = bias(l) {
-                let n = tokens * bias.len();
+            if let Some(bias) = &l.bias {
+                let (bias, n) = (all.vector(bias), tokens * bias.len());
                 done = done.and_then(|()| step.add(cuda, &mut out.data, (bias, 1.0), n));
             }
         }
         self.check(done);
+    }
+
+    fn norm_linears<const N: usize>(
+        &mut self,
+        x: &Buffer,
+        tokens: usize,
+        norm: RmsNorm<'_>,
+        normed: &mut Buffer,
+        products: [(&Linear, &mut Buffer); N],
+    ) {
+        if tokens == 1 {
+            return self.step_linears(x, Some(norm), products);
+        }
+        self.norm(x, tokens, norm, normed);
+        self.linears(normed, tokens, products);
     }
 
     fn linear_add(
@@ -566,7 +588,7 @@ impl Backend for CudaBackend {
             out: Output::Add(&mut x.data),
         };
         let input = (&input.data, 0);
-        let done = self.step.products(&self.cuda, input, &[product]);
+        let done = self.step.products(&self.cuda, input, None, &[product]);
         self.check(done);
     }
 
@@ -617,24 +639,25 @@ impl Backend for CudaBackend {
         if is_prompt {
             self.dense += call.tokens * call.weights.gate.rows();
         } else {
-            self.ffn_steps(&call, x, out, Sum::New);
+            self.ffn_steps(&call, Some(x), None, Output::Write(&mut out.data));
         }
     }
 
-    fn ffn_add(
+    fn norm_ffn_add(
         &mut self,
         call: FfnCall<'_>,
-        input: &Buffer,
+        norm: RmsNorm<'_>,
+        normed: &mut Buffer,
         spare: &mut Buffer,
         (x, scale): (&mut Buffer, f32),
     ) {
         let is_step = call.tokens == 1 || call.rule.is_some();
         if call.observer.is_none() && is_step && scale == 1.0 {
-            self.ffn_steps(&call, input, x, Sum::Onto);
-            return;
+            return self.ffn_steps(&call, None, Some(norm), Output::Add(&mut x.data));
         }
         let tokens = call.tokens;
-        self.ffn(call, input, spare);
+        self.norm(x, tokens, norm, normed);
+        self.ffn(call, normed, spare);
         self.add(x, spare, scale, tokens);
     }
 
@@ -685,7 +708,7 @@ impl Backend for CudaBackend {
                 bias: None,
                 out: Output::Write(logits),
             };
-            step.products(cuda, (&x.data, first), &[product])
+            step.products(cuda, (&x.data, first), None, &[product])
                 .and_then(|()| cuda.fetch(&self.logits, out.len(), &mut self.fetched))
                 .and_then(|()| cuda.fetch(&self.kept, self.layers, &mut self.fetched_kept))
                 .and_then(|()| cuda.synchronize())

@@ -9,6 +9,8 @@
 //   HEAD        width of a head, a multiple of 8, 256 at most
 //   GROUP       query heads that share a key/value head and are taken together, 8 at most
 //   CACHE_F32   1: keys and values are f32, 0: f16
+//   SPANS       parts that the context is cut in
+//   ATTEND_WARPS  warps of a block
 
 struct Attend {
     float* q;             // [heads, HEAD]; becomes the result
@@ -18,7 +20,7 @@ struct Attend {
     u8* values;           // [kv_heads, context, HEAD]
     const float2* turns;  // [context, pairs]: cosines and sines; columns i and i + pairs turn together
     const u32* position;  // 1: how many tokens there are before
-    float* partial;       // [gridDim.x, gridDim.y, GROUP, HEAD + 2]: sums, the largest score, and the sum of weights
+    float* partial;       // [gridDim.x, SPANS, GROUP, HEAD + 2]: sums, the largest score, and the sum of weights
     u32* ended;           // [gridDim.x]: 0 between launches
     u32 context;
     u32 window;  // positions seen, the own one included
@@ -55,16 +57,34 @@ __device__ float capped(float score, float cap) { return cap > 0 ? cap * tanhf(s
 
 __host__ __device__ constexpr u32 power_of_two(u32 n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
-constexpr u32 ATTEND_THREADS = 128;
-constexpr u32 ATTEND_WARPS = ATTEND_THREADS / 32;
+constexpr u32 ATTEND_THREADS = 32 * ATTEND_WARPS;
 constexpr u32 LANES = power_of_two(HEAD / 8);  // that hold a row
 constexpr u32 GROUPS = ATTEND_THREADS / LANES;
-constexpr u32 AT_ONCE = 4;  // rows of each group
+constexpr u32 AT_ONCE = 2;  // rows of each group
 constexpr float LEAST = -3.0e38f;
 static_assert(HEAD % 8 == 0 && HEAD <= 256 && GROUP <= 8, "a group of lanes fits in a warp, and its sums in registers");
 
+// Eight columns of a row of keys or values.
+struct Row {
+    uint4 w[CACHE_BYTES / 2];
+};
+
+__device__ Row load_row(const u8* rows, u32 position, u32 column) {
+    Row r;
+    const uint4* at = reinterpret_cast<const uint4*>(rows + (u64(position) * HEAD + column) * CACHE_BYTES);
+#pragma unroll
+    for (u32 i = 0; i < CACHE_BYTES / 2; i++) r.w[i] = at[i];
+    return r;
+}
+
+__device__ void values_of(const Row& r, float* v) {
+#pragma unroll
+    for (u32 i = 0; i < CACHE_BYTES / 2; i++) Cached::values(r.w[i], v + i * Cached::COLUMNS);
+}
+
 extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ Attend a) {
     __shared__ float room[ATTEND_WARPS][GROUP][HEAD + 2];
+    __shared__ float spans_weight[SPANS][GROUP], tops[SPANS][GROUP];
     __shared__ u32 is_last;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 column = threadIdx.x % LANES * 8, group = threadIdx.x / LANES;
@@ -73,15 +93,28 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     float* const queries = a.q + u64(blockIdx.x) * GROUP * HEAD;
     u8* const keys = a.keys + u64(head) * a.context * HEAD * CACHE_BYTES;
     u8* const values = a.values + u64(head) * a.context * HEAD * CACHE_BYTES;
+
+    // Neither the position nor what earlier steps have put in the cache is written by a kernel that may still run.
+    const u32 position = *a.position, seen = position + 1;
+    const u32 oldest = seen > a.window ? seen - a.window : 0;
+    const u32 span = ceil_div(seen - oldest, SPANS);
+    const u32 from = min(oldest + span * blockIdx.y, seen), to = min(from + span, seen);
+    const float2* const turns = a.turns + u64(position) * a.pairs;
+    Row next_k[AT_ONCE] = {}, next_v[AT_ONCE] = {};
+#pragma unroll
+    for (u32 u = 0; u < AT_ONCE; u++) {
+        const u32 p = from + u * GROUPS + group;
+        if (!holds || p >= min(to, position)) continue;
+        next_k[u] = load_row(keys, p, column);
+        next_v[u] = load_row(values, p, column);
+    }
     wait_for_previous_kernel();
     let_next_kernel_start();
 
-    const u32 position = *a.position, seen = position + 1;
-    const u32 oldest = seen > a.window ? seen - a.window : 0;
-    const u32 span = ceil_div(seen - oldest, gridDim.y);
-    const u32 from = min(oldest + span * blockIdx.y, seen), to = min(from + span, seen);
-    const float2* const turns = a.turns + u64(position) * a.pairs;
-    if (from <= position && position < to) {
+    float* const rotated_q = &room[0][0][0];
+    for (u32 i = threadIdx.x; i < GROUP * HEAD; i += ATTEND_THREADS) rotated_q[i] = rotated(queries + i / HEAD * HEAD, i % HEAD, a.pairs, turns) * a.scale;
+    const bool appends = from <= position && position < to;
+    if (appends) {
         const float* k = a.k + u64(head) * HEAD;
         const float* v = a.v + u64(head) * HEAD;
         for (u32 c = threadIdx.x; c < HEAD; c += ATTEND_THREADS) {
@@ -89,9 +122,14 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
             to_cache(values + u64(position) * HEAD * CACHE_BYTES, c, v[c]);
         }
     }
-    float* const rotated_q = &room[0][0][0];
-    for (u32 i = threadIdx.x; i < GROUP * HEAD; i += ATTEND_THREADS) rotated_q[i] = rotated(queries + i / HEAD * HEAD, i % HEAD, a.pairs, turns) * a.scale;
     __syncthreads();
+    if (appends)
+#pragma unroll
+        for (u32 u = 0; u < AT_ONCE; u++) {
+            if (!holds || from + u * GROUPS + group != position) continue;
+            next_k[u] = load_row(keys, position, column);
+            next_v[u] = load_row(values, position, column);
+        }
     float q[GROUP][8], sums[GROUP][8] = {}, largest[GROUP], weight[GROUP] = {};
 #pragma unroll
     for (u32 h = 0; h < GROUP; h++) {
@@ -102,41 +140,57 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     __syncthreads();
 
     for (u32 base = from; base < to; base += AT_ONCE * GROUPS) {
-        float k[AT_ONCE][8] = {}, v[AT_ONCE][8] = {}, scores[AT_ONCE][GROUP];
+        float scores[AT_ONCE][GROUP];
+        Row rows[AT_ONCE];
 #pragma unroll
         for (u32 u = 0; u < AT_ONCE; u++) {
-            const u32 p = base + u * GROUPS + group;
-            if (!holds || p >= to) continue;
-            Cached::eight(keys + u64(p) * HEAD * CACHE_BYTES, column / 8, k[u]);
-            Cached::eight(values + u64(p) * HEAD * CACHE_BYTES, column / 8, v[u]);
-        }
-#pragma unroll
-        for (u32 u = 0; u < AT_ONCE; u++)
+            float k[8];
+            values_of(next_k[u], k);
+            rows[u] = next_v[u];
+            // The next rows are on their way while these are multiplied.
+            const u32 p = base + (AT_ONCE + u) * GROUPS + group;
+            if (holds && p < to) {
+                next_k[u] = load_row(keys, p, column);
+                next_v[u] = load_row(values, p, column);
+            }
 #pragma unroll
             for (u32 h = 0; h < GROUP; h++) {
                 float s = 0;
 #pragma unroll
-                for (u32 i = 0; i < 8; i++) s = fmaf(q[h][i], k[u][i], s);
-#pragma unroll
-                for (u32 d = LANES / 2; d > 0; d /= 2) s += __shfl_xor_sync(~0u, s, d);
-                scores[u][h] = base + u * GROUPS + group < to ? capped(s, a.cap) : LEAST;
+                for (u32 i = 0; i < 8; i++) s = fmaf(q[h][i], k[i], s);
+                scores[u][h] = s;
             }
+        }
+#pragma unroll
+        for (u32 d = LANES / 2; d > 0; d /= 2)
+#pragma unroll
+            for (u32 u = 0; u < AT_ONCE; u++)
+#pragma unroll
+                for (u32 h = 0; h < GROUP; h++) scores[u][h] += __shfl_xor_sync(~0u, scores[u][h], d);
 #pragma unroll
         for (u32 h = 0; h < GROUP; h++) {
             float top = largest[h];
 #pragma unroll
-            for (u32 u = 0; u < AT_ONCE; u++) top = fmaxf(top, scores[u][h]);
+            for (u32 u = 0; u < AT_ONCE; u++) {
+                scores[u][h] = base + u * GROUPS + group < to ? capped(scores[u][h], a.cap) : LEAST;
+                top = fmaxf(top, scores[u][h]);
+            }
             const float shrink = expf(largest[h] - top);
             largest[h] = top;
             weight[h] *= shrink;
 #pragma unroll
             for (u32 i = 0; i < 8; i++) sums[h][i] *= shrink;
+        }
 #pragma unroll
-            for (u32 u = 0; u < AT_ONCE; u++) {
-                const float w = base + u * GROUPS + group < to ? expf(scores[u][h] - top) : 0;
+        for (u32 u = 0; u < AT_ONCE; u++) {
+            float v[8];
+            values_of(rows[u], v);
+#pragma unroll
+            for (u32 h = 0; h < GROUP; h++) {
+                const float w = scores[u][h] > LEAST ? expf(scores[u][h] - largest[h]) : 0;
                 weight[h] += w;
 #pragma unroll
-                for (u32 i = 0; i < 8; i++) sums[h][i] = fmaf(w, v[u][i], sums[h][i]);
+                for (u32 i = 0; i < 8; i++) sums[h][i] = fmaf(w, v[i], sums[h][i]);
             }
         }
     }
@@ -169,32 +223,41 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     __syncthreads();
 
     // The warps of a block.
-    float* const partial = a.partial + (u64(blockIdx.x) * gridDim.y + blockIdx.y) * GROUP * (HEAD + 2);
-    for (u32 i = threadIdx.x; i < GROUP * (HEAD + 2); i += ATTEND_THREADS) {
+    constexpr u32 PARTIAL = GROUP * (HEAD + 2);
+    float* const all = a.partial + u64(blockIdx.x) * SPANS * PARTIAL;
+    for (u32 i = threadIdx.x; i < PARTIAL; i += ATTEND_THREADS) {
         const u32 h = i / (HEAD + 2), c = i % (HEAD + 2);
         float top = LEAST, sum = 0;
+#pragma unroll
         for (u32 w = 0; w < ATTEND_WARPS; w++) top = fmaxf(top, room[w][h][HEAD]);
+#pragma unroll
         for (u32 w = 0; w < ATTEND_WARPS; w++) sum = fmaf(expf(room[w][h][HEAD] - top), room[w][h][c], sum);
-        partial[i] = c == HEAD ? top : sum;
+        all[blockIdx.y * PARTIAL + i] = c == HEAD ? top : sum;
     }
 
     // The spans.
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicInc(a.ended + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
+    if (threadIdx.x == 0) is_last = atomicInc(a.ended + blockIdx.x, SPANS - 1) == SPANS - 1;
     __syncthreads();
     if (!is_last) return;
     __threadfence();
-    const float* const all = a.partial + u64(blockIdx.x) * gridDim.y * GROUP * (HEAD + 2);
+    for (u32 i = threadIdx.x; i < SPANS * GROUP; i += ATTEND_THREADS) {
+        const float* one = all + i / GROUP * PARTIAL + i % GROUP * (HEAD + 2);
+        tops[i / GROUP][i % GROUP] = one[HEAD];
+        spans_weight[i / GROUP][i % GROUP] = one[HEAD + 1];
+    }
+    __syncthreads();
     for (u32 i = threadIdx.x; i < GROUP * HEAD; i += ATTEND_THREADS) {
         const u32 h = i / HEAD, c = i % HEAD;
         float top = LEAST, sum = 0, weights = 0;
-        for (u32 s = 0; s < gridDim.y; s++) top = fmaxf(top, all[(s * GROUP + h) * (HEAD + 2) + HEAD]);
-        for (u32 s = 0; s < gridDim.y; s++) {
-            const float* one = all + (s * GROUP + h) * (HEAD + 2);
-            const float w = expf(one[HEAD] - top);
-            sum = fmaf(w, one[c], sum);
-            weights = fmaf(w, one[HEAD + 1], weights);
+#pragma unroll 16
+        for (u32 s = 0; s < SPANS; s++) top = fmaxf(top, tops[s][h]);
+#pragma unroll 16
+        for (u32 s = 0; s < SPANS; s++) {
+            const float w = expf(tops[s][h] - top);
+            sum = fmaf(w, all[s * PARTIAL + h * (HEAD + 2) + c], sum);
+            weights = fmaf(w, spans_weight[s][h], weights);
         }
         queries[i] = sum / weights;
     }

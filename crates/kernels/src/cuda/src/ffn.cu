@@ -34,7 +34,7 @@ template <bool UP> struct ByRows {
         for (u32 place = SLOTS; place < min(SLOTS + AHEAD_ROWS, places()); place++)
             prefetch(row_scored(f, neuron<1>(place)), ROW_BYTES);
     }
-    __device__ static void score(const Ffn& f, const Columns& x) {
+    __device__ static void score(const Ffn& f, const Columns& x, float) {
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
             four_rows<WEIGHTS>(0, row, rows, x, shared().room);
@@ -75,7 +75,7 @@ struct LowRank {
         }
     }
     __device__ static u32 low_bytes(u32 row) { return min(LOW_ROWS, row_count<LOW_ROWS>() - row) * LOW_BYTES; }
-    __device__ static void score(const Ffn& f, const Columns& x) {
+    __device__ static void score(const Ffn& f, const Columns& x, float) {
         multiply_low(f, x);
         score_low(low_count());
     }
@@ -96,8 +96,8 @@ struct Copy4 {
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         p.fill<COPY_BYTES>(f.first + u64(neuron<1>(place)) * COPY_BYTES);
     }
-    __device__ static void score(const Ffn& f, const Columns&) {
-        const Levels x = load_levels(f.x);
+    __device__ static void score(const Ffn& f, const Columns&, float factor) {
+        const Levels x = load_levels(f, factor);
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
             four_copies(row, rows, x, shared().room);
@@ -166,9 +166,10 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
         choose<Method>(f);
         return;
     }
-    const Columns x = load_columns(f.x);
+    float factor;
+    const Columns x = load_input(f, factor);
     Columns y = {};
-    Method::score(f, x);
+    Method::score(f, x, factor);
     consume_neurons<Method>(Method::places(), x, y);
     gather(f, y);
     // All blocks' sums were there, so all have read what they were told. (The last block has columns, however few there are.)
@@ -208,7 +209,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_con
         return;
     }
     wait_for_previous_kernel();
-    const Columns x = load_columns(f.x);
+    float factor;
+    const Columns x = load_input(f, factor);
     Columns y = {};
     consume_neurons<Dense>(0, x, y);
     gather(f, y);

@@ -1,15 +1,15 @@
 // Products of up to three matrices with one vector, in one launch; rows of embeddings.
 //
-// Rows of all matrices, one after the other, are dealt to blocks in contiguous ranges. The warps of a block that share a row take four rows at a time, so
-// that eight vectors of weights are on their way for every thread and each x that is fetched is used four times.
+// Rows of all matrices, one after the other, are dealt to blocks in contiguous ranges, one block a multiprocessor. One thread, the producer, streams a block's rows
+// through a ring of slots in shared memory by bulk copies, which begin before the kernel before has ended; the other warps, the consumers, multiply. A slot
+// holds a few rows of one matrix.
 
 struct Product {
-    const u8* weights;      // [rows, cols], `stride` bytes from row to row
+    const u8* weights;      // [rows, cols], one row behind the other
     const float* bias;      // [rows], or null
     const float* residual;  // [rows], or null: added, too; may be `out`
     float* out;             // [rows]
     u32 rows;
-    u32 stride;
 };
 
 constexpr u32 PRODUCTS = 3;
@@ -18,107 +18,152 @@ struct Gemv {
     Product products[PRODUCTS];  // those that are missing have no rows
     const float* x;              // [cols], at a multiple of 16 bytes
     u32 cols;
-    u32 rows;       // of all products
-    u32 row_warps;  // that share a row: 1, 2, 4 or 8
+    u32 rows;        // of all products
+    u32 slots;
+    u32 slot_rows;   // rows of a slot, at most
+    u32 slot_bytes;  // a multiple of 128
+    float eps;           // added to the mean square
+    const float* norm;   // [cols]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
 };
 
-constexpr u32 GEMV_THREADS = 256;
-constexpr u32 GEMV_WARPS = GEMV_THREADS / 32;
-// Rows whose sums are kept until all warps have added theirs.
-constexpr u32 GEMV_CHUNK = 256;
-// Bytes of a block's first rows that wait in the second-level cache until x is known.
-constexpr u32 GEMV_AHEAD = 65536;
+constexpr u32 GEMV_CONSUMERS = 256;
+constexpr u32 GEMV_THREADS = GEMV_CONSUMERS + 32;
+constexpr u32 GEMV_WARPS = GEMV_CONSUMERS / 32;
+constexpr u32 GEMV_SLOTS_MAX = 16;
+
+struct GemvState {
+    u64 full[GEMV_SLOTS_MAX];   // flips when a slot's bytes have arrived
+    u64 empty[GEMV_SLOTS_MAX];  // flips when it is read
+    float squares[GEMV_WARPS];
+};
 
 extern __shared__ __align__(128) u8 shared_memory[];
 
-// The matrix that a row belongs to, and which of its rows it is.
+// The matrix that a row belongs to; `row` becomes which of its rows it is.
 __device__ const Product& product_of(const Gemv& g, u32& row) {
     u32 p = 0;
     while (p + 1 < PRODUCTS && row >= g.products[p].rows) row -= g.products[p++].rows;
     return g.products[p];
 }
 
-__device__ const u8* gemv_row(const Gemv& g, u32 row) {
-    const Product& p = product_of(g, row);
-    return p.weights + u64(row) * p.stride;
+// x, or its norm, to shared memory: quad j of vector i at [j][i], so that lanes which take neighbouring vectors meet no bank twice. For consumers.
+template <u32 QUADS> __device__ void load_x(const Gemv& g, u32 vectors, float4* x, float* sums) {
+    float squares = 0;
+    for (u32 i = threadIdx.x; i < vectors * QUADS; i += GEMV_CONSUMERS) {
+        const float4 v = reinterpret_cast<const float4*>(g.x)[i];
+        x[i % QUADS * vectors + i / QUADS] = v;
+        squares = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares))));
+    }
+    if (g.norm) {
+#pragma unroll
+        for (u32 d = 16; d > 0; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
+        if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = squares;
+        sync_some(1, GEMV_CONSUMERS);
+        squares = 0;
+#pragma unroll
+        for (u32 w = 0; w < GEMV_WARPS; w++) squares += sums[w];
+        const float factor = 1.0f / sqrtf(squares / g.cols + g.eps);
+        for (u32 i = threadIdx.x; i < vectors * QUADS; i += GEMV_CONSUMERS) {
+            const float4 w = reinterpret_cast<const float4*>(g.norm)[i];
+            float4& v = x[i % QUADS * vectors + i / QUADS];
+            v = make_float4(v.x * (factor * w.x), v.y * (factor * w.y), v.z * (factor * w.z), v.w * (factor * w.w));
+        }
+    }
+    sync_some(1, GEMV_CONSUMERS);
 }
 
 template <u32 TYPE> __device__ void gemv(const Gemv& g) {
     using W = Weights<TYPE>;
     constexpr u32 QUADS = W::COLUMNS / 4;
-    constexpr u32 ROWS = 4;
-    constexpr u32 DEEP = 2;
-    const u32 vectors = g.cols / W::COLUMNS;
+    const u32 vectors = g.cols / W::COLUMNS, row_bytes = W::row_bytes(g.cols);
     const u32 first = u64(g.rows) * blockIdx.x / gridDim.x, end = u64(g.rows) * (blockIdx.x + 1) / gridDim.x;
-    if (threadIdx.x == 0)
-        for (u32 row = first, bytes = 0; row < end && bytes < GEMV_AHEAD; row++, bytes += W::row_bytes(g.cols)) prefetch(gemv_row(g, row), W::row_bytes(g.cols));
+    u8* const ring = shared_memory;
+    float4* const x = reinterpret_cast<float4*>(ring + g.slots * g.slot_bytes);
+    GemvState& s = *reinterpret_cast<GemvState*>(x + vectors * QUADS);
+    if (threadIdx.x < g.slots) {
+        barrier_init(s.full[threadIdx.x], 1);
+        barrier_init(s.empty[threadIdx.x], 1);
+    }
+    barriers_ready();
+    __syncthreads();
+    if (threadIdx.x >= GEMV_CONSUMERS) {
+        if (threadIdx.x > GEMV_CONSUMERS) return;
+        const u64 policy = read_once();
+        u32 slot = 0, phase = 0;
+        for (u32 row = first; row < end; row += g.slot_rows) {
+            const u32 count = min(g.slot_rows, end - row);
+            barrier_wait(s.empty[slot], phase ^ 1);
+            barrier_arrive_for_bytes(s.full[slot], count * row_bytes);
+            // As a rule all are of one matrix.
+            for (u32 done = 0, some; done < count; done += some) {
+                u32 in_product = row + done;
+                const Product& p = product_of(g, in_product);
+                some = min(count - done, p.rows - in_product);
+                bulk_copy(ring + slot * g.slot_bytes + done * row_bytes, p.weights + u64(in_product) * row_bytes, some * row_bytes, s.full[slot], policy);
+            }
+            if (++slot == g.slots) {
+                slot = 0;
+                phase ^= 1;
+            }
+        }
+        return;
+    }
     wait_for_previous_kernel();
     let_next_kernel_start();
+    load_x<QUADS>(g, vectors, x, s.squares);
 
-    // Quad j of vector i lies at [j][i], so that lanes which take neighbouring vectors meet no bank twice.
-    float4* x = reinterpret_cast<float4*>(shared_memory);
-    for (u32 i = threadIdx.x; i < vectors * QUADS; i += GEMV_THREADS) x[i % QUADS * vectors + i / QUADS] = reinterpret_cast<const float4*>(g.x)[i];
-    __syncthreads();
-    float* sums = reinterpret_cast<float*>(x + vectors * QUADS);  // [GEMV_CHUNK][row_warps]
-
+    // A slot is always read by the same warp, two rows at a time: warps wait for neither bytes nor each other together, and none is a round ahead, where it would
+    // take an old phase of a barrier for a new one.
+    constexpr u32 TOGETHER = 2;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 team = warp / g.row_warps, teams = GEMV_WARPS / g.row_warps, part = warp % g.row_warps;
-    const u32 step = 32 * g.row_warps;
-    for (u32 chunk = first; chunk < end; chunk += GEMV_CHUNK) {
-        const u32 count = min(GEMV_CHUNK, end - chunk);
-        for (u32 r = ROWS * team; r < count; r += ROWS * teams) {
-            const u8* rows[ROWS];
-            float v[ROWS] = {};
+    u32 round = 0;
+    for (u32 slot = warp; slot < g.slots;) {
+        const u32 row = first + (round * g.slots + slot) * g.slot_rows;
+        if (row >= end) break;
+        const u32 count = min(g.slot_rows, end - row);
+        const u8* const rows = ring + slot * g.slot_bytes;
+        barrier_wait(s.full[slot], round % 2);
+        for (u32 r = 0; r < count; r += TOGETHER) {
+            float v[TOGETHER] = {};
+#pragma unroll 4
+            for (u32 i = lane; i < vectors; i += 32) {
+                float xs[W::COLUMNS];
 #pragma unroll
-            for (u32 k = 0; k < ROWS; k++) rows[k] = gemv_row(g, chunk + min(r + k, count - 1));
-            const u32 there = min(ROWS, count - r);
-            for (u32 at = 32 * part + lane; at < vectors; at += DEEP * step) {
-                uint4 w[DEEP][ROWS];
+                for (u32 j = 0; j < QUADS; j++) {
+                    const float4 q = x[j * vectors + i];
+                    xs[4 * j] = q.x;
+                    xs[4 * j + 1] = q.y;
+                    xs[4 * j + 2] = q.z;
+                    xs[4 * j + 3] = q.w;
+                }
 #pragma unroll
-                for (u32 d = 0; d < DEEP; d++)
+                for (u32 k = 0; k < TOGETHER; k++) {
+                    // Of a row that does not exist, the last one: nobody looks at its sum.
+                    const u8* const at = rows + min(r + k, count - 1) * row_bytes;
+                    float values[W::COLUMNS], sum = 0;
+                    W::values(reinterpret_cast<const uint4*>(at)[i], values);
 #pragma unroll
-                    for (u32 k = 0; k < ROWS; k++) {
-                        w[d][k] = make_uint4(0, 0, 0, 0);
-                        if (k < there && at + d * step < vectors) w[d][k] = read_weights(rows[k] + 16 * (at + d * step));
-                    }
-#pragma unroll
-                for (u32 d = 0; d < DEEP; d++) {
-                    const u32 i = at + d * step;
-                    if (i >= vectors) break;
-                    float xs[W::COLUMNS];
-#pragma unroll
-                    for (u32 j = 0; j < QUADS; j++) {
-                        const float4 q = x[j * vectors + i];
-                        xs[4 * j] = q.x;
-                        xs[4 * j + 1] = q.y;
-                        xs[4 * j + 2] = q.z;
-                        xs[4 * j + 3] = q.w;
-                    }
-#pragma unroll
-                    for (u32 k = 0; k < ROWS; k++) {
-                        float values[W::COLUMNS], sum = 0;
-                        W::values(w[d][k], values);
-#pragma unroll
-                        for (u32 c = 0; c < W::COLUMNS; c++) sum = fmaf(values[c], xs[c], sum);
-                        v[k] = fmaf(W::scale(rows[k], g.cols, i * W::COLUMNS), sum, v[k]);
-                    }
+                    for (u32 c = 0; c < W::COLUMNS; c++) sum = fmaf(values[c], xs[c], sum);
+                    v[k] = fmaf(W::scale(at, g.cols, i * W::COLUMNS), sum, v[k]);
                 }
             }
-            const float sum = warp_sums(v);
-            const u32 k = lane / (32 / ROWS);
-            if (lane % (32 / ROWS) == 0 && k < there) sums[(r + k) * g.row_warps + part] = sum;
+            float sum = warp_sums(v);
+            const u32 k = lane / (32 / TOGETHER);
+            if (lane % (32 / TOGETHER) == 0 && r + k < count) {
+                u32 in_product = row + r + k;
+                const Product& p = product_of(g, in_product);
+                if (p.bias) sum += p.bias[in_product];
+                if (p.residual) sum += p.residual[in_product];
+                p.out[in_product] = sum;
+            }
         }
-        __syncthreads();
-        for (u32 r = threadIdx.x; r < count; r += GEMV_THREADS) {
-            u32 row = chunk + r;
-            const Product& p = product_of(g, row);
-            float sum = 0;
-            for (u32 w = 0; w < g.row_warps; w++) sum += sums[r * g.row_warps + w];
-            if (p.bias) sum += p.bias[row];
-            if (p.residual) sum += p.residual[row];
-            p.out[row] = sum;
+        __syncwarp();
+        if (lane == 0) barrier_arrive(s.empty[slot]);
+        slot += GEMV_WARPS;
+        if (slot >= g.slots) {
+            slot = warp;
+            round++;
         }
-        __syncthreads();
     }
 }
 
@@ -169,7 +214,7 @@ template <u32 TYPE> __device__ void unpack_rows(const Unpack& u) {
 }
 
 #define KERNELS_OF(TYPE, name)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 2) gemv_##name(const __grid_constant__ Gemv g) { gemv<TYPE>(g); }        \
+    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1) gemv_##name(const __grid_constant__ Gemv g) { gemv<TYPE>(g); }        \
     extern "C" __global__ void __launch_bounds__(256) embed_##name(const __grid_constant__ Embed e) { embed<TYPE>(e); }
 KERNELS_OF(BF16, bf16)
 KERNELS_OF(F16, f16)

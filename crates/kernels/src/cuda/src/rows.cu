@@ -1,19 +1,5 @@
 // What is done to rows of activations: norms, sums, and what prompts need between their products.
 
-constexpr u32 ROW_THREADS = 512;
-
-// The sum over the block's threads, for all of them.
-__device__ float block_sum(float v) {
-    __shared__ float sums[ROW_THREADS / 32];
-#pragma unroll
-    for (u32 d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
-    __syncthreads();
-    float sum = 0;
-    for (u32 w = 0; w < blockDim.x / 32; w++) sum += sums[w];
-    return sum;
-}
-
 struct Norm {
     const float* x;       // [blocks, cols]
     const float* weight;  // [cols]

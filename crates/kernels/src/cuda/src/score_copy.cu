@@ -19,7 +19,8 @@ struct Levels {
 constexpr int INT_AS_FLOAT = 0x4b400000;  // 1.5 * 2^23
 constexpr float INT_OFFSET = 12582912.0f;
 
-__device__ Levels load_levels(const float* x) {
+// Of x times the factor of its norm.
+__device__ Levels load_levels(const Ffn& f, float factor) {
     const u32 block = team_thread() % HALF;
     Levels l = {};
     if (block >= COPY_BLOCKS) return l;
@@ -27,11 +28,12 @@ __device__ Levels load_levels(const float* x) {
     float largest = 0;
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
-        const float4 p = reinterpret_cast<const float4*>(x)[8 * block + i];
-        v[4 * i] = p.x;
-        v[4 * i + 1] = p.y;
-        v[4 * i + 2] = p.z;
-        v[4 * i + 3] = p.w;
+        const float4 p = reinterpret_cast<const float4*>(f.x)[8 * block + i];
+        const float4 w = f.norm ? reinterpret_cast<const float4*>(f.norm)[8 * block + i] : make_float4(1, 1, 1, 1);
+        v[4 * i] = p.x * (factor * w.x);
+        v[4 * i + 1] = p.y * (factor * w.y);
+        v[4 * i + 2] = p.z * (factor * w.z);
+        v[4 * i + 3] = p.w * (factor * w.w);
     }
     bool nan = false;
 #pragma unroll

@@ -32,6 +32,9 @@ struct Ffn {
     float* low;      // [RANK]: A x
     u16* shares;     // [BLOCKS, up to a multiple of 8]
     u64* entries;    // [BLOCKS, ROWS_MAX]
+
+    const float* norm;  // [HIDDEN]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
+    float eps;          // added to the mean square
 };
 
 constexpr u32 SCORE_MAGNITUDE = 0;  // |s|
@@ -66,6 +69,7 @@ struct alignas(16) Shared {
     Item items[SLOTS_MAX];
     float cuts[3][ROWS_MAX];     // what this block's neurons are decided by: positive, negative, bias
     float exchange[TEAMS][2][2][WARPS];
+    float squares[TEAMS][WARPS];
 };
 
 constexpr u32 SLOTS_FIT = (SHARED_BYTES - sizeof(Shared)) / SLOT_BYTES;
@@ -194,6 +198,34 @@ __device__ Columns load_columns(const float* x) {
         for (u32 i = 0; i < 8; i++) c.v[8 * k + i] = v[i];
     }
     return c;
+}
+
+// What x is divided by, the root mean square, as a factor; for all consumers.
+__device__ float norm_factor(const Ffn& f, const Columns& x) {
+    float squares = 0;
+#pragma unroll
+    for (u32 i = 0; i < 16; i++) squares = fmaf(x.v[i], x.v[i], squares);
+#pragma unroll
+    for (u32 d = 16; d > 0; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
+    float* sums = shared().squares[team()];
+    if (threadIdx.x % 32 == 0) sums[team_warp()] = squares;
+    sync_team();
+    squares = 0;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) squares += sums[w];
+    return 1.0f / sqrtf(squares / HIDDEN + f.eps);
+}
+
+// x as it is multiplied, and the factor that its norm takes.
+__device__ Columns load_input(const Ffn& f, float& factor) {
+    Columns x = load_columns(f.x);
+    factor = 1;
+    if (!f.norm) return x;
+    const Columns weight = load_columns(f.norm);
+    factor = norm_factor(f, x);
+#pragma unroll
+    for (u32 i = 0; i < 16; i++) x.v[i] *= factor * weight.v[i];
+    return x;
 }
 
 // This thread's part of the product of the row of TYPE at a place and x.

@@ -110,12 +110,5 @@ template <> struct Weights<Q4_0> {
     __device__ static void eight(const u8* row, u32 run, float* v) { word(reinterpret_cast<const u32*>(row)[run], v); }
 };
 
-// 16 bytes of weights, which are read once.
-__device__ uint4 read_weights(const void* from) {
-    uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-    return v;
-}
-
 // Global memory to the second-level cache; a hint. Both are multiples of 16.
 __device__ void prefetch(const void* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
