@@ -149,14 +149,23 @@ fn all() -> Vec<(String, &'static str, &'static str)> {
 }
 
 /// Says how far logits are off, as a share of the largest, for `cargo xtask support`.
-fn report(s: &Session, file: &str, phase: Phase, worst: f32, expected: &[f32]) {
+fn report(
+    s: &Session,
+    file: &str,
+    (phase, down): (Phase, DownLayout),
+    worst: f32,
+    expected: &[f32],
+) {
     let family = FAMILIES.iter().find(|f| f.name == s.model().config.family);
     let f = family.unwrap();
     let largest = expected.iter().fold(0f32, |l, x| l.max(x.abs()));
     let share = worst / largest;
     let (hf, gguf) = (f.hf_types.join(", "), f.gguf_types.join(", "));
     let fields = [f.name, f.models, &hf, &gguf, file];
-    println!("golden\t{}\t{phase:?}\t{share:e}", fields.join("\t"));
+    println!(
+        "golden\t{}\t{phase:?} {down:?}\t{share:e}",
+        fields.join("\t")
+    );
 }
 
 fn check(phase: Phase, batches: &[usize]) {
@@ -169,7 +178,7 @@ fn check(phase: Phase, batches: &[usize]) {
                 let mut s = session(case, file, down, batch, CONTEXT);
                 let worst = worst(&logits(&mut s, &g.tokens, phase), expected);
                 let allowed = allowed(&g, &s, down, phase, expected);
-                report(&s, file, phase, worst, expected);
+                report(&s, file, (phase, down), worst, expected);
                 assert!(
                     worst <= allowed,
                     "{case} {file} {down:?} {batch}: {worst} > {allowed}"

@@ -3,7 +3,7 @@
 
 use super::{
     Config, Family, GELU_TANH, NormWeights, Params, Role, USUAL, gemma, gemma2,
-    rope::{self, Scope},
+    rope::{RopeParams, Scope},
 };
 use crate::error::Result;
 use std::sync::Arc;
@@ -47,7 +47,8 @@ fn refine(p: &Params, c: &mut Config) -> Result<()> {
         .opt_size("sliding_window_pattern", "attention.sliding_window_pattern")?
         .unwrap_or(PATTERN);
     p.set_windows(c, Some(window), |i| !(i + 1).is_multiple_of(pattern))?;
-    let local = Arc::new(rope::read(p, Scope::Local, c.head_dim, LOCAL_ROPE_BASE)?);
+    let local = RopeParams::new(p, Scope::Local, c.head_dim, LOCAL_ROPE_BASE);
+    let local = Arc::new(local.rope()?);
     for layer in c.layers.iter_mut().filter(|l| l.window.is_some()) {
         layer.rope = Some(local.clone());
     }

@@ -28,8 +28,8 @@ pub use config::{Config, LayerSpec};
 pub use countdown_kernels::cpu::Act;
 pub(crate) use names::Role;
 pub(crate) use params::Params;
-use rope::Scope;
 pub use rope::{LongRope, Rope};
+use rope::{RopeParams, Scope};
 use std::sync::Arc;
 
 /// All families, in the order of the help text.
@@ -224,7 +224,12 @@ impl Family {
         }
         let inter = p.size("intermediate_size", "feed_forward_length")?;
         let layers = p.size("num_hidden_layers", "block_count")?;
-        let rope = rope::read(&p, Scope::Global, head_dim, self.rope_base)?;
+        let tensors = checkpoint.tensors().len();
+        if layers > tensors {
+            return Err(p.malformed(format!("names {layers} layers and has {tensors} tensors")));
+        }
+        let rope_params = RopeParams::new(&p, Scope::Global, head_dim, self.rope_base);
+        let rope = rope_params.rope()?;
         let is_partial = 2 * rope.frequencies.len() < head_dim;
         if p.is_gguf() && self.gguf_permutes_rope == RopeRows::Interleaved && is_partial {
             return Err(p.unsupported("rope over a part of the head in this family".into()));
@@ -238,7 +243,7 @@ impl Family {
             family: self.name,
             hidden,
             vocab: p.vocab()?,
-            context: p.size("max_position_embeddings", "context_length")?,
+            context: rope_params.longest_context()?,
             heads,
             kv_heads,
             head_dim,

@@ -74,66 +74,16 @@ pub(crate) const GGUF_DIVISORS: [&str; 3] = [
     "rope_factors_long.weight",
 ];
 
-/// Where the parameters of a rope are.
-struct Keys<'p, 'a> {
+/// What a file says about a rope.
+pub(crate) struct RopeParams<'p, 'a> {
     params: &'p Params<'a>,
     scope: Scope,
-    /// The object of config.json.
+    /// The object of config.json that holds it.
     place: Option<&'static str>,
+    /// The base where the file does not say it.
     default_base: f32,
+    /// Elements of a head.
     head_dim: usize,
-}
-
-/// Reads a rope of a model whose heads have `head_dim` elements. `default_base` is the base where the file does not say it.
-pub(crate) fn read(
-    params: &Params,
-    scope: Scope,
-    head_dim: usize,
-    default_base: f32,
-) -> Result<Rope> {
-    let mut places = scope.places().iter();
-    let place = places.find(|p| params.has(p)).copied();
-    let keys = Keys {
-        params,
-        scope,
-        place,
-        default_base,
-        head_dim,
-    };
-    let kind = keys.kind()?;
-    let unscaled = keys.unscaled()?;
-    let rope = |frequencies: Vec<f64>, magnitude: f64| Rope {
-        frequencies: rounded(frequencies),
-        long: None,
-        magnitude: magnitude as f32,
-    };
-    if params.is_gguf() && scope == Scope::Global {
-        if let Some(rope) = keys.divided_by_tensors(&unscaled)? {
-            return Ok(rope);
-        }
-    }
-    match kind.as_str() {
-        // Dynamic scaling begins where the context that the model was trained for ends; no session goes there.
-        "default" | "none" | "dynamic" => Ok(rope(unscaled, 1.0)),
-        "linear" => {
-            let factor = keys.number("factor", "factor")?;
-            let scaled = unscaled.iter().map(|f| f / factor);
-            Ok(rope(scaled.collect(), 1.0))
-        }
-        "llama3" => Ok(rope(keys.llama3(&unscaled)?, 1.0)),
-        "yarn" if !keys.has("long_factor") => {
-            let (frequencies, magnitude) = keys.yarn(&unscaled)?;
-            Ok(rope(frequencies, magnitude))
-        }
-        kind @ ("longrope" | "su") if params.is_gguf() => {
-            let [_, short, long] = GGUF_DIVISORS;
-            Err(params.malformed(format!(
-                "rope scaling \"{kind}\" without the tensors {short} and {long}"
-            )))
-        }
-        "longrope" | "su" | "yarn" => keys.long_rope(&unscaled),
-        other => Err(params.unsupported(format!("rope scaling \"{other}\""))),
-    }
 }
 
 fn rounded(frequencies: Vec<f64>) -> Vec<f32> {
@@ -145,7 +95,76 @@ fn divided(frequencies: &[f64], divisors: &[f32]) -> Vec<f32> {
     rounded(pairs.map(|(f, d)| f / f64::from(*d)).collect())
 }
 
-impl Keys<'_, '_> {
+impl<'p, 'a> RopeParams<'p, 'a> {
+    /// Of a model whose heads have `head_dim` elements. `default_base` is the base where the file does not say it.
+    pub(crate) fn new(
+        params: &'p Params<'a>,
+        scope: Scope,
+        head_dim: usize,
+        default_base: f32,
+    ) -> RopeParams<'p, 'a> {
+        let mut places = scope.places().iter();
+        RopeParams {
+            params,
+            scope,
+            place: places.find(|p| params.has(p)).copied(),
+            default_base,
+            head_dim,
+        }
+    }
+
+    /// The rope itself.
+    pub(crate) fn rope(&self) -> Result<Rope> {
+        let (params, kind) = (self.params, self.kind()?);
+        let unscaled = self.unscaled()?;
+        let rope = |frequencies: Vec<f64>, magnitude: f64| Rope {
+            frequencies: rounded(frequencies),
+            long: None,
+            magnitude: magnitude as f32,
+        };
+        if params.is_gguf()
+            && self.scope == Scope::Global
+            && let Some(rope) = self.divided_by_tensors(&unscaled)?
+        {
+            return Ok(rope);
+        }
+        match kind.as_str() {
+            // Dynamic scaling begins where the context that the model was trained for ends; no session goes there.
+            "default" | "none" | "dynamic" => Ok(rope(unscaled, 1.0)),
+            "linear" => {
+                let factor = self.number("factor", "factor")?;
+                let scaled = unscaled.iter().map(|f| f / factor);
+                Ok(rope(scaled.collect(), 1.0))
+            }
+            "llama3" => Ok(rope(self.llama3(&unscaled)?, 1.0)),
+            "yarn" if !self.has("long_factor") => {
+                let (frequencies, magnitude) = self.yarn(&unscaled)?;
+                Ok(rope(frequencies, magnitude))
+            }
+            kind @ ("longrope" | "su") if params.is_gguf() => {
+                let [_, short, long] = GGUF_DIVISORS;
+                Err(params.malformed(format!(
+                    "rope scaling \"{kind}\" without the tensors {short} and {long}"
+                )))
+            }
+            "longrope" | "su" | "yarn" => self.long_rope(&unscaled),
+            other => Err(params.unsupported(format!("rope scaling \"{other}\""))),
+        }
+    }
+
+    /// Positions of the longest context. Models whose context YaRN stretches are published with the one from before, and with a
+    /// scaling to be added to their metadata.
+    pub(crate) fn longest_context(&self) -> Result<usize> {
+        let context = self.context()?;
+        match self.kind()?.as_str() {
+            "yarn" => {
+                let factor = self.opt("factor", "factor")?.unwrap_or(1.0);
+                Ok(context.max((self.original_context()? * factor) as usize))
+            }
+            _ => Ok(context),
+        }
+    }
+
     fn path(&self, key: &str) -> String {
         match self.place {
             Some(place) => format!("{place}/{key}"),

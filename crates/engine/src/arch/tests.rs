@@ -5,7 +5,7 @@ use crate::formats::Metadata;
 use serde_json::{Value as Json, json};
 use std::path::PathBuf;
 
-/// A folder whose config.json is `config` on top of a small Llama's, with an embedding and nothing else.
+/// A folder whose config.json is `config` on top of a small Llama's, with an embedding and as many tensors as layers.
 fn checkpoint(config: Json) -> (tempfile::TempDir, Checkpoint) {
     let mut all = json!({
         "model_type": "llama", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 6, "intermediate_size": 32,
@@ -17,7 +17,11 @@ fn checkpoint(config: Json) -> (tempfile::TempDir, Checkpoint) {
     std::fs::write(folder.path().join("config.json"), all.to_string()).unwrap();
     let data = vec![0; 8 * 16 * 4];
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![8, 16], &data);
-    let tensors = [(names::EMBEDDING.1, view.unwrap())];
+    let name = |i| match i {
+        0 => names::EMBEDDING.1.to_owned(),
+        i => format!("tensor.{i}"),
+    };
+    let tensors = (0..6).map(|i| (name(i), view.as_ref().unwrap()));
     let path = folder.path().join("model.safetensors");
     safetensors::serialize_to_file(tensors, None, &path).unwrap();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
@@ -69,6 +73,10 @@ fn ropes_are_scaled_as_their_rules_say() {
     assert_close(&yarn.frequencies[..1], &plain[..1]);
     assert_close(&yarn.frequencies[3..], &[0.001 / 4.0]);
     assert!((yarn.magnitude - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
+    let stretched = config(json!({"rope_scaling": {
+        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096,
+    }}));
+    assert_eq!(stretched.unwrap().context, 16_384);
 
     let long = rope(json!({
         "model_type": "phi3", "rope_theta": 1e4, "original_max_position_embeddings": 1024, "partial_rotary_factor": 0.5,
@@ -189,6 +197,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (json!({"hidden_act": "gelu"}), ["gelu", "activation"]),
         (json!({"head_dim": 7}), ["7", "grouped-query"]),
+        (json!({"num_hidden_layers": 7}), ["7 layers", "6 tensors"]),
         (
             json!({"rope_scaling": {"rope_type": "cubic", "factor": 2.0}}),
             ["cubic", "rope scaling"],
