@@ -1,7 +1,6 @@
 //! Models on a card: the original framework's logits, and what the CPU gives under plans. Without a card that runs kernels, tests say so and check
 //! nothing.
 
-#[allow(dead_code)] // of what other tests use
 mod common;
 
 use common::{by_copy, difference, fixture, in_type, model, plan_of, prose, steps, tokens};
