@@ -28,6 +28,7 @@ Each row is tiny random models of the family, loaded from files of the format an
 at every position of a text that crosses windows and original contexts, for prompts and step by step (`crates/engine/tests/golden.rs`, fixtures by
 `tools/golden.py`). Errors are the largest differences, as shares of the largest logit; dense steps read the down projection as it is stored, sparse ones transposed. GGUF files are made by the `gguf`
 package alone. Logits for Q8_0 are those of the dequantised weights; there steps round activations to 8 bits, and the transposed down projection is quantised once more: that is what the errors show.
+GGUF files of Mistral mostly go by `llama`, and are then read as such, with the window that they name.
 
 ";
 
