@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{by_copy, difference, fixture, in_type, model, plan_of, prose, steps, tokens};
+use common::{
+    MODELS, by_copy, difference, fixture, in_type, model, plan_of, prose, session, steps, tokens,
+};
 use countdown::{
     Device, DownLayout, Error, Model, Phase, Session, SessionOptions, SparsityPlan, calibrate,
     kernels::{DType, cuda::Cuda, quant},
@@ -35,10 +37,6 @@ fn options(device: Device, batch: usize) -> SessionOptions {
 
 fn on_card(model: &Arc<Model>, batch: usize) -> Session {
     Session::new(model.clone(), &options(Device::Cuda(0), batch)).unwrap()
-}
-
-fn on_cpu(model: &Arc<Model>) -> Session {
-    Session::new(model.clone(), &options(Device::Cpu, 64)).unwrap()
 }
 
 /// Tokens, logits and rounding of a case of tools/golden.py.
@@ -130,7 +128,7 @@ fn every_type_gives_what_the_cpu_gives() {
         DType::Q4_0,
     ] {
         let m = in_type(&m, dtype);
-        let cpu = steps(&mut on_cpu(&m), &tokens);
+        let cpu = steps(&mut session(&m, 2), &tokens);
         let mut s = on_card(&m, 16);
         let card = steps(&mut s, &tokens);
         // The CPU rounds activations to 8 bits for quantised weights; the card does not.
@@ -162,7 +160,7 @@ fn plans_skip_what_the_cpu_skips() {
     }
     let m = model("byte-llama");
     let tokens = prose(40);
-    let (mut cpu, mut card) = (on_cpu(&m), on_card(&m, 16));
+    let (mut cpu, mut card) = (session(&m, 2), on_card(&m, 16));
     let dense = steps(&mut card, &tokens);
     for signal in [Signal::Gate, Signal::Up] {
         for tau in [f32::NEG_INFINITY, 0.1, 0.4] {
@@ -252,7 +250,7 @@ fn predictors_keep_what_they_keep_on_the_cpu() {
     }
     let m = in_type(&model("byte-llama"), DType::BF16);
     let tokens = prose(40);
-    let (mut cpu, mut card) = (on_cpu(&m), on_card(&m, 16));
+    let (mut cpu, mut card) = (session(&m, 2), on_card(&m, 16));
     let copy4 = by_copy(
         &m,
         "d-countdown",
@@ -260,7 +258,7 @@ fn predictors_keep_what_they_keep_on_the_cpu() {
         Form::Practical,
         0.5,
     );
-    let text = prose(100);
+    let text = prose(600);
     let copy4 = calibrate(&mut cpu, &text, None, &[copy4], |_, _| ()).unwrap();
     let mut ranked = SparsityPlan::clone(&plan_of(&m, Signal::Product, |_| Keep::Above(0.0)));
     let inter = m.config.layers[0].inter;
@@ -286,7 +284,7 @@ fn a_session_goes_on_from_where_it_was_cut() {
     if !has_card() {
         return;
     }
-    for name in ["byte-llama", "golden/gemma3"] {
+    for name in MODELS {
         let m = model(name);
         let tokens = tokens(30);
         let mut s = on_card(&m, 8);

@@ -456,9 +456,11 @@ impl Backend for CudaBackend {
                 self.counted.extend(&counted);
                 self.dense += dense;
                 *self.steps(by_plan) = Steps::Recorded(recording, counted, dense);
-                return Issue::Replayed;
+                return Issue::Done;
             }
             Steps::None => Recorded::No,
+            // What has gone wrong already is reported as it is.
+            Steps::Run if self.failed.is_some() => Recorded::No,
             Steps::Run => {
                 let recording = self.cuda.record();
                 self.check(recording);
@@ -474,24 +476,31 @@ impl Backend for CudaBackend {
         Issue::Needed
     }
 
-    fn end(&mut self) {
+    fn end(&mut self) -> Issue {
         let Some(issued) = self.issuing.take() else {
-            return;
+            return Issue::Done;
         };
         let mut steps = Steps::Run;
         if issued.recorded == Recorded::Yes {
-            match self.cuda.recorded() {
-                Ok(Some(mut recording)) => {
-                    let replayed = self.cuda.replay(&mut recording);
-                    self.check(replayed);
-                    let counted = self.counted[issued.counted..].to_vec();
-                    steps = Steps::Recorded(recording, counted, self.dense - issued.dense);
-                }
-                Ok(None) => (),
-                Err(e) => self.check(Err(e)),
-            }
+            let recorded = self.cuda.recorded();
+            let (Ok(Some(mut recording)), None) = (recorded, &self.failed) else {
+                // What another thread does with the card can break a recording off; nothing of the step has run then.
+                self.failed = None;
+                self.counted.truncate(issued.counted);
+                self.dense = issued.dense;
+                self.issuing = Some(Issuing {
+                    recorded: Recorded::No,
+                    ..issued
+                });
+                return Issue::Needed;
+            };
+            let replayed = self.cuda.replay(&mut recording);
+            self.check(replayed);
+            let counted = self.counted[issued.counted..].to_vec();
+            steps = Steps::Recorded(recording, counted, self.dense - issued.dense);
         }
         *self.steps(issued.by_plan) = steps;
+        Issue::Done
     }
 
     fn download(&mut self, x: &Buffer, tokens: usize, to: &mut [f32]) {
