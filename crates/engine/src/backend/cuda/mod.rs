@@ -484,7 +484,7 @@ impl Backend for CudaBackend {
         if issued.recorded == Recorded::Yes {
             let recorded = self.cuda.recorded();
             let (Ok(Some(mut recording)), None) = (recorded, &self.failed) else {
-                // What another thread does with the card can break a recording off; nothing of the step has run then.
+                // The driver breaks a recording off for some of what other threads do with the card; nothing of the step has run then.
                 self.failed = None;
                 self.counted.truncate(issued.counted);
                 self.dense = issued.dense;
