@@ -42,26 +42,28 @@ pub(crate) trait Decoder: Send {
             _ => None,
         };
         if let Some(token) = single
-            && self.begin(token, step.start, by_plan) == Issue::Replayed
+            && self.begin(token, step.start, by_plan) == Issue::Done
         {
             return;
         }
-        self.embed(step.tokens);
-        for i in 0..self.layers() {
-            let observer = step
-                .observer
-                .as_mut()
-                .map(|o| &mut **o as &mut dyn FnMut(FfnTrace<'_>));
-            let step = LayerStep {
-                tokens: step.tokens.len(),
-                start: step.start,
-                rule: rules.map(|r| &r[i]),
-                observer,
-            };
-            self.layer(i, step);
-        }
-        if single.is_some() {
-            self.end();
+        loop {
+            self.embed(step.tokens);
+            for i in 0..self.layers() {
+                let observer = step
+                    .observer
+                    .as_mut()
+                    .map(|o| &mut **o as &mut dyn FnMut(FfnTrace<'_>));
+                let step = LayerStep {
+                    tokens: step.tokens.len(),
+                    start: step.start,
+                    rule: rules.map(|r| &r[i]),
+                    observer,
+                };
+                self.layer(i, step);
+            }
+            if single.is_none() || self.end() == Issue::Done {
+                return;
+            }
         }
     }
     /// See [`Backend::set_plan`].
@@ -69,7 +71,7 @@ pub(crate) trait Decoder: Send {
     /// See [`Backend::begin`].
     fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue;
     /// See [`Backend::end`].
-    fn end(&mut self);
+    fn end(&mut self) -> Issue;
     /// How many layers there are.
     fn layers(&self) -> usize;
     /// Makes the residual stream the embeddings of `tokens`.
@@ -133,8 +135,8 @@ impl<B: Backend> Decoder for Runner<B> {
         self.backend.begin(token, position, by_plan)
     }
 
-    fn end(&mut self) {
-        self.backend.end();
+    fn end(&mut self) -> Issue {
+        self.backend.end()
     }
 
     fn layers(&self) -> usize {

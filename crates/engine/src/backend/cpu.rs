@@ -376,7 +376,9 @@ impl Backend for Cpu {
         Issue::Needed
     }
 
-    fn end(&mut self) {}
+    fn end(&mut self) -> Issue {
+        Issue::Done
+    }
 
     fn take_kept(&mut self) -> Result<usize> {
         Ok(std::mem::take(&mut self.kept))

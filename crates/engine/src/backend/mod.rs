@@ -87,8 +87,8 @@ pub(crate) enum ByPlan {
 pub(crate) enum Issue {
     /// They must.
     Needed,
-    /// The device has recorded such a step before, and runs that.
-    Replayed,
+    /// They need not: they are, or the device has recorded such a step before and runs that.
+    Done,
 }
 
 /// A device. Operations take place in their order, but need not have ended, nor succeeded, before [`Backend::logits`] or
@@ -106,8 +106,8 @@ pub(crate) trait Backend: Send {
     fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()>;
     /// What follows until [`Backend::end`] is a step that differs from others of its kind, by the plan or dense, in token and position only.
     fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue;
-    /// All operations of the step are issued.
-    fn end(&mut self);
+    /// All operations of the step are issued. They must be once more where recording them failed.
+    fn end(&mut self) -> Issue;
 
     /// Copies the first `tokens` rows to host memory.
     fn download(&mut self, x: &Self::Buffer, tokens: usize, to: &mut [f32]);

@@ -1,14 +1,16 @@
 //! The CUDA backend: one card, one stream. A step is recorded once and replayed for every token; what differs, the token and its
 //! position, is read from the card's memory.
 
+mod ffn;
+mod memory;
 mod plan;
 mod weights;
 
-use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue, RmsNorm};
+use super::{Backend, ByPlan, FfnCall, Issue, RmsNorm};
 use crate::{
     arch::{Config, LayerSpec, Rope},
     error::{Error, Result},
-    model::{Ffn, Linear, Matrix, Model},
+    model::{Linear, Matrix, Model},
     sparsity::SparsityPlan,
 };
 use countdown_kernels::{
@@ -17,15 +19,14 @@ use countdown_kernels::{
     cuda::{
         AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaError, CudaSlice, HostBuffer,
         KvCache, Orientation, Output, Product, PromptKernels, StepKernels,
-        ffn::{Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights},
+        ffn::{FfnKernels, FfnShape},
     },
 };
-use plan::{DevicePlan, NO_RANK, Steps};
+use memory::Need;
+use plan::{DevicePlan, Steps};
 use std::{path::Path, sync::Arc};
 use weights::{DeviceWeights, turns};
 
-/// Memory left to the driver and its libraries: kernels, graphs, cuBLAS's workspace.
-const RESERVE: usize = 512 << 20;
 /// Rows of logits that are made at a time.
 const LOGIT_ROWS: usize = 32;
 
@@ -143,7 +144,7 @@ impl CudaBackend {
             context,
             cache,
         };
-        let unpacked = largest_quantised(model);
+        let unpacked = memory::largest_quantised(model);
         let need = Need {
             weights: DeviceWeights::bytes(model)?,
             cache: c.layers.len() * shape.cache_bytes(),
@@ -186,36 +187,6 @@ impl CudaBackend {
             backend.compile(shape)?;
         }
         Ok(backend)
-    }
-
-    fn ffn_shape(&self, ffn: &Ffn, predictor: Option<(usize, DType)>) -> Result<FfnShape> {
-        let (gate, up) = (ffn.gate.dtype(), ffn.up.dtype());
-        if gate != up {
-            return Err(Error::Machine {
-                cause: format!(
-                    "gate is of type {gate} and up of type {up}, for which there is no CUDA kernel"
-                ),
-                remedy: "use --device cpu, or a model with both in one type".into(),
-            });
-        }
-        let (rank, predictor) = predictor.unwrap_or((NO_RANK, DType::BF16));
-        Ok(FfnShape {
-            hidden: self.hidden,
-            inter: ffn.gate.rows(),
-            rank,
-            weights: gate,
-            down: self.weights.matrix(ffn.down.matrix()).dtype(),
-            predictor,
-            act: self.act,
-        })
-    }
-
-    fn compile(&mut self, shape: FfnShape) -> Result<()> {
-        if !self.ffns.iter().any(|(s, _)| *s == shape) {
-            let kernels = FfnKernels::new(&self.cuda, shape).map_err(error)?;
-            self.ffns.push((shape, kernels));
-        }
-        Ok(())
     }
 
     /// Remembers what went wrong first; a call that cannot report it goes on.
@@ -267,139 +238,6 @@ impl CudaBackend {
         let done = launches.try_for_each(|p| step.products(cuda, (&x.data, 0), norm, p));
         self.check(done);
     }
-
-    /// FFNs by the kernels of steps, token by token; of the output's own rows without `x`.
-    fn ffn_steps(
-        &mut self,
-        call: &FfnCall<'_>,
-        x: Option<&Buffer>,
-        norm: Option<RmsNorm<'_>>,
-        mut out: Output<'_>,
-    ) {
-        let inter = call.weights.gate.rows();
-        let rule = match (call.rule, self.plans.first()) {
-            (None, _) => None,
-            (Some(_), Some(plan)) => Some(&plan.rules[call.layer]),
-            (Some(_), None) => {
-                self.failed.get_or_insert(Error::Machine {
-                    cause: "a rule was given to a card without a plan".into(),
-                    remedy: "calibrate and train on the CPU (--device cpu)".into(),
-                });
-                return;
-            }
-        };
-        let shape = self.ffn_shape(call.weights, rule.and_then(|r| r.rank()));
-        let shape = shape.expect("types were checked when the model was uploaded");
-        let found = self.ffns.iter_mut().find(|(s, _)| *s == shape);
-        let (_, kernels) = found.expect("`new` and `set_plan` compiled all shapes");
-        let weights = FfnWeights {
-            gate: self.weights.matrix(&call.weights.gate),
-            up: self.weights.matrix(&call.weights.up),
-            down: self.weights.matrix(call.weights.down.matrix()),
-        };
-        let norm = norm.map(|n| (self.weights.vector(n.weight), n.eps));
-        let mut done = Ok(());
-        for row in 0..call.tokens {
-            let decide = rule.map_or(Decide::All, |r| r.decide());
-            let buffers = FfnBuffers {
-                x: x.map(|x| &x.data),
-                norm,
-                y: out.again(),
-                row,
-                kept: &mut self.kept,
-                at: row * self.layers + call.layer,
-            };
-            done = done.and_then(|()| kernels.run(&self.cuda, weights, decide, buffers));
-        }
-        if rule.is_some() {
-            self.counted.push((call.layer, call.tokens));
-        } else {
-            self.dense += inter * call.tokens;
-        }
-        self.check(done);
-    }
-
-    /// FFNs of several tokens, densely.
-    fn ffn_prompt(&mut self, call: &mut FfnCall<'_>, x: &Buffer, out: Option<&mut Buffer>) {
-        let (cuda, step) = (&self.cuda, &self.step);
-        let (tokens, inter, act) = (call.tokens, call.weights.gate.rows(), self.act);
-        let (prompt, gate, up) = (&mut self.prompt, &mut self.gate, &mut self.up);
-        let w = |m| self.weights.matrix(m);
-        let rows = Orientation::RowPerOutput;
-        let x = (&x.data, 0, tokens);
-        let run = || {
-            prompt.matmul(cuda, step, w(&call.weights.gate), rows, x, gate)?;
-            prompt.matmul(cuda, step, w(&call.weights.up), rows, x, up)?;
-            if let Some(observer) = &mut call.observer {
-                step.multiply(cuda, gate, None, tokens * inter, act)?;
-                let mut seen = [self.hidden, inter, inter].map(|n| vec![0.0; tokens * n]);
-                let [input, seen_gate, seen_up] = &mut seen;
-                cuda.read(x.0, input)?;
-                cuda.read(gate, seen_gate)?;
-                cuda.read(up, seen_up)?;
-                observer(FfnTrace {
-                    layer: call.layer,
-                    start: call.start,
-                    inter,
-                    input,
-                    gate: seen_gate,
-                    up: seen_up,
-                });
-                // Activated already: the product is made anew.
-                prompt.matmul(cuda, step, w(&call.weights.gate), rows, x, gate)?;
-            }
-            let Some(out) = out else { return Ok(()) };
-            step.multiply(cuda, gate, Some(up), tokens * inter, act)?;
-            let down = w(call.weights.down.matrix());
-            let columns = Orientation::RowPerInput;
-            prompt.matmul(cuda, step, down, columns, (gate, 0, tokens), &mut out.data)
-        };
-        let done = run();
-        self.check(done);
-    }
-}
-
-/// Bytes of memory that a session needs.
-struct Need {
-    weights: usize,
-    cache: usize,
-    activations: usize,
-}
-
-impl Need {
-    fn check(&self, cuda: &Cuda) -> Result<()> {
-        let free = cuda.free_memory().map_err(error)?;
-        let need = self.weights + self.cache + self.activations + RESERVE;
-        if need <= free {
-            return Ok(());
-        }
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        Err(Error::Machine {
-            cause: format!(
-                "{} has {} MiB free, and this needs {}: {} for weights, {} for keys and values, {} for activations, {} in reserve",
-                cuda.card().name,
-                free >> 20,
-                mib(need),
-                mib(self.weights),
-                mib(self.cache),
-                mib(self.activations),
-                mib(RESERVE),
-            ),
-            remedy: "use a shorter context (-c), a smaller batch (-b) or --device cpu".into(),
-        })
-    }
-}
-
-/// Elements of the largest quantised matrix: prompts unpack one at a time.
-fn largest_quantised(model: &Model) -> usize {
-    let of_layers = model.layers.iter().flat_map(|l| {
-        let linears = [&l.query, &l.key, &l.value, &l.attn_output];
-        let ffn = [&l.ffn.gate, &l.ffn.up, l.ffn.down.matrix()];
-        linears.into_iter().map(|l| &l.weight).chain(ffn)
-    });
-    let all = of_layers.chain([&model.head]);
-    let quantised = all.filter(|m| m.dtype().is_quantized());
-    quantised.map(|m| m.rows() * m.cols()).max().unwrap_or(0)
 }
 
 impl Backend for CudaBackend {
@@ -456,9 +294,11 @@ impl Backend for CudaBackend {
                 self.counted.extend(&counted);
                 self.dense += dense;
                 *self.steps(by_plan) = Steps::Recorded(recording, counted, dense);
-                return Issue::Replayed;
+                return Issue::Done;
             }
             Steps::None => Recorded::No,
+            // What has gone wrong already is reported as it is.
+            Steps::Run if self.failed.is_some() => Recorded::No,
             Steps::Run => {
                 let recording = self.cuda.record();
                 self.check(recording);
@@ -474,24 +314,31 @@ impl Backend for CudaBackend {
         Issue::Needed
     }
 
-    fn end(&mut self) {
+    fn end(&mut self) -> Issue {
         let Some(issued) = self.issuing.take() else {
-            return;
+            return Issue::Done;
         };
         let mut steps = Steps::Run;
         if issued.recorded == Recorded::Yes {
-            match self.cuda.recorded() {
-                Ok(Some(mut recording)) => {
-                    let replayed = self.cuda.replay(&mut recording);
-                    self.check(replayed);
-                    let counted = self.counted[issued.counted..].to_vec();
-                    steps = Steps::Recorded(recording, counted, self.dense - issued.dense);
-                }
-                Ok(None) => (),
-                Err(e) => self.check(Err(e)),
-            }
+            let recorded = self.cuda.recorded();
+            let (Ok(Some(mut recording)), None) = (recorded, &self.failed) else {
+                // The driver breaks a recording off for some of what other threads do with the card; nothing of the step has run then.
+                self.failed = None;
+                self.counted.truncate(issued.counted);
+                self.dense = issued.dense;
+                self.issuing = Some(Issuing {
+                    recorded: Recorded::No,
+                    ..issued
+                });
+                return Issue::Needed;
+            };
+            let replayed = self.cuda.replay(&mut recording);
+            self.check(replayed);
+            let counted = self.counted[issued.counted..].to_vec();
+            steps = Steps::Recorded(recording, counted, self.dense - issued.dense);
         }
         *self.steps(issued.by_plan) = steps;
+        Issue::Done
     }
 
     fn download(&mut self, x: &Buffer, tokens: usize, to: &mut [f32]) {

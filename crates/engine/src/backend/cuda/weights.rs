@@ -12,7 +12,7 @@ use countdown_kernels::{
     cuda::{Cuda, CudaSlice, Weights},
     quant,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 /// Copies of all matrices and vectors of a model.
 pub(super) struct DeviceWeights {
@@ -80,9 +80,8 @@ impl DeviceWeights {
         };
         for m in matrices(model) {
             let place = place(m.view().data());
-            if !weights.matrices.contains_key(&place) {
-                let copy = Weights::upload(cuda, m.view()).map_err(error)?;
-                weights.matrices.insert(place, copy);
+            if let Entry::Vacant(entry) = weights.matrices.entry(place) {
+                entry.insert(Weights::upload(cuda, m.view()).map_err(error)?);
             }
         }
         let mut team = crate::session::team(threads)?;
