@@ -1,8 +1,9 @@
 //! Gemma 3 (text): norms around both blocks and on q and k, tanh-GELU, scaled embeddings,
 //! five windowed layers to one global, each kind with its own rope base.
 
-use super::{Act, Config, Family, NormWeights, Params, Role, Rope, RopeRows};
+use super::{Act, Config, Export, Family, Key, NormWeights, Params, Role, Rope, RopeRows, number};
 use crate::error::Result;
+use serde_json::{Map, Value as Json};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma3",
@@ -20,6 +21,11 @@ pub(super) const FAMILY: Family = Family {
         Role::PostAttnNorm => Some("post_attention_layernorm.weight"),
         Role::FfnNorm => Some("pre_feedforward_layernorm.weight"),
         _ => None,
+    },
+    export: Export {
+        hf_class: "Gemma3ForCausalLM",
+        keys: &[Key::Size("sliding_window", "attention.sliding_window")],
+        hf_config,
     },
 };
 
@@ -64,4 +70,14 @@ fn refine(p: &Params, c: &mut Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn hf_config(c: &Config, config: &mut Map<String, Json>) {
+    let scalar = (1.0 / (c.attention_scale * c.attention_scale)).round();
+    config.insert("query_pre_attn_scalar".into(), number(scalar));
+    config.insert("rope_local_base_freq".into(), number(LOCAL_ROPE_BASE));
+    config.insert("sliding_window_pattern".into(), PATTERN.into());
+    if let Some(act) = config.remove("hidden_act") {
+        config.insert("hidden_activation".into(), act);
+    }
 }

@@ -1,6 +1,6 @@
 //! Llama and the models that differ from it in sizes only (SmolLM2).
 
-use super::{Family, NormWeights, RopeRows};
+use super::{Export, Family, NormWeights, RopeRows};
 
 pub(super) const FAMILY: Family = Family {
     name: "llama",
@@ -10,4 +10,9 @@ pub(super) const FAMILY: Family = Family {
     gguf_permutes_rope: RopeRows::Interleaved,
     hf_norms: NormWeights::Plain,
     hf_name: |_| None,
+    export: Export {
+        hf_class: "LlamaForCausalLM",
+        keys: &[],
+        hf_config: |_, _| {},
+    },
 };

@@ -1,6 +1,7 @@
 //! Architectures as data: a [`Config`] with one [`LayerSpec`] a layer, and per family one small file that
 //! says how its metadata and tensors are named. No family's name occurs outside this folder.
 
+mod export;
 mod gemma3;
 mod llama;
 pub(crate) mod names;
@@ -9,9 +10,10 @@ mod qwen2;
 
 use crate::{
     error::{Error, Result},
-    formats::Checkpoint,
+    formats::{Checkpoint, Metadata},
 };
 pub use countdown_kernels::cpu::Act;
+pub(crate) use export::{Export, Key, number};
 pub(crate) use names::Role;
 pub(crate) use params::Params;
 
@@ -34,6 +36,8 @@ pub struct Family {
     pub(crate) hf_norms: NormWeights,
     /// Where the family's Hugging Face names differ from the common ones.
     pub(crate) hf_name: fn(Role) -> Option<&'static str>,
+    /// What it takes to write files of the family.
+    pub(crate) export: Export,
 }
 
 /// The order of q and k rows in a file.
@@ -43,6 +47,26 @@ pub(crate) enum RopeRows {
     HalfSplit,
     /// Elements 2i and 2i + 1 are a pair.
     Interleaved,
+}
+
+impl RopeRows {
+    /// The row of a file in this order that holds row `row` of the engine's; rows of heads `head_dim` wide.
+    pub(crate) fn in_file(self, row: usize, head_dim: usize) -> usize {
+        let (half, at) = (head_dim / 2, row % head_dim);
+        match self {
+            RopeRows::HalfSplit => row,
+            RopeRows::Interleaved => row - at + 2 * (at % half) + at / half,
+        }
+    }
+
+    /// The row of the engine's order that row `row` of a file in this order holds.
+    pub(crate) fn in_engine(self, row: usize, head_dim: usize) -> usize {
+        let (half, at) = (head_dim / 2, row % head_dim);
+        match self {
+            RopeRows::HalfSplit => row,
+            RopeRows::Interleaved => row - at + at % 2 * half + at / 2,
+        }
+    }
 }
 
 /// What a stored norm weight means.
@@ -182,5 +206,18 @@ impl Family {
         (self.refine)(&p, &mut config)?;
         p.expect_activation(config.act)?;
         Ok(config)
+    }
+}
+
+/// Whether the head of a checkpoint is its embedding.
+pub(crate) fn is_tied(checkpoint: &Checkpoint) -> bool {
+    match &checkpoint.metadata {
+        Metadata::Gguf(_) => checkpoint.tensor(names::HEAD.0).is_none(),
+        Metadata::HuggingFace(m) => m
+            .config
+            .get("tie_word_embeddings")
+            .and_then(serde_json::Value::as_bool)
+            // The default of every family here whose config.json may leave it out (Gemma).
+            .unwrap_or_else(|| checkpoint.tensor(names::HEAD.1).is_none()),
     }
 }

@@ -27,6 +27,50 @@ pub(crate) const OUTPUT_NORM: (&str, &str) = ("output_norm.weight", "model.norm.
 pub(crate) const HEAD: (&str, &str) = ("output.weight", "lm_head.weight");
 
 impl Role {
+    /// All of them, in the order in which a layer uses them.
+    pub(crate) const ALL: [Role; 16] = [
+        Role::AttnNorm,
+        Role::Query,
+        Role::Key,
+        Role::Value,
+        Role::QueryBias,
+        Role::KeyBias,
+        Role::ValueBias,
+        Role::QueryNorm,
+        Role::KeyNorm,
+        Role::AttnOutput,
+        Role::PostAttnNorm,
+        Role::FfnNorm,
+        Role::Gate,
+        Role::Up,
+        Role::Down,
+        Role::PostFfnNorm,
+    ];
+
+    /// Whether only some families have it.
+    pub(crate) fn is_extra(self) -> bool {
+        use Role::*;
+        matches!(
+            self,
+            QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm | PostAttnNorm | PostFfnNorm
+        )
+    }
+
+    /// Whether it holds the weights of a norm.
+    pub(crate) fn is_norm(self) -> bool {
+        use Role::*;
+        matches!(
+            self,
+            AttnNorm | QueryNorm | KeyNorm | PostAttnNorm | FfnNorm | PostFfnNorm
+        )
+    }
+
+    /// Whether its rows are those of queries or keys, which rope turns.
+    pub(crate) fn is_turned(self) -> bool {
+        use Role::*;
+        matches!(self, Query | Key | QueryBias | KeyBias)
+    }
+
     pub(crate) fn gguf(self, layer: usize) -> String {
         let stem = match self {
             Role::AttnNorm => "attn_norm.weight",

@@ -1,6 +1,6 @@
 //! Qwen2 and Qwen2.5: Llama with biases on q, k and v.
 
-use super::{Family, NormWeights, Role, RopeRows};
+use super::{Export, Family, NormWeights, Role, RopeRows};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen2",
@@ -10,4 +10,9 @@ pub(super) const FAMILY: Family = Family {
     gguf_permutes_rope: RopeRows::HalfSplit,
     hf_norms: NormWeights::Plain,
     hf_name: |_| None,
+    export: Export {
+        hf_class: "Qwen2ForCausalLM",
+        keys: &[],
+        hf_config: |_, _| {},
+    },
 };

@@ -54,12 +54,12 @@ pub struct GgufVocab<'a> {
 }
 
 /// A splitting rule: words never merge across its borders.
-struct SplitRule {
-    names: &'static [&'static str],
+pub(super) struct SplitRule {
+    pub(super) names: &'static [&'static str],
     /// Applied one after the other, each to the pieces that the one before left.
-    patterns: &'static [&'static str],
+    pub(super) patterns: &'static [&'static str],
     /// Whether a whole word that is a token is taken as it is, whatever the merges say.
-    whole_words: bool,
+    pub(super) whole_words: bool,
     /// Whether BOS is added where the file does not say.
     adds_bos: bool,
 }
@@ -70,7 +70,7 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-const SPLITS: [SplitRule; 8] = [
+pub(super) const SPLITS: [SplitRule; 8] = [
     SplitRule {
         names: &[
             "qwen2",
@@ -279,7 +279,7 @@ impl GgufVocab<'_> {
         Ok(if named || marker { Kind::Control } else { kind })
     }
 
-    fn split_rule(&self) -> Result<&'static SplitRule> {
+    pub(super) fn split_rule(&self) -> Result<&'static SplitRule> {
         let known = || {
             SPLITS
                 .iter()
