@@ -125,18 +125,17 @@ impl Client {
             let response = self.call(&url, request)?;
             let headers = response.headers();
             let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
-            if let Some(etag) = text("x-linked-etag").or_else(|| text("etag")) {
-                let size = text("x-linked-size")
-                    .or_else(|| text("content-length").filter(|_| response.status().is_success()));
-                return Ok(About {
-                    etag: clean(etag, &url)?,
-                    size: size.and_then(|s| s.parse().ok()),
-                });
-            }
-            // A renamed repository redirects within the server.
-            match text("location") {
-                Some(place) if place.starts_with('/') => url = format!("{}{place}", self.endpoint),
-                _ => break,
+            let linked = text("x-linked-etag").map(|etag| (etag, text("x-linked-size")));
+            // A renamed repository, or a small file elsewhere: a redirect within the server.
+            let within = text("location").filter(|place| place.starts_with('/'));
+            let plain = || text("etag").map(|etag| (etag, text("content-length")));
+            match (linked, within) {
+                (Some(found), _) => return about(&url, found),
+                (None, Some(place)) => url = format!("{}{place}", self.endpoint),
+                (None, None) => match plain() {
+                    Some(found) => return about(&url, found),
+                    None => break,
+                },
             }
         }
         Err(odd(&url, "no ETag in the answer".into()))
@@ -192,6 +191,13 @@ impl Client {
             status => Err(odd(url, format!("the server answers {status}"))),
         }
     }
+}
+
+fn about(url: &str, (etag, size): (&str, Option<&str>)) -> Result<About> {
+    Ok(About {
+        etag: clean(etag, url)?,
+        size: size.and_then(|s| s.parse().ok()),
+    })
 }
 
 /// The certificates that this machine trusts.

@@ -81,7 +81,7 @@ fn cached(spec: &Spec, cache: &Cache, settings: &Settings) -> Option<PathBuf> {
     let known = |name: &&str| there.iter().any(|f| f == name) || cache.is_absent(&commit, name);
     let complete = choice.files.iter().all(has)
         && (!choice.files.iter().any(|f| f == INDEX) || shards())
-        && (!choice.is_folder() || OPTIONAL.iter().all(|name| known(&name)))
+        && (!choice.is_folder() || OPTIONAL.iter().all(known))
         // Whether there is but one GGUF model, where the user names none, only the server can tell.
         && (choice.is_folder() || spec.file.is_some() || settings.offline);
     complete.then(|| choice.path(&folder))

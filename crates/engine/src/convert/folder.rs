@@ -1,6 +1,6 @@
 //! The output as a Hugging Face folder.
 
-use super::{Existing, Job, Summary, rows::Stream};
+use super::{Existing, Job, Summary, gguf_file::PADDING, rows::Stream};
 use crate::{
     error::{Error, Result},
     formats::{
@@ -210,7 +210,9 @@ fn made(job: &Job<'_>, m: &gguf::Metadata, summary: &mut Summary) -> Result<Besi
     let path = &job.checkpoint.path;
     let vocab = text::gguf_vocab(path, m)?;
     let tokenizer = Tokenizer::from_gguf(vocab.clone())?;
-    let (file, config) = vocab.to_json(&tokenizer)?;
+    let (file, mut config) = vocab.to_json(&tokenizer)?;
+    let padding = m.opt_u32(PADDING)?.and_then(|id| tokenizer.token(id));
+    config["pad_token"] = padding.into();
     let content = file.to_string().into_bytes();
     let made = Tokenizer::from_json(Path::new(TOKENIZER), &content, Some(&config))?;
     if !tokenizer.same_tokens(&made) {
@@ -237,10 +239,11 @@ fn made(job: &Job<'_>, m: &gguf::Metadata, summary: &mut Summary) -> Result<Besi
     beside
         .files
         .extend(template.map(|t| (TEMPLATE, t.as_bytes().to_vec())));
-    summary.left_out.push(
-        "a GGUF file does not say how its tokenizer normalises Unicode: the folder's does not"
-            .into(),
-    );
+    if vocab.model == "gpt2" {
+        let normalisation =
+            "a GGUF file does not say how its tokenizer normalises Unicode: the folder's does not";
+        summary.left_out.push(normalisation.into());
+    }
     Ok(beside)
 }
 
@@ -274,7 +277,9 @@ fn weights(job: &Job<'_>, folder: &Path, stream: &mut Stream<'_>) -> io::Result<
 }
 
 /// Cuts the tensors into files.
-fn shards(tensors: Vec<TensorInfo>) -> io::Result<Vec<Vec<TensorInfo>>> {
+fn shards(mut tensors: Vec<TensorInfo>) -> io::Result<Vec<Vec<TensorInfo>>> {
+    // Wide numbers first, so that each lies at a multiple of its width.
+    tensors.sort_by_key(|t| std::cmp::Reverse(t.dtype.block_bytes()));
     let mut shards: Vec<Vec<TensorInfo>> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {

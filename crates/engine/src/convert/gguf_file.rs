@@ -17,6 +17,9 @@ use std::{collections::BTreeMap, io};
 /// The version of the block layouts, which GGUF counts apart from its own.
 const QUANTIZATION_VERSION: u32 = 2;
 
+/// The token that fills up short texts of a batch.
+pub(super) const PADDING: &str = "tokenizer.ggml.padding_token_id";
+
 type Pairs = Vec<(String, Value)>;
 
 pub(super) fn write(
@@ -63,7 +66,10 @@ fn kept(m: &gguf::Metadata) -> Pairs {
 /// The metadata of a Hugging Face folder in GGUF's words.
 fn made(job: &Job<'_>, m: &huggingface::Metadata, summary: &mut Summary) -> Result<Pairs> {
     let string = |s: &str| Value::String(s.to_owned());
-    let mut pairs = vec![("general.architecture".to_owned(), string(job.family.name))];
+    let mut pairs = vec![
+        ("general.architecture".to_owned(), string(job.family.name)),
+        ("general.type".to_owned(), string("model")),
+    ];
     let folder = job.checkpoint.path.canonicalize().ok();
     let name = folder.as_deref().and_then(|f| f.file_name()?.to_str());
     pairs.extend(name.map(|n| ("general.name".to_owned(), string(n))));
@@ -79,6 +85,15 @@ fn made(job: &Job<'_>, m: &huggingface::Metadata, summary: &mut Summary) -> Resu
     pairs.extend(vocabulary(
         &tokenizer.to_gguf(&description, job.config.vocab)?,
     ));
+    let padding = m.tokenizer_config.as_ref().and_then(|c| {
+        let token = &c["pad_token"];
+        token.as_str().or_else(|| token["content"].as_str())
+    });
+    pairs.extend(
+        padding
+            .and_then(|text| tokenizer.id(text))
+            .map(|id| (PADDING.to_owned(), Value::U32(id))),
+    );
     if let Some(template) = &m.chat_template {
         pairs.push(("tokenizer.chat_template".into(), string(template)));
     }
@@ -86,12 +101,20 @@ fn made(job: &Job<'_>, m: &huggingface::Metadata, summary: &mut Summary) -> Resu
 }
 
 fn vocabulary(v: &GgufVocab<'_>) -> Pairs {
+    // Readers want a text of its own for every row of the embedding.
+    let padded = |(id, text): (usize, &&str)| match text.is_empty() {
+        true => format!("[PAD{id}]"),
+        false => (*text).to_owned(),
+    };
     let strings = |s: Strings| Value::Array(Array::String(s));
     let mut pairs: Vec<(&str, Value)> = vec![
         ("model", Value::String(v.model.into())),
         // A SentencePiece vocabulary has no splitting rule; readers want a word all the same.
         ("pre", Value::String(v.pre.unwrap_or("default").into())),
-        ("tokens", strings(v.tokens.iter().collect())),
+        (
+            "tokens",
+            strings(v.tokens.iter().enumerate().map(padded).collect()),
+        ),
         (
             "token_type",
             Value::Array(Array::I32(v.token_types.clone())),

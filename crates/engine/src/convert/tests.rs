@@ -166,6 +166,14 @@ fn a_tokenizer_survives_both_ways() {
         (ta.bos(), ta.eos(), ta.adds_bos()),
         (tc.bos(), tc.eos(), tc.adds_bos())
     );
+    // Padding is a token that nothing leads to, whatever it is called.
+    let strings = |c: &Checkpoint| match &c.metadata {
+        Metadata::Gguf(m) => m.get_strings("tokenizer.ggml.tokens").unwrap().clone(),
+        Metadata::HuggingFace(_) => panic!("not GGUF"),
+    };
+    assert_eq!(strings(&a).len(), strings(&c).len());
+    let unique: std::collections::HashSet<String> = strings(&c).iter().map(str::to_owned).collect();
+    assert_eq!(unique.len(), strings(&c).len());
     for id in 0..258 {
         assert_eq!(
             (ta.token(id), ta.is_special(id)),

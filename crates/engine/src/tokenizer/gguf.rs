@@ -176,20 +176,8 @@ fn byte_level_bpe(file: &GgufVocab<'_>) -> Result<Tokenizer> {
         .ignore_merges(rule.whole_words)
         .build()
         .map_err(broken)?;
-    let mut steps = Vec::with_capacity(rule.patterns.len() + 1);
-    for pattern in rule.patterns {
-        let split = Split::new(
-            SplitPattern::Regex((*pattern).into()),
-            SplitDelimiterBehavior::Isolated,
-            false,
-        );
-        steps.push(PreTokenizerWrapper::Split(split.map_err(broken)?));
-    }
-    steps.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(
-        false, false, false,
-    )));
     let mut pipeline = tokenizers::Tokenizer::new(bpe);
-    pipeline.with_pre_tokenizer(Some(Sequence::new(steps)));
+    pipeline.with_pre_tokenizer(Some(rule.pre_tokenizer().map_err(broken)?));
     let adds_bos = file.add_bos.unwrap_or(rule.adds_bos);
     file.finish(vocab, Encoder::Bpe(Box::new(pipeline)), adds_bos)
 }
@@ -211,6 +199,21 @@ fn sentence_piece(file: &GgufVocab<'_>) -> Result<Tokenizer> {
     let unknown = file.unknown.or_else(|| vocab.id("<unk>"));
     let spm = Spm::new(&vocab, file.scores.clone(), prefix, unknown);
     file.finish(vocab, Encoder::Spm(spm), file.add_bos.unwrap_or(true))
+}
+
+impl SplitRule {
+    /// The steps that cut a text into words of byte-level letters.
+    pub(super) fn pre_tokenizer(&self) -> Result<Sequence, tokenizers::Error> {
+        let mut steps = Vec::with_capacity(self.patterns.len() + 1);
+        for pattern in self.patterns {
+            let pattern = SplitPattern::Regex((*pattern).into());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+            steps.push(PreTokenizerWrapper::Split(split));
+        }
+        let bytes = ByteLevel::new(false, false, false);
+        steps.push(PreTokenizerWrapper::ByteLevel(bytes));
+        Ok(Sequence::new(steps))
+    }
 }
 
 impl GgufVocab<'_> {

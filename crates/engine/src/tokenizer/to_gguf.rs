@@ -1,7 +1,7 @@
 //! A `tokenizer.json` as the vocabulary of a GGUF file.
 //!
-//! GGUF names a splitting rule where the file describes one; so every rule it has a name for is tried, and the one is taken
-//! under which a nasty text becomes the same tokens.
+//! GGUF names a splitting rule where the file describes one; so every rule it has a name for cuts a nasty text, and the one is
+//! taken that cuts it into the same words.
 
 use std::{
     collections::HashMap,
@@ -9,8 +9,12 @@ use std::{
 };
 
 use serde_json::Value as Json;
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-use super::{GgufVocab, Kind, Specials, Tokenizer, gguf::SPLITS};
+use super::{
+    Encoder, GgufVocab, Kind, Specials, Tokenizer,
+    gguf::{SPLITS, SplitRule},
+};
 use crate::{Error, Result};
 
 /// What tokenizers disagree about: contractions, digits, runs of blanks and marks, scripts, signs outside the basic plane.
@@ -121,13 +125,26 @@ impl Tokenizer {
             return Err(d.inexpressible("an order of merges".into()));
         }
         vocab.merges = d.merges.iter().map(String::as_str).collect();
-        for rule in SPLITS.iter().filter(|r| r.whole_words == d.ignore_merges) {
+        let words = self.words();
+        let same_words = |rule: &&SplitRule| {
+            let cutter = rule.pre_tokenizer().ok();
+            rule.whole_words == d.ignore_merges && cutter.and_then(|c| cut(&c)) == words
+        };
+        if let Some(rule) = SPLITS.iter().find(same_words) {
             vocab.pre = rule.names.first().copied();
             if self.agrees(&vocab) {
                 return Ok(vocab);
             }
         }
         Err(d.inexpressible("a splitting rule".into()))
+    }
+
+    /// The words that a nasty text is cut into before anything is merged.
+    fn words(&self) -> Option<Vec<String>> {
+        match &self.encoder {
+            Encoder::Json(pipeline, _) => cut(pipeline.get_pre_tokenizer()?),
+            _ => None,
+        }
     }
 
     /// Whether the vocabulary makes the same tokens of a nasty text, as plain text and with control tokens in it.
@@ -160,6 +177,18 @@ impl Tokenizer {
     }
 }
 
+fn cut(cutter: &impl PreTokenizer) -> Option<Vec<String>> {
+    let mut text = PreTokenizedString::from(PROBE);
+    cutter.pre_tokenize(&mut text).ok()?;
+    let words = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    Some(
+        words
+            .into_iter()
+            .map(|(word, ..)| word.to_owned())
+            .collect(),
+    )
+}
+
 /// Scores that merge in the order of `merges`: the earlier a token can be made, the higher.
 fn scores(tokens: &[&str], merges: &[String]) -> Vec<f32> {
     let mut rank: HashMap<String, usize> = HashMap::with_capacity(merges.len());
@@ -168,4 +197,19 @@ fn scores(tokens: &[&str], merges: &[String]) -> Vec<f32> {
     }
     let rank_of = |token: &&str| rank.get(*token).copied().unwrap_or(merges.len());
     tokens.iter().map(|t| -(rank_of(t) as f32)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nasty_text_tells_all_rules_apart() {
+        for (i, a) in SPLITS.iter().enumerate() {
+            for b in SPLITS[..i].iter().filter(|b| b.patterns != a.patterns) {
+                let words = [a, b].map(|rule| cut(&rule.pre_tokenizer().unwrap()).unwrap());
+                assert_ne!(words[0], words[1], "{:?} and {:?}", a.names, b.names);
+            }
+        }
+    }
 }

@@ -145,6 +145,13 @@ fn answer(stream: TcpStream, port: u16, files: &[File], log: &Mutex<Log>) -> std
         };
         return content(&mut out, file, headers.get("range"), log);
     }
+    if let Some(file) = path
+        .strip_prefix("/cache/")
+        .and_then(|name| files.iter().find(|f| f.name == name))
+    {
+        let headers = format!("ETag: W/\"{}\"\r\n", file.etag);
+        return say("200 OK", &headers, &file.content);
+    }
     let denied = files.iter().any(|f| f.gated) && bearer != "Bearer secret";
     if denied && path.contains("org/name") {
         let status = if bearer.is_empty() {
@@ -176,8 +183,12 @@ fn answer(stream: TcpStream, port: u16, files: &[File], log: &Mutex<Log>) -> std
         );
         return say("302 Found", &headers, b"");
     }
-    let headers = format!("ETag: W/\"{}\"\r\n", file.etag);
-    say("200 OK", &headers, &file.content)
+    // Small files lie elsewhere on the same host.
+    let location = format!(
+        "ETag: \"of-the-redirect\"\r\nLocation: /cache/{}\r\n",
+        file.name
+    );
+    say("307 Temporary Redirect", &location, b"")
 }
 
 /// Sends a large file from where it is asked for, as far as the connection holds.
