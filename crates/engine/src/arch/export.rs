@@ -101,6 +101,8 @@ impl Family {
             "rope_theta": number(rope.base),
             "rope_scaling": scaling,
             "vocab_size": c.vocab,
+            // The version whose keys these are; without one, newer versions suspect the tokenizer.
+            "transformers_version": "4.57.0",
         });
         let Json::Object(mut config) = common else {
             unreachable!("an object was written")

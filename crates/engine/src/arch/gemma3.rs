@@ -74,7 +74,8 @@ fn refine(p: &Params, c: &mut Config) -> Result<()> {
 
 fn hf_config(c: &Config, config: &mut Map<String, Json>) {
     let scalar = (1.0 / (c.attention_scale * c.attention_scale)).round();
-    config.insert("query_pre_attn_scalar".into(), number(scalar));
+    // An integer: the original framework takes no other number.
+    config.insert("query_pre_attn_scalar".into(), (scalar as u64).into());
     config.insert("rope_local_base_freq".into(), number(LOCAL_ROPE_BASE));
     config.insert("sliding_window_pattern".into(), PATTERN.into());
     if let Some(act) = config.remove("hidden_act") {
