@@ -59,18 +59,19 @@ impl Client {
             .unversioned_rustls_crypto_provider(provider)
             .root_certs(roots())
             .build();
-        let agent = Agent::config_builder()
+        let mut config = Agent::config_builder()
             .tls_config(tls)
             .user_agent(concat!("countdown/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
-            .timeout_per_read(Some(PATIENCE))
-            .build()
-            .new_agent();
+            .timeout_per_read(Some(PATIENCE));
+        if is_here(&settings.endpoint) {
+            config = config.proxy(None);
+        }
         Ok(Client {
-            agent,
+            agent: config.build().new_agent(),
             endpoint: settings.endpoint.clone(),
             repository: repository.to_owned(),
             token: settings.token.clone(),
@@ -198,6 +199,14 @@ fn about(url: &str, (etag, size): (&str, Option<&str>)) -> Result<About> {
         etag: clean(etag, url)?,
         size: size.and_then(|s| s.parse().ok()),
     })
+}
+
+/// Whether a server is this machine, which no proxy leads to.
+fn is_here(endpoint: &str) -> bool {
+    let host = endpoint.split("://").last().unwrap_or("");
+    ["127.", "localhost", "[::1]"]
+        .iter()
+        .any(|here| host.starts_with(here))
 }
 
 /// The certificates that this machine trusts.

@@ -221,8 +221,11 @@ fn made(job: &Job<'_>, m: &gguf::Metadata, summary: &mut Summary) -> Result<Besi
         tokenizer_config: None,
         files: Vec::new(),
     };
-    // "none" is llama.cpp's word for a file without one.
-    if matches!(m.opt_str("tokenizer.ggml.model")?, None | Some("none")) {
+    // Writers have two words for it.
+    if matches!(
+        m.opt_str("tokenizer.ggml.model")?,
+        None | Some("none" | "no_vocab")
+    ) {
         let none = "the file has no tokenizer, so the folder has none";
         summary.left_out.push(none.into());
         return Ok(beside);
