@@ -1,6 +1,9 @@
 //! Flags that several commands share. Names and defaults are llama.cpp's wherever it has the flag.
 
-use crate::failure::{Failure, Result};
+use crate::{
+    failure::{Failure, Result},
+    load::ModelSource,
+};
 use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
@@ -21,9 +24,9 @@ use std::path::PathBuf;
 /// The model to run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelArgs {
-    /// GGUF file, or folder with config.json and safetensors files
-    #[arg(short, long, value_name = "PATH")]
-    pub(crate) model: PathBuf,
+    /// GGUF file, folder with config.json and safetensors files, or hf:ORG/NAME[@REVISION][:FILE] to fetch one
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) model: ModelSource,
 }
 
 /// What computes.

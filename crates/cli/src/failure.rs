@@ -13,6 +13,9 @@ pub(crate) enum Failure {
     /// The server could not start, or ended.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// A model could not be fetched.
+    #[error(transparent)]
+    Hub(#[from] countdown_hub::Error),
     /// Whoever read standard output went away. That is how `countdown ... | head` ends: a success.
     #[error("standard output was closed")]
     Closed,
@@ -45,7 +48,7 @@ impl Failure {
         match self {
             Failure::Closed => 0,
             Failure::Engine(countdown::Error::Input { .. }) => 2,
-            Failure::Engine(_) | Failure::Serve(_) => 1,
+            Failure::Engine(_) | Failure::Serve(_) | Failure::Hub(_) => 1,
         }
     }
 
@@ -54,6 +57,7 @@ impl Failure {
         match self {
             Failure::Closed => String::new(),
             Failure::Engine(e) => e.remedy(),
+            Failure::Hub(e) => e.remedy(),
             Failure::Serve(ServeError::Listen { .. }) => {
                 "choose another --port or --host, or end the program that listens there".into()
             }

@@ -10,11 +10,96 @@ use countdown::{
     text,
     tokenizer::{Specials, Tokenizer},
 };
+use countdown_hub::{Settings, Spec};
 use std::{
+    fmt,
     io::Read,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
 };
+
+/// A model as the user names it.
+#[derive(Clone, Debug)]
+pub(crate) enum ModelSource {
+    /// On this machine.
+    Path(PathBuf),
+    /// On the Hub.
+    Hub(Spec),
+}
+
+impl FromStr for ModelSource {
+    type Err = countdown_hub::Error;
+
+    fn from_str(text: &str) -> Result<ModelSource, countdown_hub::Error> {
+        match Spec::is_meant(text) {
+            true => text.parse().map(ModelSource::Hub),
+            false => Ok(ModelSource::Path(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelSource::Path(path) => path.display().fmt(f),
+            ModelSource::Hub(spec) => spec.fmt(f),
+        }
+    }
+}
+
+impl ModelSource {
+    /// Its path on this machine, once it is fetched.
+    pub(crate) fn path(&self, console: &Console) -> Result<PathBuf> {
+        let spec = match self {
+            ModelSource::Path(path) => return Ok(path.clone()),
+            ModelSource::Hub(spec) => spec,
+        };
+        let settings = Settings::from_env()?;
+        let bar = Progress::bar(console, "fetching");
+        let mut announced = false;
+        let path = countdown_hub::fetch(spec, &settings, &mut |file, done, all| {
+            if !announced {
+                console.note(format_args!(
+                    "fetching {spec} into {}",
+                    settings.cache.display()
+                ));
+                announced = true;
+            }
+            bar.say(&format!("fetching {file}"));
+            bar.update(done as usize, all as usize);
+        })?;
+        console.detail(format_args!("{spec} is {}", path.display()));
+        Ok(path)
+    }
+
+    /// Opens it, fetched before where need be.
+    pub(crate) fn open(&self, console: &Console) -> Result<Checkpoint> {
+        Ok(Checkpoint::open(&self.path(console)?)?)
+    }
+
+    /// A short name: of the file or folder, or of the repository.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            ModelSource::Path(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                name.to_string_lossy().into_owned()
+            }
+            ModelSource::Hub(spec) => spec.to_string(),
+        }
+    }
+
+    /// The same without the ending of a file.
+    pub(crate) fn stem(&self) -> String {
+        match self {
+            ModelSource::Path(path) => match path.file_stem() {
+                Some(stem) => stem.to_string_lossy().into_owned(),
+                None => "model".into(),
+            },
+            ModelSource::Hub(spec) => spec.repository.clone(),
+        }
+    }
+}
 
 /// Opens the weights of a checkpoint.
 pub(crate) fn model(

@@ -22,6 +22,7 @@ fn help_has_examples_everywhere_and_alone_is_no_error() {
         "eval",
         "bench",
         "compare",
+        "convert",
         "serve",
         "completions",
     ] {

@@ -15,7 +15,7 @@ use std::path::Path;
 /// [`Error::Unsupported`] where it has none or one of an unknown kind.
 pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
     match &checkpoint.metadata {
-        Metadata::Gguf(m) => from_gguf(&checkpoint.path, m),
+        Metadata::Gguf(m) => Tokenizer::from_gguf(gguf_vocab(&checkpoint.path, m)?),
         Metadata::HuggingFace(m) => from_hugging_face(m),
     }
 }
@@ -68,7 +68,11 @@ pub fn chat_template_from(source: &str, tokenizer: &Tokenizer) -> Result<ChatTem
     ChatTemplate::new(source, spelled(tokenizer.bos()), spelled(tokenizer.eos()))
 }
 
-fn from_gguf(path: &Path, m: &gguf::Metadata) -> Result<Tokenizer> {
+/// What a GGUF file says about its vocabulary.
+///
+/// # Errors
+/// [`Error::Unsupported`] where it has none.
+pub(crate) fn gguf_vocab<'a>(path: &'a Path, m: &'a gguf::Metadata) -> Result<GgufVocab<'a>> {
     let missing = || Error::Unsupported {
         path: path.to_owned(),
         cause: "has no tokenizer (tokenizer.ggml.model)".into(),
@@ -81,7 +85,7 @@ fn from_gguf(path: &Path, m: &gguf::Metadata) -> Result<Tokenizer> {
         Some(gguf::Array::U32(v)) => v.iter().map(|&t| t as i32).collect(),
         _ => Vec::new(),
     };
-    Tokenizer::from_gguf(GgufVocab {
+    Ok(GgufVocab {
         path,
         name: m.opt_str("general.name")?,
         model,

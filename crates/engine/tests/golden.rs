@@ -4,10 +4,16 @@
 use countdown::{
     DownLayout, Model, Phase, Session, SessionOptions,
     arch::FAMILIES,
+    convert::{Existing, Request, Weights, convert},
+    formats::Checkpoint,
     kernels::{DType, cpu::Kernels},
 };
 use safetensors::SafeTensors;
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What a case's folder holds: the file to open, `""` for the folder itself, and the name of its logits.
 const FORMATS: [(&str, &str); 3] = [
@@ -63,8 +69,11 @@ fn folder(case: &str) -> PathBuf {
 }
 
 fn session(case: &str, file: &str, down: DownLayout, batch: usize, context: usize) -> Session {
-    let path = folder(case).join(file);
-    let model = Arc::new(Model::open(&path, down, 2).unwrap());
+    session_of(&folder(case).join(file), down, batch, context)
+}
+
+fn session_of(path: &Path, down: DownLayout, batch: usize, context: usize) -> Session {
+    let model = Arc::new(Model::open(path, down, 2).unwrap());
     let options = SessionOptions {
         context: Some(context),
         threads: Some(2),
@@ -217,6 +226,68 @@ fn ropes_for_short_contexts_differ_from_those_for_long_ones() {
             let long = &g.logits["logits"][..expected.len()];
             assert!(worst(&got, long) > 10.0 * allowed);
         }
+    }
+}
+
+/// What GGUF has no word for, by the hyper-parameter that the refusal names.
+const WITHOUT_WORD: [(&str, &str); 2] = [
+    ("gemma2_scaled", "attention_scale"),
+    ("qwen2_window", "window"),
+];
+
+/// Every model in the other format: with the very logits of the source where weights are as they were and no rope went through rounded
+/// divisors, and within the golden bound everywhere.
+#[test]
+fn converted_models_give_the_original_logits() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (i, (case, file, name)) in all().into_iter().enumerate() {
+        let case = case.as_str();
+        let source = folder(case).join(file);
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        let (suffix, choices) = match file {
+            "" => (".gguf", &["as stored", "F32"][..]),
+            "f16.gguf" => ("", &["as stored", "BF16"][..]),
+            _ => ("", &["F32"][..]),
+        };
+        for choice in choices {
+            let output = scratch.path().join(format!("{i} {choice}{suffix}"));
+            let request = Request {
+                output: &output,
+                weights: Weights::from_name(choice).unwrap_or(Weights::AsStored),
+                existing: Existing::Refuse,
+                threads: 2,
+            };
+            let converted = convert(&checkpoint, &request, &mut |_, _| Ok(()));
+            if let Some((_, what)) = WITHOUT_WORD.iter().find(|(c, _)| *c == case) {
+                let error = converted.unwrap_err().to_string();
+                assert!(error.contains(what) && !output.exists(), "{case}: {error}");
+                continue;
+            }
+            converted.unwrap_or_else(|e| panic!("{case} {file} {choice}: {e}"));
+            check_converted(case, (&source, &output), *choice == "as stored", name);
+        }
+    }
+}
+
+fn check_converted(case: &str, (source, output): (&Path, &Path), is_stored: bool, name: &str) {
+    let g = Golden::of(case);
+    let expected = &g.logits[name];
+    let down = DownLayout::Stored;
+    for phase in [Phase::Prompt, Phase::Decode] {
+        let [mut a, mut b] = [source, output].map(|path| session_of(path, down, CONTEXT, CONTEXT));
+        let [before, after] = [&mut a, &mut b].map(|s| logits(s, &g.tokens, phase));
+        let of = format!("{} {phase:?}", output.display());
+        let ropes = |s: &Session| s.model().config.layers.clone();
+        if is_stored && ropes(&a) == ropes(&b) {
+            assert!(before == after, "{case} {of}: other logits");
+        }
+        let mut allowed = allowed(&g, &b, down, phase, expected);
+        // F16 to BF16 loses bits, as much as multiplying in it.
+        if b.model().layers[0].ffn.gate.dtype() == DType::BF16 && !output.is_file() {
+            allowed += BF16_SHARE * expected.iter().fold(0f32, |l, x| l.max(x.abs()));
+        }
+        let off = worst(&after, expected);
+        assert!(off <= allowed, "{case} {of}: {off} > {allowed}");
     }
 }
 

@@ -136,7 +136,7 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
     let has_dense = args.sweep.method.iter().any(|m| m.is_dense()) || !has_plans;
     let loads = loads(args)?;
     let text = CalibrationText::open(args.file.as_deref())?;
-    let checkpoint = Checkpoint::open(&args.model.model)?;
+    let checkpoint = args.model.model.open(console)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let tokens = bench_tokens(&tokenizer, &text)?;
     let thread_counts = if args.threads.is_empty() {
@@ -390,7 +390,7 @@ fn rows_of(
             cpu_info: machine::cpu(),
             gpu_info: String::new(),
             backends: "CPU".into(),
-            model_filename: args.model.model.display().to_string(),
+            model_filename: args.model.model.to_string(),
             model_type: model_type(model),
             model_size: checkpoint.bytes(),
             model_n_params: model.parameters(),

@@ -11,7 +11,6 @@ use crate::{
 use clap::Args;
 use countdown::{
     DownLayout, PlanRequest, SparsityPlan,
-    formats::Checkpoint,
     sparsity::{Cut, Method, PredictorKind},
 };
 use std::{
@@ -76,7 +75,7 @@ pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
         ));
     }
     let text = CalibrationText::open(args.text.as_deref())?;
-    let checkpoint = Checkpoint::open(&args.model.model)?;
+    let checkpoint = args.model.model.open(console)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let threads = args.compute.threads();
     let model = load::model(console, &checkpoint, DownLayout::Transposed, threads)?;

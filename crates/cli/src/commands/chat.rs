@@ -11,7 +11,6 @@ use clap::Args;
 use countdown::{
     Error, GenerateOptions, Session,
     chat::{ChatTemplate, Conversation, GenerationPrompt, Message},
-    formats::Checkpoint,
     tokenizer::Tokenizer,
 };
 use std::{
@@ -55,7 +54,7 @@ pub(crate) fn run(console: &Console, args: &ChatArgs) -> Result<()> {
     let choice = args.session.plan.choice()?;
     let first = first_turn(args)?;
     interrupt::listen();
-    let checkpoint = Checkpoint::open(&args.session.model.model)?;
+    let checkpoint = args.session.model.model.open(console)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let template = load::template(args.chat_template_file.as_deref(), &checkpoint, &tokenizer)?
         .ok_or_else(|| Error::Unsupported {

@@ -3,7 +3,7 @@
 use crate::{
     console::{self, Console, print},
     failure::Result,
-    load::{self, form_name},
+    load::{self, ModelSource, form_name},
     table::{self, Table},
 };
 use clap::Args;
@@ -15,11 +15,7 @@ use countdown::{
     sparsity::{Cut, Keep, METHODS, PREDICTORS, Practical},
 };
 use serde_json::{Value as Json, json};
-use std::{
-    fmt::Write,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write, io::Read, path::Path};
 
 /// Show what a model or a plan holds, and what sparsity could save
 #[derive(Args, Debug)]
@@ -29,8 +25,9 @@ use std::{
   countdown inspect plan.safetensors
   countdown inspect ./SmolLM2-135M-Instruct --json")]
 pub(crate) struct InspectArgs {
-    /// GGUF file, folder with config.json and safetensors files, or plan
-    path: PathBuf,
+    /// GGUF file, folder with config.json and safetensors files, hf:ORG/NAME[@REVISION][:FILE], or plan
+    #[arg(value_name = "MODEL")]
+    path: ModelSource,
     /// List the tensors, too
     #[arg(long)]
     tensors: bool,
@@ -43,15 +40,16 @@ pub(crate) struct InspectArgs {
 const TARGETS: [f64; 3] = [0.5, 0.7, 0.9];
 
 pub(crate) fn run(console: &Console, args: &InspectArgs) -> Result<()> {
-    if is_plan(&args.path) {
-        let plan = SparsityPlan::load(&args.path)?;
+    let path = args.path.path(console)?;
+    if is_plan(&path) {
+        let plan = SparsityPlan::load(&path)?;
         return print(if args.json {
             console::json(&plan_json(&plan))? + "\n"
         } else {
             plan_text(&plan)
         });
     }
-    let checkpoint = Checkpoint::open(&args.path)?;
+    let checkpoint = Checkpoint::open(&path)?;
     let model = load::model(console, &checkpoint, DownLayout::Stored, 1)?;
     print(if args.json {
         let mut object = model_json(&checkpoint, &model);

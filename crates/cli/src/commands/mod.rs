@@ -5,6 +5,7 @@ mod calibrate;
 mod chat;
 mod compare;
 mod completions;
+mod convert;
 mod doctor;
 mod eval;
 mod inspect;
@@ -28,6 +29,7 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     Bench(bench::BenchArgs),
     Compare(compare::CompareArgs),
+    Convert(convert::ConvertArgs),
     Synth(synth::SynthArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -45,6 +47,7 @@ pub(crate) fn run(console: &Console, command: Command, cli: &mut clap::Command) 
         Command::Eval(args) => eval::run(console, &args),
         Command::Bench(args) => bench::run(console, &args),
         Command::Compare(args) => compare::run(console, &args),
+        Command::Convert(args) => convert::run(console, &args),
         Command::Synth(args) => synth::run(console, &args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args, cli),

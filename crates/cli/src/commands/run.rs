@@ -8,7 +8,7 @@ use crate::{
     interrupt, load, plans,
 };
 use clap::Args;
-use countdown::{Session, formats::Checkpoint};
+use countdown::Session;
 use std::path::{Path, PathBuf};
 
 /// Continue a text
@@ -71,7 +71,7 @@ pub(crate) fn run(console: &Console, args: &RunArgs) -> Result<()> {
     let choice = args.session.plan.choice()?;
     let text = args.prompt.text()?;
     interrupt::listen();
-    let checkpoint = Checkpoint::open(&args.session.model.model)?;
+    let checkpoint = args.session.model.model.open(console)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let prompt = tokenizer.encode_prompt(&text)?;
     let mut session = plans::session(console, &args.session, &choice, &checkpoint, &tokenizer)?;

@@ -7,7 +7,6 @@ use crate::{
     load, plans,
 };
 use clap::Args;
-use countdown::formats::Checkpoint;
 use countdown_server::{ServeOptions, Served};
 use std::path::PathBuf;
 
@@ -53,14 +52,12 @@ fn defaults() -> ServeOptions {
 
 pub(crate) fn run(console: &Console, args: &ServeArgs) -> Result<()> {
     let choice = args.session.plan.choice()?;
-    let path = &args.session.model.model;
     let options = ServeOptions {
         host: args.host.clone(),
         port: args.port,
-        model_name: match (&args.alias, path.file_stem()) {
-            (Some(alias), _) => alias.clone(),
-            (None, Some(stem)) => stem.to_string_lossy().into_owned(),
-            (None, None) => "model".into(),
+        model_name: match &args.alias {
+            Some(alias) => alias.clone(),
+            None => args.session.model.model.stem(),
         },
         api_key: args
             .api_key
@@ -74,7 +71,7 @@ pub(crate) fn run(console: &Console, args: &ServeArgs) -> Result<()> {
             format!("give a key with --api-key, or leave it out and unset {KEY_VARIABLE}"),
         ));
     }
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = args.session.model.model.open(console)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let template = load::template(args.chat_template_file.as_deref(), &checkpoint, &tokenizer)?;
     if template.is_none() {

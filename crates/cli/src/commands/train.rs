@@ -13,7 +13,6 @@ use crate::{
 use clap::Args;
 use countdown::{
     DownLayout, Session, SessionOptions, SparsityPlan,
-    formats::Checkpoint,
     sparsity::{Form, Method, PREDICTED, PredictorKind},
     train::{LayerReport, Target, TrainProgress, TrainReport, TrainRequest, train},
 };
@@ -136,7 +135,7 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
     }
     let request = args.request()?;
     let text = CalibrationText::open(Some(&args.text))?;
-    let checkpoint = Checkpoint::open(&args.model.model)?;
+    let checkpoint = args.model.model.open(console)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let threads = args.compute.threads();
     let model = load::model(console, &checkpoint, DownLayout::Transposed, threads)?;

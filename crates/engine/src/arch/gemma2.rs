@@ -1,7 +1,8 @@
 //! Gemma 2: Gemma with norms around both blocks, soft caps on scores and logits, and a window in every other layer.
 
-use super::{Config, Family, GELU_TANH, NormWeights, Params, Role, USUAL, gemma};
+use super::{Config, Export, Family, GELU_TANH, Key, NormWeights, Params, Role, USUAL, gemma};
 use crate::error::Result;
+use serde_json::{Map, Value as Json};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma2",
@@ -18,6 +19,12 @@ pub(super) const FAMILY: Family = Family {
     refine,
     hf_norms: NormWeights::MinusOne,
     hf_name: sandwich_name,
+    export: Export {
+        hf_class: "Gemma2ForCausalLM",
+        keys: &KEYS,
+        hf_config,
+        ..USUAL.export
+    },
     ..USUAL
 };
 
@@ -51,4 +58,18 @@ pub(super) fn sandwich_name(role: Role) -> Option<&'static str> {
         Role::FfnNorm => Some("pre_feedforward_layernorm.weight"),
         _ => None,
     }
+}
+
+const KEYS: [Key; 3] = {
+    let [scores, logits] = Key::SOFT_CAPS;
+    [Key::WINDOW, scores, logits]
+};
+
+/// What GGUF files leave to the family.
+pub(super) fn hf_config(c: &Config, config: &mut Map<String, Json>) {
+    gemma::say_activation(config);
+    config.insert("layer_types".into(), c.layer_types());
+    // An integer: the original framework takes no other number.
+    let scalar = (1.0 / (c.attention_scale * c.attention_scale)).round();
+    config.insert("query_pre_attn_scalar".into(), (scalar as u64).into());
 }

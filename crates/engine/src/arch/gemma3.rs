@@ -2,7 +2,7 @@
 //! kind with its own rope.
 
 use super::{
-    Config, Family, GELU_TANH, NormWeights, Params, Role, USUAL, gemma, gemma2,
+    Config, Export, Family, GELU_TANH, Key, NormWeights, Params, Role, USUAL, gemma, gemma2,
     rope::{RopeParams, Scope},
 };
 use crate::error::Result;
@@ -23,9 +23,16 @@ pub(super) const FAMILY: Family = Family {
     ],
     act: GELU_TANH,
     rope_base: 1e6,
+    local_rope_base: Some(LOCAL_ROPE_BASE),
     refine,
     hf_norms: NormWeights::MinusOne,
     hf_name: gemma2::sandwich_name,
+    export: Export {
+        hf_class: "Gemma3ForCausalLM",
+        keys: &KEYS,
+        hf_config: gemma2::hf_config,
+        ..USUAL.export
+    },
     ..USUAL
 };
 
@@ -54,3 +61,18 @@ fn refine(p: &Params, c: &mut Config) -> Result<()> {
     }
     Ok(())
 }
+
+const KEYS: [Key; 4] = {
+    let [scores, logits] = Key::SOFT_CAPS;
+    [Key::WINDOW, PATTERN_KEY, scores, logits]
+};
+
+/// The number of the first global layer, counted from one, is how often there is one.
+const PATTERN_KEY: Key = Key::Size(
+    "sliding_window_pattern",
+    "attention.sliding_window_pattern",
+    |c| {
+        let first = c.layers.iter().position(|l| l.window.is_none());
+        Some(first.map_or(PATTERN, |i| i + 1))
+    },
+);

@@ -1,6 +1,6 @@
 //! Granite 3: Llama with constants on embeddings, scores, the residual stream and logits.
 
-use super::{Config, Family, Params, RopeRows, USUAL};
+use super::{Config, Export, Family, Key, Params, RopeRows, USUAL};
 use crate::error::Result;
 
 pub(super) const FAMILY: Family = Family {
@@ -10,6 +10,11 @@ pub(super) const FAMILY: Family = Family {
     hf_types: &["granite"],
     refine,
     gguf_permutes_rope: RopeRows::Interleaved,
+    export: Export {
+        hf_class: "GraniteForCausalLM",
+        keys: &KEYS,
+        ..USUAL.export
+    },
     ..USUAL
 };
 
@@ -26,3 +31,18 @@ fn refine(p: &Params, c: &mut Config) -> Result<()> {
     };
     Ok(())
 }
+
+const KEYS: [Key; 4] = [
+    Key::Number("embedding_multiplier", "embedding_scale", |c| {
+        Some(c.embedding_scale)
+    }),
+    Key::Number("residual_multiplier", "residual_scale", |c| {
+        Some(c.residual_scale)
+    }),
+    Key::Number("logits_scaling", "logit_scale", |c| {
+        Some(1.0 / c.logit_scale)
+    }),
+    Key::Number("attention_multiplier", "attention.scale", |c| {
+        Some(c.attention_scale)
+    }),
+];

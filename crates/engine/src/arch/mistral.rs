@@ -1,6 +1,6 @@
 //! Mistral: Llama with a window in all layers, or in those that config.json lists (Ministral).
 
-use super::{Family, RopeRows, USUAL};
+use super::{Export, Family, Key, RopeRows, USUAL};
 
 pub(super) const FAMILY: Family = Family {
     name: "mistral",
@@ -11,6 +11,12 @@ pub(super) const FAMILY: Family = Family {
     refine: |p, c| {
         let window = p.window()?;
         p.set_windows(c, window, |_| true)
+    },
+    export: Export {
+        hf_class: "MistralForCausalLM",
+        gguf_type: Some("llama"),
+        keys: &[Key::WINDOW],
+        ..USUAL.export
     },
     ..USUAL
 };

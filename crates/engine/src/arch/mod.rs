@@ -2,6 +2,7 @@
 //! says how its metadata and tensors are named. No family's name occurs outside this folder.
 
 mod config;
+mod export;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -22,10 +23,11 @@ mod tests;
 
 use crate::{
     error::{Error, Result},
-    formats::Checkpoint,
+    formats::{Checkpoint, Metadata},
 };
 pub use config::{Config, LayerSpec};
 pub use countdown_kernels::cpu::Act;
+pub(crate) use export::{Export, Key, number};
 pub(crate) use names::Role;
 pub(crate) use params::Params;
 pub use rope::{LongRope, Rope};
@@ -70,6 +72,8 @@ pub struct Family {
     pub(crate) act: (Act, &'static [&'static str]),
     /// The base of the rope where a file does not say it.
     pub(crate) rope_base: f32,
+    /// The same of the rope that only layers with a window have, in families where there is one.
+    pub(crate) local_rope_base: Option<f32>,
     /// Reads what is particular to the family on top of what all share.
     pub(crate) refine: fn(&Params, &mut Config) -> Result<()>,
     /// Whether q and k rows of GGUF files are permuted for interleaved rope.
@@ -78,6 +82,8 @@ pub struct Family {
     pub(crate) hf_norms: NormWeights,
     /// Where the family's Hugging Face names differ from the common ones.
     pub(crate) hf_name: fn(Role) -> Option<&'static str>,
+    /// What it takes to write files of the family.
+    pub(crate) export: Export,
 }
 
 /// SiLU and its names.
@@ -98,10 +104,17 @@ const USUAL: Family = Family {
     act: SILU,
     // The original Llama's, which both formats leave out where it is meant.
     rope_base: 10_000.0,
+    local_rope_base: None,
     refine: |_, _| Ok(()),
     gguf_permutes_rope: RopeRows::HalfSplit,
     hf_norms: NormWeights::Plain,
     hf_name: |_| None,
+    export: Export {
+        hf_class: "",
+        gguf_type: None,
+        keys: &[],
+        hf_config: |_, _| {},
+    },
 };
 
 /// The order of q and k rows in a file.
@@ -111,6 +124,26 @@ pub(crate) enum RopeRows {
     HalfSplit,
     /// Elements 2i and 2i + 1 are a pair.
     Interleaved,
+}
+
+impl RopeRows {
+    /// The row of a file in this order that holds row `row` of the engine's; rows of heads `head_dim` wide.
+    pub(crate) fn in_file(self, row: usize, head_dim: usize) -> usize {
+        let (half, at) = (head_dim / 2, row % head_dim);
+        match self {
+            RopeRows::HalfSplit => row,
+            RopeRows::Interleaved => row - at + 2 * (at % half) + at / half,
+        }
+    }
+
+    /// The row of the engine's order that row `row` of a file in this order holds.
+    pub(crate) fn in_engine(self, row: usize, head_dim: usize) -> usize {
+        let (half, at) = (head_dim / 2, row % head_dim);
+        match self {
+            RopeRows::HalfSplit => row,
+            RopeRows::Interleaved => row - at + at % 2 * half + at / 2,
+        }
+    }
 }
 
 /// What a stored norm weight means.
@@ -163,6 +196,16 @@ pub(crate) enum Projections {
 }
 
 impl Family {
+    /// The tensors that a layer may have, in the order in which it uses them.
+    pub(crate) fn roles(&self) -> impl Iterator<Item = Role> {
+        let is_fused = self.projections == Projections::Fused;
+        Role::ALL.into_iter().filter(move |role| match role {
+            Role::QueryKeyValue | Role::GateUp => is_fused,
+            Role::Query | Role::Key | Role::Value | Role::Gate | Role::Up => !is_fused,
+            _ => !role.is_norm() || self.norms.contains(role),
+        })
+    }
+
     /// The family of a checkpoint.
     ///
     /// # Errors
@@ -260,5 +303,18 @@ impl Family {
         (self.refine)(&p, &mut config)?;
         p.expect_activation(self.act.1)?;
         Ok(config)
+    }
+}
+
+/// Whether the head of a checkpoint is its embedding.
+pub(crate) fn is_tied(checkpoint: &Checkpoint) -> bool {
+    match &checkpoint.metadata {
+        Metadata::Gguf(_) => checkpoint.tensor(names::HEAD.0).is_none(),
+        Metadata::HuggingFace(m) => m
+            .config
+            .get("tie_word_embeddings")
+            .and_then(serde_json::Value::as_bool)
+            // The default of every family here whose config.json may leave it out (Gemma).
+            .unwrap_or_else(|| checkpoint.tensor(names::HEAD.1).is_none()),
     }
 }

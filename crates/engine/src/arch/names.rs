@@ -40,6 +40,60 @@ pub(crate) fn is_derived(name: &str) -> bool {
 }
 
 impl Role {
+    /// All of them, in the order in which a layer uses them.
+    pub(crate) const ALL: [Role; 22] = [
+        Role::AttnNorm,
+        Role::Query,
+        Role::Key,
+        Role::Value,
+        Role::QueryBias,
+        Role::KeyBias,
+        Role::ValueBias,
+        Role::QueryKeyValue,
+        Role::QueryNorm,
+        Role::KeyNorm,
+        Role::AttnOutput,
+        Role::AttnOutputBias,
+        Role::PostAttnNorm,
+        Role::FfnNorm,
+        Role::Gate,
+        Role::Up,
+        Role::Down,
+        Role::GateUp,
+        Role::GateBias,
+        Role::UpBias,
+        Role::DownBias,
+        Role::PostFfnNorm,
+    ];
+
+    pub(crate) const ATTENTION_BIASES: [Role; 4] = [
+        Role::QueryBias,
+        Role::KeyBias,
+        Role::ValueBias,
+        Role::AttnOutputBias,
+    ];
+    pub(crate) const FFN_BIASES: [Role; 3] = [Role::GateBias, Role::UpBias, Role::DownBias];
+
+    /// Whether it is a bias, which models of a family may have or not.
+    pub(crate) fn is_bias(self) -> bool {
+        Role::ATTENTION_BIASES.contains(&self) || Role::FFN_BIASES.contains(&self)
+    }
+
+    /// Whether it holds the weights of a norm.
+    pub(crate) fn is_norm(self) -> bool {
+        use Role::*;
+        matches!(
+            self,
+            AttnNorm | QueryNorm | KeyNorm | PostAttnNorm | FfnNorm | PostFfnNorm
+        )
+    }
+
+    /// Whether its rows are those of queries or keys, which rope turns.
+    pub(crate) fn is_turned(self) -> bool {
+        use Role::*;
+        matches!(self, Query | Key | QueryBias | KeyBias)
+    }
+
     pub(crate) fn gguf(self, layer: usize) -> String {
         let stem = match self {
             Role::AttnNorm => "attn_norm.weight",

@@ -1,6 +1,6 @@
 //! OLMo 2: norms after attention and the FFN rather than before them, and norms on q and k over all heads together.
 
-use super::{Family, QkNorm, Role, USUAL};
+use super::{Export, Family, QkNorm, Role, USUAL};
 
 pub(super) const FAMILY: Family = Family {
     name: "olmo2",
@@ -21,6 +21,10 @@ pub(super) const FAMILY: Family = Family {
     hf_name: |role| match role {
         Role::PostAttnNorm => Some("post_attention_layernorm.weight"),
         _ => None,
+    },
+    export: Export {
+        hf_class: "Olmo2ForCausalLM",
+        ..USUAL.export
     },
     ..USUAL
 };

@@ -1,6 +1,6 @@
 //! Qwen3: Qwen2 with norms on each head of q and k instead of biases.
 
-use super::{Family, Role, USUAL, qwen2};
+use super::{Export, Family, Role, USUAL, qwen2};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3",
@@ -14,5 +14,10 @@ pub(super) const FAMILY: Family = Family {
         Role::FfnNorm,
     ],
     refine: qwen2::refine,
+    export: Export {
+        hf_class: "Qwen3ForCausalLM",
+        hf_config: qwen2::no_window,
+        ..USUAL.export
+    },
     ..USUAL
 };

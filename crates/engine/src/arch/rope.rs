@@ -1,8 +1,11 @@
 //! Rotary position embedding as numbers. What the rules of scaling make of frequencies is computed here, once, so that nothing else
 //! knows them by name.
 
+mod export;
+
 use super::Params;
 use crate::error::Result;
+pub(crate) use export::{to_gguf, to_hugging_face};
 
 /// Rotary position embedding: element i of a head and element i + pairs are rotated by position * frequency\[i\].
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +62,7 @@ impl Scope {
     }
 
     /// Where the base is if not there: in config.json, and in GGUF metadata.
-    fn base(self) -> (&'static str, &'static str) {
+    pub(super) fn base(self) -> (&'static str, &'static str) {
         match self {
             Scope::Global => ("rope_theta", "rope.freq_base"),
             Scope::Local => ("rope_local_base_freq", "rope.freq_base_swa"),
@@ -93,6 +96,39 @@ fn rounded(frequencies: Vec<f64>) -> Vec<f32> {
 fn divided(frequencies: &[f64], divisors: &[f32]) -> Vec<f32> {
     let pairs = frequencies.iter().zip(divisors);
     rounded(pairs.map(|(f, d)| f / f64::from(*d)).collect())
+}
+
+/// A rope by divisors for short contexts and for those that are longer than `beyond`.
+fn by_divisors(unscaled: &[f64], [short, long]: [&[f32]; 2], beyond: f64, magnitude: f32) -> Rope {
+    let long = (long != short).then(|| LongRope {
+        beyond: beyond as usize,
+        frequencies: divided(unscaled, long),
+    });
+    Rope {
+        frequencies: divided(unscaled, short),
+        long,
+        magnitude,
+    }
+}
+
+/// Llama 3.1's rule: waves that the original `context` holds less than `low` times are stretched by `factor`, those that it holds
+/// more than `high` times are not, and those in between partly.
+fn llama3(unscaled: &[f64], factor: f64, [low, high]: [f64; 2], context: f64) -> Vec<f64> {
+    let scaled = unscaled.iter().map(|f| {
+        let waves = context * f / (2.0 * std::f64::consts::PI);
+        let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
+        (1.0 - kept) * f / factor + kept * f
+    });
+    scaled.collect()
+}
+
+/// YaRN's magnitude for a context that grew `factor` times.
+fn grown(by: f64, factor: f64) -> f64 {
+    if factor > 1.0 {
+        0.1 * by * factor.ln() + 1.0
+    } else {
+        1.0
+    }
 }
 
 impl<'p, 'a> RopeParams<'p, 'a> {
@@ -205,7 +241,8 @@ impl<'p, 'a> RopeParams<'p, 'a> {
         }
     }
 
-    fn base(&self) -> Result<f64> {
+    /// The base of the frequencies.
+    pub(super) fn base(&self) -> Result<f64> {
         let (hf, gguf) = self.scope.base();
         let base = match self.params.opt_number(&self.path("rope_theta"), gguf)? {
             Some(base) => base,
@@ -260,35 +297,27 @@ impl<'p, 'a> RopeParams<'p, 'a> {
             .size("max_position_embeddings", "context_length")
     }
 
-    /// Llama 3.1's: long waves are stretched, short ones are not, and those in between partly.
     fn llama3(&self, unscaled: &[f64]) -> Result<Vec<f64>> {
         let factor = self.number("factor", "")?;
         let low = self.number("low_freq_factor", "")?;
         let high = self.number("high_freq_factor", "")?;
         let context = self.original_context()?;
-        let scaled = unscaled.iter().map(|f| {
-            // Waves that the original context holds.
-            let waves = context * f / (2.0 * std::f64::consts::PI);
-            let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
-            (1.0 - kept) * f / factor + kept * f
-        });
-        Ok(scaled.collect())
+        Ok(llama3(unscaled, factor, [low, high], context))
+    }
+
+    /// How many times the original context YaRN is for.
+    fn yarn_factor(&self) -> Result<f64> {
+        match self.opt("factor", "factor")? {
+            Some(factor) => Ok(factor),
+            None => Ok(self.context()? as f64 / self.original_context()?),
+        }
     }
 
     /// YaRN (Peng et al., 2023): as above, with a ramp over the pairs' numbers; and the magnitude that goes with it.
     fn yarn(&self, unscaled: &[f64]) -> Result<(Vec<f64>, f64)> {
         let context = self.original_context()?;
-        let factor = match self.opt("factor", "factor")? {
-            Some(factor) => factor,
-            None => self.context()? as f64 / context,
-        };
-        let grown = |by: f64| {
-            if factor > 1.0 {
-                0.1 * by * factor.ln() + 1.0
-            } else {
-                1.0
-            }
-        };
+        let factor = self.yarn_factor()?;
+        let grown = |by: f64| grown(by, factor);
         let magnitude = if self.params.is_gguf() {
             let all = self.opt("", "yarn_log_multiplier")?;
             let times = self.opt("", "attn_factor")?.unwrap_or(1.0);
@@ -331,22 +360,19 @@ impl<'p, 'a> RopeParams<'p, 'a> {
         let beyond = self.original_context()?;
         let magnitude = match self.opt("attention_factor", "")? {
             Some(magnitude) => magnitude,
-            None => {
-                let factor = match self.opt("factor", "")? {
-                    Some(factor) => factor,
-                    None => self.context()? as f64 / beyond,
-                };
-                (1.0 + factor.max(1.0).ln() / beyond.ln()).sqrt()
-            }
+            None => self.long_magnitude(self.opt("factor", "")?, beyond)?,
         };
-        Ok(Rope {
-            frequencies: divided(unscaled, &short),
-            long: Some(LongRope {
-                beyond: beyond as usize,
-                frequencies: divided(unscaled, &long),
-            }),
-            magnitude: magnitude as f32,
-        })
+        let magnitude = magnitude as f32;
+        Ok(by_divisors(unscaled, [&short, &long], beyond, magnitude))
+    }
+
+    /// LongRoPE's magnitude where a file does not say it.
+    fn long_magnitude(&self, factor: Option<f64>, beyond: f64) -> Result<f64> {
+        let factor = match factor {
+            Some(factor) => factor,
+            None => self.context()? as f64 / beyond,
+        };
+        Ok((1.0 + factor.max(1.0).ln() / beyond.ln()).sqrt())
     }
 
     /// What a GGUF file says by tensors, which need no rule.
@@ -361,14 +387,10 @@ impl<'p, 'a> RopeParams<'p, 'a> {
                 long: None,
                 magnitude,
             }),
-            (None, Some(short), Some(long)) => Some(Rope {
-                frequencies: divided(unscaled, &short),
-                long: Some(LongRope {
-                    beyond: self.original_context()? as usize,
-                    frequencies: divided(unscaled, &long),
-                }),
-                magnitude,
-            }),
+            (None, Some(short), Some(long)) => {
+                let beyond = self.original_context()?;
+                Some(by_divisors(unscaled, [&short, &long], beyond, magnitude))
+            }
             _ => {
                 let [always, short, long] = GGUF_DIVISORS;
                 return Err(self.params.malformed(format!(

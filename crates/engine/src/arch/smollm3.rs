@@ -1,7 +1,8 @@
 //! SmolLM3: Llama in which every fourth layer does not know positions (NoPE).
 
-use super::{Config, Family, Params, RopeRows, USUAL};
+use super::{Config, Export, Family, Params, RopeRows, USUAL};
 use crate::error::Result;
+use serde_json::{Map, Value as Json};
 
 pub(super) const FAMILY: Family = Family {
     name: "smollm3",
@@ -11,6 +12,11 @@ pub(super) const FAMILY: Family = Family {
     rope_base: 2e6,
     refine,
     gguf_permutes_rope: RopeRows::Interleaved,
+    export: Export {
+        hf_class: "SmolLM3ForCausalLM",
+        hf_config,
+        ..USUAL.export
+    },
     ..USUAL
 };
 
@@ -39,4 +45,12 @@ fn refine(p: &Params, c: &mut Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn hf_config(c: &Config, config: &mut Map<String, Json>) {
+    let flags = c.layers.iter().map(|l| u8::from(l.rope.is_some()));
+    config.insert("no_rope_layers".into(), flags.collect());
+    config.insert("no_rope_layer_interval".into(), INTERVAL.into());
+    config.insert("layer_types".into(), c.layer_types());
+    config.insert("use_sliding_window".into(), false.into());
 }

@@ -99,7 +99,7 @@ impl Checkpoint {
     }
 
     /// Puts a checkpoint together from its tensors, each under a name of its own.
-    fn new(path: &Path, metadata: Metadata, tensors: Vec<Tensor>) -> Result<Checkpoint> {
+    pub(crate) fn new(path: &Path, metadata: Metadata, tensors: Vec<Tensor>) -> Result<Checkpoint> {
         let mut by_name = BTreeMap::new();
         for tensor in tensors {
             if let Some(twice) = by_name.insert(tensor.name.clone(), tensor) {

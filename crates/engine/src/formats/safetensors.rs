@@ -1,17 +1,17 @@
 //! Safetensors: one file, or several under an index.
 
-use super::{Tensor, huggingface, malformed, map, unsupported};
+use super::{Tensor, gguf::TensorInfo, huggingface, malformed, map, unsupported};
 use crate::error::{Error, Result};
 use crate::kernels::{Bytes, DType};
-use safetensors::tensor::{Dtype, Metadata};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, Write},
     path::{Component, Path},
 };
 
 /// The index of a model in several files.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Largest header read, in bytes; the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -90,6 +90,54 @@ pub fn parse(path: &Path, file: Bytes) -> Result<Vec<Tensor>> {
         })
     });
     tensors.collect()
+}
+
+/// Writes a file in one pass: the header, then the data of each tensor as `fill` writes it, in the order given.
+///
+/// # Errors
+/// Whatever `out` or `fill` gives; `InvalidInput` if a tensor is of a type that the format does not have.
+pub(crate) fn encode(
+    out: &mut dyn Write,
+    tensors: &[TensorInfo],
+    mut fill: impl FnMut(&TensorInfo, &mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let invalid = |cause: String| io::Error::new(io::ErrorKind::InvalidInput, cause);
+    let mut entries = Vec::with_capacity(tensors.len());
+    let mut end = 0;
+    for tensor in tensors {
+        let dtype = match tensor.dtype {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            other => return Err(invalid(format!("safetensors files hold no {other}"))),
+        };
+        let start = end;
+        end += tensor.bytes()?;
+        let entry = Entry {
+            dtype,
+            shape: tensor.shape.clone(),
+            data_offsets: (start, end),
+        };
+        entries.push((tensor.name.clone(), entry));
+    }
+    // The mark that Hugging Face's own writers leave.
+    let about = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let header = Metadata::new(Some(about), entries).map_err(|e| invalid(e.to_string()))?;
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    tensors.iter().try_for_each(|tensor| fill(tensor, out))
+}
+
+/// The index of a model in several files: which file has which tensor, and the bytes of all.
+pub(crate) fn index<'a>(
+    bytes: u64,
+    places: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Vec<u8> {
+    let map: BTreeMap<&str, &str> = places.into_iter().collect();
+    let index = serde_json::json!({"metadata": {"total_size": bytes}, "weight_map": map});
+    format!("{index:#}\n").into_bytes()
 }
 
 fn loadable(dtype: Dtype) -> Option<DType> {

@@ -2,9 +2,12 @@
 
 use super::{Down, DownLayout, Ffn, Layer, Linear, Matrix, Model, transposed_dtype};
 use crate::{
-    arch::{Config, Family, NormWeights, Params, Projections, QkNorm, Role, RopeRows, names, rope},
+    arch::{
+        Config, Family, NormWeights, Params, Projections, QkNorm, Role, RopeRows, is_tied, names,
+        rope,
+    },
     error::{Error, Result},
-    formats::{Checkpoint, Metadata, Tensor},
+    formats::{Checkpoint, Tensor},
 };
 use countdown_kernels::{cpu::Team, quant};
 use std::collections::HashSet;
@@ -166,12 +169,8 @@ impl Loader<'_> {
         if !self.is_gguf() || self.family.gguf_permutes_rope == RopeRows::HalfSplit {
             return l;
         }
-        let half = self.config.head_dim / 2;
-        // Row `at` of a head holds dimension `at % half` of half `at / half`; the file stores the halves in turns.
-        let source = |row: usize| {
-            let (head, at) = (row / (2 * half), row % (2 * half));
-            head * 2 * half + 2 * (at % half) + at / half
-        };
+        let (order, head_dim) = (self.family.gguf_permutes_rope, self.config.head_dim);
+        let source = |row: usize| order.in_file(row, head_dim);
         let view = l.weight.view();
         let mut data = Vec::with_capacity(l.weight.bytes());
         for row in 0..l.weight.rows {
@@ -254,16 +253,7 @@ impl Loader<'_> {
     /// The output head: a tensor of its own, or the embedding.
     fn head(&mut self, embedding: &Matrix) -> Result<Matrix> {
         let name = self.pick(names::HEAD);
-        let tied = match &self.checkpoint.metadata {
-            Metadata::Gguf(_) => self.checkpoint.tensor(&name).is_none(),
-            Metadata::HuggingFace(m) => m
-                .config
-                .get("tie_word_embeddings")
-                .and_then(serde_json::Value::as_bool)
-                // The default of every family here whose config.json may leave it out (Gemma).
-                .unwrap_or_else(|| self.checkpoint.tensor(&name).is_none()),
-        };
-        if tied {
+        if is_tied(self.checkpoint) {
             self.used.insert(name);
             return Ok(embedding.clone());
         }

@@ -12,12 +12,14 @@ pub use shape::{Arch, Shape};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{self, TensorInfo};
 use crate::kernels::{DType, quant::pack_row};
+use crate::rows;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
 use std::{
     io::{self, Write},
+    ops::Range,
     path::Path,
     thread,
 };
@@ -94,9 +96,6 @@ pub fn write(
     Ok(summary)
 }
 
-/// Weights made at a time by one thread.
-const CHUNK: usize = 1 << 20;
-
 /// Where weights come from.
 struct Source {
     quantiles: Vec<f32>,
@@ -117,33 +116,18 @@ impl Source {
             _ => (1, tensor.shape.iter().product()),
         };
         let row_bytes = tensor.bytes()? / rows;
-        let chunk_rows = (CHUNK / cols).max(1);
-        let chunks: Vec<usize> = (0..rows.div_ceil(chunk_rows)).collect();
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        for wave in chunks.chunks(threads) {
-            thread::scope(|scope| {
-                let start = |&chunk: &usize| {
-                    let rows = chunk_rows.min(rows - chunk * chunk_rows);
-                    scope.spawn(move || {
-                        let weights =
-                            self.weights(distribution(tensor, cols), stream, chunk, rows * cols);
-                        let mut bytes = vec![0; rows * row_bytes];
-                        pack_row(tensor.dtype, &weights, &mut bytes);
-                        bytes
-                    })
-                };
-                let workers: Vec<_> = wave.iter().map(start).collect();
-                for worker in workers {
-                    let bytes = worker
-                        .join()
-                        .map_err(|_| io::Error::other("a worker thread failed"))?;
-                    out.write_all(&bytes)?;
-                    wrote(bytes.len())?;
-                }
-                io::Result::Ok(())
-            })?;
-        }
-        Ok(())
+        let make = |chunk: usize, range: Range<usize>| {
+            let count = range.len() * cols;
+            let weights = self.weights(distribution(tensor, cols), stream, chunk, count);
+            let mut bytes = vec![0; range.len() * row_bytes];
+            pack_row(tensor.dtype, &weights, &mut bytes);
+            Ok(bytes)
+        };
+        rows::write([rows, cols], threads, make, &mut |bytes| {
+            out.write_all(bytes)?;
+            wrote(bytes.len())
+        })
     }
 
     /// Some elements of a tensor: chunk number `chunk` of random stream `stream`.

@@ -1,7 +1,7 @@
 //! The shapes of models: which tensors a model of a family has, and what its metadata says.
 
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Array, Strings, TensorInfo, Value};
+use crate::formats::gguf::{Array, Strings, TensorInfo, Value, file_type, fitting};
 use crate::kernels::DType;
 
 /// The families that can be made.
@@ -362,39 +362,6 @@ impl Shape {
         ]);
         metadata
     }
-}
-
-/// `dtype`, or where rows of `cols` are no whole number of its blocks, the type that llama.cpp's
-/// quantiser takes instead.
-fn fitting(dtype: DType, cols: usize) -> DType {
-    let small_blocks = match dtype {
-        DType::Q4_K => DType::Q5_0,
-        DType::Q5_K => DType::Q5_1,
-        DType::Q6_K => DType::Q8_0,
-        other => other,
-    };
-    let choice = [dtype, small_blocks]
-        .into_iter()
-        .find(|t| t.row_bytes(cols).is_some());
-    choice.unwrap_or(DType::F16)
-}
-
-/// GGUF's number for "mostly this type", if it has one.
-fn file_type(dtype: DType) -> Option<u32> {
-    Some(match dtype {
-        DType::F32 => 0,
-        DType::F16 => 1,
-        DType::Q4_0 => 2,
-        DType::Q4_1 => 3,
-        DType::Q8_0 => 7,
-        DType::Q5_0 => 8,
-        DType::Q5_1 => 9,
-        DType::Q4_K => 14,
-        DType::Q5_K => 16,
-        DType::Q6_K => 18,
-        DType::BF16 => 32,
-        DType::Q3_0 | DType::Q2_0 | DType::T2 | DType::Q8_H => return None,
-    })
 }
 
 /// One token for every byte, in the letters that GPT-2 writes bytes with, two special tokens, and

@@ -186,7 +186,7 @@ fn weights_are_normal_and_no_two_chunks_or_tensors_alike() {
     assert!((moment(2) - 1.0).abs() < 0.006, "{}", moment(2));
     assert!((moment(4) - 3.0).abs() < 0.04, "{}", moment(4));
 
-    let chunk = CHUNK;
+    let chunk = crate::rows::CHUNK;
     assert_ne!(embedding[..1000], embedding[chunk..chunk + 1000]);
     let down = |layer| {
         checkpoint

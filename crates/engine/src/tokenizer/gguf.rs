@@ -7,11 +7,6 @@ use std::path::Path;
 use tokenizers::{
     models::bpe::{BPE, Vocab as BpeVocab},
     normalizers::NFC,
-    pre_tokenizers::split::SplitPattern,
-    pre_tokenizers::{
-        PreTokenizerWrapper, byte_level::ByteLevel, sequence::Sequence, split::Split,
-    },
-    tokenizer::SplitDelimiterBehavior,
 };
 
 use super::{
@@ -111,21 +106,9 @@ fn byte_level_bpe(file: &GgufVocab<'_>) -> Result<Tokenizer> {
         .ignore_merges(rule.whole_words)
         .build()
         .map_err(broken)?;
-    let mut steps = Vec::with_capacity(rule.patterns.len() + 1);
-    for pattern in rule.patterns {
-        let split = Split::new(
-            SplitPattern::Regex((*pattern).into()),
-            SplitDelimiterBehavior::Isolated,
-            false,
-        );
-        steps.push(PreTokenizerWrapper::Split(split.map_err(broken)?));
-    }
-    steps.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(
-        false, false, false,
-    )));
     let mut pipeline = tokenizers::Tokenizer::new(bpe);
     pipeline.with_normalizer(rule.composes.then_some(NFC));
-    pipeline.with_pre_tokenizer(Some(Sequence::new(steps)));
+    pipeline.with_pre_tokenizer(Some(rule.pre_tokenizer().map_err(broken)?));
     let adds_bos = file.add_bos.unwrap_or(rule.adds_bos);
     file.finish(vocab, Encoder::Bpe(Box::new(pipeline)), adds_bos)
 }
@@ -225,7 +208,7 @@ impl GgufVocab<'_> {
         Ok(if named || marker { Kind::Control } else { kind })
     }
 
-    fn split_rule(&self) -> Result<&'static SplitRule> {
+    pub(super) fn split_rule(&self) -> Result<&'static SplitRule> {
         let known = SplitRule::names();
         let remedy = "convert the model again with a current converter, or use a safetensors folder with a tokenizer.json";
         let pre = self.pre.ok_or_else(|| {

@@ -26,11 +26,16 @@ impl Tokenizer {
             path: path.to_owned(),
             source,
         })?;
+        Tokenizer::from_json(path, &bytes, config)
+    }
+
+    /// The same from the content of the `tokenizer.json` at `path`.
+    pub(crate) fn from_json(path: &Path, content: &[u8], config: Option<&Value>) -> Result<Self> {
         let malformed = |cause: String| Error::Malformed {
             path: path.to_owned(),
             cause,
         };
-        let mut pipeline = tokenizers::Tokenizer::from_bytes(&bytes)
+        let mut pipeline = tokenizers::Tokenizer::from_bytes(content)
             .map_err(|e| malformed(format!("not a tokenizer.json: {e}")))?;
         pipeline.with_padding(None);
         pipeline

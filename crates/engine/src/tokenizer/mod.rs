@@ -13,10 +13,13 @@ mod spm;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod to_gguf;
+mod to_json;
 mod vocab;
 
 pub use gguf::GgufVocab;
 pub use stream::TextStream;
+pub(crate) use to_gguf::Description;
 
 use crate::{Error, Result};
 use spm::{BLANK, Prefix, Spm};

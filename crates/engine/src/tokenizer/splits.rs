@@ -3,9 +3,19 @@
 //! The patterns are those of the models' own `tokenizer.json`. Where a converter wrote one name for models whose files
 //! differ in more than that, the models of the families that run here decide.
 
+use tokenizers::{
+    pre_tokenizers::{
+        PreTokenizerWrapper,
+        byte_level::ByteLevel,
+        sequence::Sequence,
+        split::{Split, SplitPattern},
+    },
+    tokenizer::SplitDelimiterBehavior,
+};
+
 /// A splitting rule: words never merge across its borders.
 pub(super) struct SplitRule {
-    names: &'static [&'static str],
+    pub(super) names: &'static [&'static str],
     /// Applied one after the other, each to the pieces that the one before left.
     pub(super) patterns: &'static [&'static str],
     /// Whether a whole word that is a token is taken as it is, whatever the merges say.
@@ -26,6 +36,19 @@ impl SplitRule {
         let names = SPLITS.iter().flat_map(|rule| rule.names).copied();
         names.collect::<Vec<_>>().join(", ")
     }
+
+    /// The steps that cut a text into words of byte-level letters.
+    pub(super) fn pre_tokenizer(&self) -> Result<Sequence, tokenizers::Error> {
+        let mut steps = Vec::with_capacity(self.patterns.len() + 1);
+        for pattern in self.patterns {
+            let pattern = SplitPattern::Regex((*pattern).into());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+            steps.push(PreTokenizerWrapper::Split(split));
+        }
+        let bytes = ByteLevel::new(false, false, false);
+        steps.push(PreTokenizerWrapper::ByteLevel(bytes));
+        Ok(Sequence::new(steps))
+    }
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -37,7 +60,7 @@ const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-const SPLITS: [SplitRule; 11] = [
+pub(super) const SPLITS: [SplitRule; 11] = [
     SplitRule {
         names: &["qwen2"],
         patterns: &[QWEN2],

@@ -91,6 +91,11 @@ impl Spm {
         }
     }
 
+    /// The score of a token: higher merges first.
+    pub(super) fn score(&self, id: u32) -> f32 {
+        self.scores[id as usize]
+    }
+
     /// Appends the tokens of `text`, in which blanks are already [`BLANK`]; or the byte that has no token.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) -> Result<(), u8> {
         let mut symbols: Vec<Symbol> = text

@@ -90,6 +90,11 @@ impl Vocab {
         self.tokens.len()
     }
 
+    /// All rows, in order of their ids.
+    pub(super) fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
     pub(super) fn get(&self, id: u32) -> Option<&Token> {
         self.tokens.get(id as usize)
     }

@@ -19,9 +19,7 @@ use crate::{
 use bytes::Bytes;
 use candidates::{FieldArgs, candidates};
 use clap::Args;
-use countdown::{
-    DownLayout, Session, SessionOptions, eval::Stepping, formats::Checkpoint, kernels::DType,
-};
+use countdown::{DownLayout, Session, SessionOptions, eval::Stepping, kernels::DType};
 use phases::{Comparison, Task};
 use results::{About, Results, Settings, TextAbout};
 use std::path::{Path, PathBuf};
@@ -91,7 +89,7 @@ pub(crate) fn run(console: &Console, args: &CompareArgs) -> Result<()> {
         ));
     }
     let task = args.choice.as_deref().map(Task::open).transpose()?;
-    let checkpoint = Checkpoint::open(&args.model.model)?;
+    let checkpoint = args.model.model.open(console)?;
     let tokenizer = load::tokenizer(console, &checkpoint)?;
     let tokens = load::text_tokens(&tokenizer, &text)?;
     check_length(args, &tokens)?;
@@ -135,7 +133,7 @@ pub(crate) fn run(console: &Console, args: &CompareArgs) -> Result<()> {
             model.config.family,
             tables::parameters(model.parameters())
         ),
-        model_file: name(&args.model.model),
+        model_file: args.model.model.name(),
         weights: load::weight_types(&stored).join("+"),
         text: TextAbout {
             name: name(&args.text),

@@ -15,7 +15,6 @@ use clap::{ArgGroup, Args, ValueEnum};
 use countdown::{
     DownLayout, Session, SessionOptions, SparsityPlan,
     eval::{Accuracy, Stepping, Subject},
-    formats::Checkpoint,
     kernels::DType,
     sparsity::Cut,
     tokenizer::Tokenizer,
@@ -111,7 +110,7 @@ impl Measured {
     /// Opens the model with a context of so many positions, or its own, and finds or fits the plans.
     fn open(console: &Console, args: &EvalArgs, context: Option<usize>) -> Result<Measured> {
         let wishes = args.sweep.wishes()?;
-        let checkpoint = Checkpoint::open(&args.model.model)?;
+        let checkpoint = args.model.model.open(console)?;
         let tokenizer = load::tokenizer(console, &checkpoint)?;
         let threads = args.compute.threads();
         let layout = if wishes.is_empty() && args.sweep.plan.is_empty() {

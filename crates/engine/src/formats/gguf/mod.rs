@@ -20,6 +20,7 @@ pub use metadata::{Array, Metadata, Strings, Value};
 pub use reader::parse;
 pub(super) use split::shard_number;
 pub use types::dtypes;
+pub(crate) use types::{file_type, fitting};
 pub use writer::{TensorInfo, encode, write};
 
 use super::{Checkpoint, malformed, map, unsupported};

@@ -80,6 +80,39 @@ pub(super) fn loadable() -> String {
     dtypes().map(DType::name).collect::<Vec<_>>().join(", ")
 }
 
+/// `dtype`, or where rows of `cols` are no whole number of its blocks, the type that llama.cpp's
+/// quantiser takes instead.
+pub(crate) fn fitting(dtype: DType, cols: usize) -> DType {
+    let small_blocks = match dtype {
+        DType::Q4_K => DType::Q5_0,
+        DType::Q5_K => DType::Q5_1,
+        DType::Q6_K => DType::Q8_0,
+        other => other,
+    };
+    let choice = [dtype, small_blocks]
+        .into_iter()
+        .find(|t| t.row_bytes(cols).is_some());
+    choice.unwrap_or(DType::F16)
+}
+
+/// GGUF's number for "mostly this type", if it has one.
+pub(crate) fn file_type(dtype: DType) -> Option<u32> {
+    Some(match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q4_1 => 3,
+        DType::Q8_0 => 7,
+        DType::Q5_0 => 8,
+        DType::Q5_1 => 9,
+        DType::Q4_K => 14,
+        DType::Q5_K => 16,
+        DType::Q6_K => 18,
+        DType::BF16 => 32,
+        DType::Q3_0 | DType::Q2_0 | DType::T2 | DType::Q8_H => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

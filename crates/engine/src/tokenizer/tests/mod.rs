@@ -1,6 +1,7 @@
 //! Vocabularies made here, against plain oracles of both algorithms. The vocabularies are learnt from a text as a whole, so
 //! that tokens exist across every border at which a text must be split: a wrong split shows.
 
+mod both_ways;
 mod gguf;
 mod json;
 mod properties;
