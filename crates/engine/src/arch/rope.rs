@@ -102,10 +102,11 @@ pub(crate) fn read(
         long: None,
         magnitude: magnitude as f32,
     };
-    if params.is_gguf() && scope == Scope::Global {
-        if let Some(rope) = keys.divided_by_tensors(&unscaled)? {
-            return Ok(rope);
-        }
+    if params.is_gguf()
+        && scope == Scope::Global
+        && let Some(rope) = keys.divided_by_tensors(&unscaled)?
+    {
+        return Ok(rope);
     }
     match kind.as_str() {
         // Dynamic scaling begins where the context that the model was trained for ends; no session goes there.
