@@ -215,6 +215,9 @@ fn made(job: &Job<'_>, m: &gguf::Metadata, summary: &mut Summary) -> Result<Besi
         .iter()
         .any(|p| p.info.name == crate::arch::names::HEAD.1);
     config.insert("tie_word_embeddings".into(), (!has_head).into());
+    let padding = m.opt_u32(PADDING)?;
+    // Without it some families' default is taken, which may lie beyond the vocabulary.
+    config.insert("pad_token_id".into(), padding.into());
     let mut beside = Beside {
         config,
         generation: None,
@@ -234,8 +237,7 @@ fn made(job: &Job<'_>, m: &gguf::Metadata, summary: &mut Summary) -> Result<Besi
     let vocab = text::gguf_vocab(path, m)?;
     let tokenizer = Tokenizer::from_gguf(vocab.clone())?;
     let (file, mut config) = vocab.to_json(&tokenizer)?;
-    let padding = m.opt_u32(PADDING)?.and_then(|id| tokenizer.token(id));
-    config["pad_token"] = padding.into();
+    config["pad_token"] = padding.and_then(|id| tokenizer.token(id)).into();
     let content = file.to_string().into_bytes();
     let made = Tokenizer::from_json(Path::new(TOKENIZER), &content, Some(&config))?;
     if !tokenizer.same_tokens(&made) {
