@@ -24,7 +24,7 @@ use std::path::PathBuf;
 /// The model to run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelArgs {
-    /// GGUF file, folder with config.json and safetensors files, or hf:ORG/NAME[@REVISION][:FILE] to fetch one
+    /// GGUF file, folder with config.json and safetensors files, or hf:ORG/NAME (with @REVISION and :FILE where needed) to fetch one
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: ModelSource,
 }

@@ -231,7 +231,7 @@ impl Model {
     /// Takes the weights of an opened checkpoint. `threads` help to transpose.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] naming the family, tensor, shape or feature that does not fit; [`Error::Malformed`] for metadata
+    /// [`Error::Unsupported`](crate::Error::Unsupported) naming the family, tensor, shape or feature that does not fit; [`Error::Malformed`](crate::Error::Malformed) for metadata
     /// out of range.
     pub fn from_checkpoint(
         checkpoint: &Checkpoint,

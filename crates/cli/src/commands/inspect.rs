@@ -25,7 +25,7 @@ use std::{fmt::Write, io::Read, path::Path};
   countdown inspect plan.safetensors
   countdown inspect ./SmolLM2-135M-Instruct --json")]
 pub(crate) struct InspectArgs {
-    /// GGUF file, folder with config.json and safetensors files, hf:ORG/NAME[@REVISION][:FILE], or plan
+    /// GGUF file, folder with config.json and safetensors files, hf:ORG/NAME (with @REVISION and :FILE where needed), or plan
     #[arg(value_name = "MODEL")]
     path: ModelSource,
     /// List the tensors, too

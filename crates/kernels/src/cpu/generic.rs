@@ -169,7 +169,7 @@ fn tanh(x: f32) -> f32 {
     }
 }
 
-/// `x = cap * tanh(x / cap)`, elementwise, under the features that all CPUs have; [`Kernels::soft_cap`] is the quick one.
+/// `x = cap * tanh(x / cap)`, elementwise, under the features that all CPUs have; [`Kernels::soft_cap`](super::Kernels::soft_cap) is the quick one.
 #[inline(always)]
 pub fn soft_cap(cap: f32, x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x = cap * tanh(*x / cap));

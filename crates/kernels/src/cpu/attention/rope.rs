@@ -12,7 +12,7 @@ pub struct RopeTable {
 
 impl RopeTable {
     /// For `positions` positions and heads of `head_dim` elements, of which element i and element i + pairs are rotated by the angle
-    /// position * frequencies[i] (in radians), `frequencies` having as many elements as there are pairs, and scaled by
+    /// position * `frequencies[i]` (in radians), `frequencies` having as many elements as there are pairs, and scaled by
     /// `magnitude`. Elements beyond the pairs stay as they are. Angles are rounded to f32, as the original frameworks do.
     ///
     /// # Panics
