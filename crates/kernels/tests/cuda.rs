@@ -1,5 +1,7 @@
 //! CUDA kernels against their definition in double precision. Without a card that runs them, tests say so and check nothing.
 
+mod on_card;
+
 use countdown_kernels::{
     DType, MatRef,
     cpu::Act,
@@ -10,36 +12,7 @@ use countdown_kernels::{
     quant, reference,
 };
 use half::{bf16, f16};
-
-/// Half the distance of neighbouring floats from 1 on.
-const U: f64 = 1.0 / (1 << 24) as f64;
-
-fn card() -> Option<Cuda> {
-    match Cuda::open(0, None) {
-        Ok(cuda) => Some(cuda),
-        Err(e) => {
-            eprintln!("SKIPPED: {e}");
-            None
-        }
-    }
-}
-
-/// Numbers in -1..1 in no order that matters.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn many(&mut self, n: usize, scale: f32) -> Vec<f32> {
-        (0..n).map(|_| self.next() * scale).collect()
-    }
-}
+use on_card::{Noise, U, card};
 
 /// A matrix as the card has it, and as numbers.
 struct Weights {

@@ -1,6 +1,8 @@
 //! CUDA kernels of a step, but for FFNs, and of prompts against their definition in double precision. Without a card that runs them, tests say so
 //! and check nothing.
 
+mod on_card;
+
 use countdown_kernels::{
     DType, MatRef,
     cuda::{
@@ -9,9 +11,8 @@ use countdown_kernels::{
     },
     quant, reference,
 };
+use on_card::{Noise, U, card};
 
-/// Half the distance of neighbouring floats from 1 on.
-const U: f64 = 1.0 / (1 << 24) as f64;
 const TYPES: [DType; 5] = [
     DType::BF16,
     DType::F16,
@@ -19,32 +20,6 @@ const TYPES: [DType; 5] = [
     DType::Q8_0,
     DType::Q4_0,
 ];
-
-fn card() -> Option<Cuda> {
-    match Cuda::open(0, None) {
-        Ok(cuda) => Some(cuda),
-        Err(e) => {
-            eprintln!("SKIPPED: {e}");
-            None
-        }
-    }
-}
-
-/// Numbers in -1..1 in no order that matters.
-struct Noise(u64);
-
-impl Noise {
-    fn many(&mut self, n: usize) -> Vec<f32> {
-        let mut next = || {
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
-}
 
 /// A random matrix on the card, and as numbers.
 struct Matrix {
@@ -57,7 +32,7 @@ impl Matrix {
         let bytes = dtype.row_bytes(cols).unwrap();
         let mut data = vec![0; rows * bytes];
         for row in data.chunks_exact_mut(bytes) {
-            quant::pack_row(dtype, &noise.many(cols), row);
+            quant::pack_row(dtype, &noise.many(cols, 1.0), row);
         }
         let m = MatRef::new(dtype, rows, cols, &data).unwrap();
         let row = |i| reference::row(m, i).iter().map(|v| f64::from(*v)).collect();
@@ -94,7 +69,7 @@ fn products_are_their_definition() {
             (2560, [1031, 2, 0]),
         ] {
             let mut noise = Noise(cols as u64);
-            let all = noise.many(2 * cols);
+            let all = noise.many(2 * cols, 1.0);
             let x = cuda.upload(&all).unwrap();
             let x64: Vec<f64> = all[cols..].iter().map(|v| f64::from(*v)).collect();
             let rows: Vec<usize> = rows.into_iter().filter(|r| *r > 0).collect();
@@ -102,8 +77,8 @@ fn products_are_their_definition() {
                 .iter()
                 .map(|&r| Matrix::new(&cuda, &mut noise, dtype, r, cols))
                 .collect();
-            let bias: Vec<Vec<f32>> = rows.iter().map(|&r| noise.many(r)).collect();
-            let before: Vec<Vec<f32>> = rows.iter().map(|&r| noise.many(r)).collect();
+            let bias: Vec<Vec<f32>> = rows.iter().map(|&r| noise.many(r, 1.0)).collect();
+            let before: Vec<Vec<f32>> = rows.iter().map(|&r| noise.many(r, 1.0)).collect();
             let biases: Vec<_> = bias.iter().map(|b| cuda.upload(b).unwrap()).collect();
             let mut outs: Vec<_> = before.iter().map(|b| cuda.upload(b).unwrap()).collect();
             // The first is added to what is there, the others replace it, and the last has no bias.
@@ -149,7 +124,7 @@ fn products_with_a_norm_are_products_of_the_norm() {
     for (dtype, cols, rows) in [(DType::BF16, 4096, 77), (DType::Q8_0, 96, 300)] {
         let mut noise = Noise(3);
         let m = Matrix::new(&cuda, &mut noise, dtype, rows, cols);
-        let (x, weight) = (noise.many(cols), noise.many(cols));
+        let (x, weight) = (noise.many(cols, 1.0), noise.many(cols, 1.0));
         let x = cuda.upload(&x).unwrap();
         let weight = cuda.upload(&weight).unwrap();
         let mut normed = nan(&cuda, cols);
@@ -198,7 +173,7 @@ fn embeddings_norms_and_sums_are_their_definition() {
         close(&cuda.download(&out).unwrap(), &expected, &bound, &what);
     }
     for (rows, cols) in [(1, 4096), (3, 96), (5, 1000), (12, 24)] {
-        let (x, weight) = (noise.many(rows * cols), noise.many(cols));
+        let (x, weight) = (noise.many(rows * cols, 1.0), noise.many(cols, 1.0));
         let eps = 1e-5f32;
         let mut on_card = cuda.upload(&x).unwrap();
         let w = cuda.upload(&weight).unwrap();
@@ -250,7 +225,7 @@ fn products_of_prompts_are_their_definition() {
                     Orientation::RowPerOutput => (rows, cols),
                     Orientation::RowPerInput => (cols, rows),
                 };
-                let x = noise.many((tokens + 1) * inputs);
+                let x = noise.many((tokens + 1) * inputs, 1.0);
                 let on_card = cuda.upload(&x).unwrap();
                 let mut out = nan(&cuda, tokens * outputs);
                 let from = (&on_card, 1, tokens);
@@ -371,9 +346,9 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
         };
         let mut kernels = AttentionKernels::new(&cuda, shape).unwrap();
         let mut noise = Noise(heads as u64);
-        let q = noise.many(tokens * heads * head_dim);
-        let k = noise.many(tokens * kv_heads * head_dim);
-        let v = noise.many(tokens * kv_heads * head_dim);
+        let q = noise.many(tokens * heads * head_dim, 1.0);
+        let k = noise.many(tokens * kv_heads * head_dim, 1.0);
+        let v = noise.many(tokens * kv_heads * head_dim, 1.0);
         let turns: Vec<f32> = (0..80 * pairs)
             .flat_map(|i| [(i as f32 * 0.37).cos(), (i as f32 * 0.37).sin()])
             .collect();

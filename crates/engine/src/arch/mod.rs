@@ -236,6 +236,18 @@ impl Family {
         })
     }
 
+    /// That a checkpoint's tensors are not those of this family.
+    pub(crate) fn unfit(&self, checkpoint: &Checkpoint, cause: String) -> Error {
+        Error::Unsupported {
+            path: checkpoint.path.clone(),
+            cause,
+            remedy: format!(
+                "check that the file is complete and of the {} family it claims",
+                self.name
+            ),
+        }
+    }
+
     /// Reads the configuration of a checkpoint of this family.
     ///
     /// # Errors

@@ -257,13 +257,6 @@ impl Planner<'_> {
     }
 
     fn unsupported(&self, cause: String) -> Error {
-        Error::Unsupported {
-            path: self.checkpoint.path.clone(),
-            cause,
-            remedy: format!(
-                "check that the file is complete and of the {} family it claims",
-                self.family.name
-            ),
-        }
+        self.family.unfit(self.checkpoint, cause)
     }
 }

@@ -71,14 +71,7 @@ impl Loader<'_> {
     }
 
     fn unsupported(&self, cause: String) -> Error {
-        Error::Unsupported {
-            path: self.checkpoint.path.clone(),
-            cause,
-            remedy: format!(
-                "check that the file is complete and of the {} family it claims",
-                self.family.name
-            ),
-        }
+        self.family.unfit(self.checkpoint, cause)
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<&Tensor> {

@@ -294,7 +294,10 @@ pub(super) fn practical<'a>(lines: &'a [Line<'a>]) -> impl Iterator<Item = &'a L
 mod tests {
     use super::*;
     use crate::commands::compare::{bytes::Shares, results::Key};
-    use countdown::eval::{PerplexityRow, Subject};
+    use countdown::{
+        eval::{PerplexityRow, Subject},
+        sparsity::PREDICTED,
+    };
 
     fn row(target: f64, share: f64, ratio: f64) -> Row {
         let measured = PerplexityRow {
@@ -314,7 +317,7 @@ mod tests {
             top1: 1.0,
         };
         let key = Key {
-            method: "m-countdown".into(),
+            method: PREDICTED.name.into(),
             cut: Some(Cut::Layer),
             form: Some(Form::Practical),
             target,
