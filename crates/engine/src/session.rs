@@ -434,9 +434,19 @@ impl Session {
     }
 }
 
+/// Sums of [`check_finite`], enough for several registers.
+const SIDE_BY_SIDE: usize = 32;
+
 fn check_finite(logits: &[f32], position: usize) -> Result<()> {
-    // A sum is finite only if every term is; it vectorises where a search does not. Logits are far from overflow.
-    if logits.iter().sum::<f32>().is_finite() {
+    // A sum is finite only if every term is; sums side by side vectorise, where a search and a single sum do not. Logits are far from overflow.
+    let (whole, rest) = logits.as_chunks::<SIDE_BY_SIDE>();
+    let mut sums = [0.0; SIDE_BY_SIDE];
+    for chunk in whole {
+        for (sum, v) in sums.iter_mut().zip(chunk) {
+            *sum += v;
+        }
+    }
+    if sums.iter().chain(rest).sum::<f32>().is_finite() {
         return Ok(());
     }
     Err(Error::NotFinite(format!("a logit at position {position}")))

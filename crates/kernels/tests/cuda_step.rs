@@ -59,7 +59,7 @@ fn close(got: &[f32], expected: &[f64], bound: &[f64], what: &str) {
 #[test]
 fn products_are_their_definition() {
     let Some(cuda) = card() else { return };
-    let step = StepKernels::new(&cuda).unwrap();
+    let mut step = StepKernels::new(&cuda).unwrap();
     for dtype in TYPES {
         for (cols, rows) in [
             (32, [1, 0, 0]),
@@ -120,7 +120,7 @@ fn products_are_their_definition() {
 #[test]
 fn products_with_a_norm_are_products_of_the_norm() {
     let Some(cuda) = card() else { return };
-    let step = StepKernels::new(&cuda).unwrap();
+    let mut step = StepKernels::new(&cuda).unwrap();
     for (dtype, cols, rows) in [(DType::BF16, 4096, 77), (DType::Q8_0, 96, 300)] {
         let mut noise = Noise(3);
         let m = Matrix::new(&cuda, &mut noise, dtype, rows, cols);

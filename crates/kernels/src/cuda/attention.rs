@@ -1,7 +1,7 @@
 //! Attention on the card, with its cache of keys and values.
 
 use super::{
-    Cuda, CudaError,
+    Cuda, CudaError, EMPTY,
     launch::{Grid, Source, sources},
 };
 use crate::DType;
@@ -54,6 +54,13 @@ impl AttentionShape {
         if 8 * each <= MOST_SHARED { 8 } else { 4 }
     }
 
+    /// Parts that a head's columns are joined in: as many as there are spans for.
+    fn pieces(&self, spans: usize) -> usize {
+        let quads = self.head_dim / 4;
+        let fits = |p: &usize| quads.is_multiple_of(*p) && self.together() * p <= spans;
+        (1..=quads).rev().find(fits).unwrap_or(1)
+    }
+
     /// Query heads that are taken together: a divisor of those that share keys.
     fn together(&self) -> usize {
         let group = self.heads / self.kv_heads;
@@ -92,8 +99,7 @@ pub struct AttentionKernels {
     attend: CudaFunction,
     store: CudaFunction,
     attend_prompt: CudaFunction,
-    partial: CudaSlice<f32>,
-    ended: CudaSlice<u32>,
+    partial: CudaSlice<u32>,
 }
 
 #[repr(C)]
@@ -106,7 +112,6 @@ struct AttendArguments {
     turns: u64,
     position: u64,
     partial: u64,
-    ended: u64,
     context: u32,
     window: u32,
     pairs: u32,
@@ -167,6 +172,7 @@ impl AttentionKernels {
         let together = shape.together();
         let rows = heads / together;
         let spans = (cuda.card().multiprocessors / rows).max(1);
+        let pieces = shape.pieces(spans);
         let module = cuda.module(
             &SOURCES,
             &[
@@ -174,6 +180,7 @@ impl AttentionKernels {
                 ("GROUP", together),
                 ("CACHE_F32", usize::from(cache == DType::F32)),
                 ("SPANS", spans),
+                ("PIECES", pieces),
                 ("ATTEND_WARPS", shape.warps()),
             ],
         )?;
@@ -183,8 +190,7 @@ impl AttentionKernels {
             attend: Cuda::function(&module, "attend", 0)?,
             store: Cuda::function(&module, "store", 0)?,
             attend_prompt: Cuda::function(&module, "attend_prompt", prompt_shared(head_dim))?,
-            partial: cuda.zeros(heads * spans * (head_dim + 2))?,
-            ended: cuda.zeros(rows)?,
+            partial: cuda.upload(&vec![EMPTY; heads * spans * (head_dim + 4 * pieces)])?,
         })
     }
 
@@ -229,7 +235,6 @@ impl AttentionKernels {
             turns: call.rope.map_or(0, |(turns, _)| cuda.address(turns)),
             position: cuda.address(call.position),
             partial: cuda.address(&self.partial),
-            ended: cuda.address(&self.ended),
             context: s.context as u32,
             window: window(call),
             pairs: call.rope.map_or(0, |(_, pairs)| pairs as u32),

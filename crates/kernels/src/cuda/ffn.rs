@@ -2,7 +2,7 @@
 //! that are kept.
 
 use super::{
-    Cuda, CudaError, Output, Weights,
+    Cuda, CudaError, EMPTY, Output, Weights,
     launch::{Grid, Source, sources},
     weights::kind,
 };
@@ -28,8 +28,6 @@ const SOURCES: [Source; 14] = sources![
 
 /// Shared memory of a block: less than half of a multiprocessor's, so that the next launch's blocks find room beside it.
 const SHARED_BYTES: usize = 115_712;
-/// What the memory that blocks speak through holds between launches.
-const EMPTY: u32 = u32::MAX;
 /// Blocks whose counts fit a warp's registers.
 const MOST_BLOCKS: usize = 256;
 /// Neurons more than its even share that a block may have.

@@ -30,6 +30,9 @@ use std::{
 /// The least compute capability that has what the kernels are built on: bulk copies and launches that overlap.
 const CAPABILITY: (i32, i32) = (9, 0);
 
+/// What the memory that blocks of a launch speak through holds between launches.
+const EMPTY: u32 = u32::MAX;
+
 /// A card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Card {

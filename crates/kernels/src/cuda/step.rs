@@ -8,33 +8,29 @@ use super::{
 use crate::{DType, cpu::Act};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
-const SOURCES: [Source; 6] = sources![
-    "types.cu",
-    "weights.cu",
-    "barrier.cu",
-    "flow.cu",
-    "gemv.cu",
-    "rows.cu"
-];
+const SOURCES: [Source; 5] = sources!["types.cu", "weights.cu", "flow.cu", "embed.cu", "rows.cu"];
+const GEMV_SOURCES: [Source; 5] =
+    sources!["types.cu", "weights.cu", "barrier.cu", "flow.cu", "gemv.cu"];
 
 /// Types in the order of their numbers in device code.
 const TYPES: [&str; 5] = ["bf16", "f16", "f32", "q8_0", "q4_0"];
 
 /// `GEMV_THREADS` and `PRODUCTS` of `gemv.cu`, and `ROW_THREADS` of `rows.cu`.
-const GEMV_THREADS: usize = 288;
+const GEMV_THREADS: usize = 320;
 const PRODUCTS: usize = 3;
 const ROW_THREADS: usize = 512;
 /// Threads of the kernels that take one element a thread.
 const THREADS: usize = 256;
-/// Shared memory of a block of products, and what of it is neither x nor slots (`GemvState`).
+/// Shared memory of a block of products, and what of it is not slots (`GemvState`).
 const GEMV_SHARED: usize = 113 << 10;
-const GEMV_STATE: usize = 320;
-/// Bytes of a slot, about; and slots at most (`GEMV_SLOTS_MAX`) and at least.
+const GEMV_STATE: usize = 4736;
+/// Bytes of a slot, about, and its rows at most (`GEMV_SLOT_ROWS_MAX`); slots at most (`GEMV_SLOTS_MAX`) and at least.
 const SLOT_BYTES: usize = 16 << 10;
+const MOST_SLOT_ROWS: usize = 8;
 const MOST_SLOTS: usize = 16;
-/// `GEMV_WARPS`.
-const GEMV_WARPS: usize = 8;
 const LEAST_SLOTS: usize = 2;
+/// The part of the rows that are dealt to blocks beforehand: multiprocessors differ in speed by less than what is left.
+const DEALT: f64 = 0.8;
 
 /// Where a result goes.
 pub enum Output<'a> {
@@ -80,9 +76,12 @@ pub struct Product<'a> {
     pub out: Output<'a>,
 }
 
-/// Kernels that do not depend on a model's shape.
+/// Kernels of a step but for attention and FFNs.
 pub struct StepKernels {
-    gemv: [CudaFunction; TYPES.len()],
+    /// Products, by the type and length of rows.
+    gemv: Vec<((DType, usize), CudaFunction)>,
+    /// The counter of products' launches, 0 between them.
+    tickets: CudaSlice<u32>,
     embed: [CudaFunction; TYPES.len()],
     /// To `f16`, of the quantised types.
     unpack: [CudaFunction; 2],
@@ -97,22 +96,23 @@ pub struct StepKernels {
 struct ProductArguments {
     weights: u64,
     bias: u64,
-    residual: u64,
     out: u64,
     rows: u32,
+    adds: u32,
 }
 
 #[repr(C)]
 struct GemvArguments {
     products: [ProductArguments; PRODUCTS],
     x: u64,
-    cols: u32,
+    norm: u64,
+    eps: f32,
     rows: u32,
+    dealt: u32,
     slots: u32,
     slot_rows: u32,
     slot_bytes: u32,
-    eps: f32,
-    norm: u64,
+    tickets: u64,
 }
 
 #[repr(C)]
@@ -180,7 +180,8 @@ impl StepKernels {
         };
         let all = "there is a kernel for each type";
         Ok(StepKernels {
-            gemv: of_types("gemv", GEMV_SHARED)?.try_into().expect(all),
+            gemv: Vec::new(),
+            tickets: cuda.zeros(1)?,
             embed: of_types("embed", 0)?.try_into().expect(all),
             unpack: [plain("unpack_q8_0")?, plain("unpack_q4_0")?],
             rms_norm: plain("rms_norm")?,
@@ -249,15 +250,16 @@ impl StepKernels {
         unsafe { cuda.launch(&self.rms_norm, Grid::of(rows, threads), arguments) }
     }
 
-    /// Products of up to three matrices of one type with row `row` of `x`, `[rows, cols]`, or with its RMS norm times a weight, `[cols]`.
+    /// Products of up to three matrices of one type with row `row` of `x`, `[rows, cols]`, or with its RMS norm times a weight, `[cols]`. The first ones of a type and length
+    /// compile.
     ///
     /// # Errors
-    /// [`CudaError::Weights`] for rows that are too long for shared memory, or what the driver says.
+    /// [`CudaError::Weights`] for rows that are too long for shared memory, or what the compiler or the driver says.
     ///
     /// # Panics
     /// If there are more, or lengths or types do not fit.
     pub fn products(
-        &self,
+        &mut self,
         cuda: &Cuda,
         (x, row): (&CudaSlice<f32>, usize),
         norm: Option<(&CudaSlice<f32>, f32)>,
@@ -266,54 +268,64 @@ impl StepKernels {
         let first = products.first().expect("there is something to multiply");
         let (dtype, cols) = (first.weights.dtype, first.weights.cols);
         assert!(products.len() <= PRODUCTS && (row + 1) * cols <= x.len());
-        let (number, _) = kind(dtype).expect("uploaded weights have kernels");
+        assert!(norm.is_none_or(|(w, _)| w.len() == cols));
         let row_bytes = first.weights.stride;
-        let slot_rows = (SLOT_BYTES / row_bytes).max(1);
+        let slot_rows = (SLOT_BYTES / row_bytes).clamp(1, MOST_SLOT_ROWS);
         let slot_bytes = (slot_rows * row_bytes).next_multiple_of(128);
-        let others = 4 * cols + GEMV_STATE;
-        let slots = GEMV_SHARED.saturating_sub(others) / slot_bytes;
+        let slots = ((GEMV_SHARED - GEMV_STATE) / slot_bytes).min(MOST_SLOTS);
         if slots < LEAST_SLOTS {
             return Err(CudaError::Weights { dtype, cols });
         }
-        // Where there are enough, as many for each warp.
-        let slots = match slots.min(MOST_SLOTS) {
-            few @ ..GEMV_WARPS => few,
-            many => many / GEMV_WARPS * GEMV_WARPS,
-        };
+        let rows: usize = products.iter().map(|p| p.weights.rows).sum();
         let mut arguments = GemvArguments {
             products: [ProductArguments::default(); PRODUCTS],
             x: cuda.address(x) + (4 * row * cols) as u64,
-            cols: cols as u32,
-            rows: 0,
+            norm: norm.map_or(0, |(w, _)| cuda.address(w)),
+            eps: norm.map_or(0.0, |(_, eps)| eps),
+            rows: rows as u32,
+            dealt: (rows as f64 * DEALT) as u32,
             slots: slots as u32,
             slot_rows: slot_rows as u32,
             slot_bytes: slot_bytes as u32,
-            eps: norm.map_or(0.0, |(_, eps)| eps),
-            norm: norm.map_or(0, |(w, _)| cuda.address(w)),
+            tickets: cuda.address(&self.tickets),
         };
-        assert!(norm.is_none_or(|(w, _)| w.len() == cols));
         for (p, to) in products.iter().zip(&mut arguments.products) {
             let w = p.weights;
             assert!(w.dtype == dtype && w.cols == cols && w.rows <= p.out.slice().len());
             assert!(p.bias.is_none_or(|b| b.len() == w.rows));
-            let (residual, out) = p.out.addresses(cuda, 0);
             *to = ProductArguments {
                 weights: cuda.address(&w.data),
                 bias: p.bias.map_or(0, |b| cuda.address(b)),
-                residual,
-                out,
+                out: cuda.address(p.out.slice()),
                 rows: w.rows as u32,
+                adds: u32::from(matches!(p.out, Output::Add(_))),
             };
-            arguments.rows += w.rows as u32;
         }
         let most = cuda.card().multiprocessors;
         let grid = Grid {
-            blocks: ((arguments.rows as usize).div_ceil(8).min(most), 1),
+            blocks: (rows.div_ceil(8).min(most), 1),
             threads: GEMV_THREADS,
-            shared: slots * slot_bytes + others,
+            shared: slots * slot_bytes + GEMV_STATE,
         };
+        let function = self.gemv(cuda, dtype, cols)?;
         // SAFETY: as `Gemv` is declared; lengths were checked.
-        unsafe { cuda.launch(&self.gemv[number], grid, arguments) }
+        unsafe { cuda.launch(function, grid, arguments) }
+    }
+
+    /// The kernel for products of such rows, compiled if it is not there.
+    fn gemv(&mut self, cuda: &Cuda, dtype: DType, cols: usize) -> Result<&CudaFunction, CudaError> {
+        let key = (dtype, cols);
+        let at = match self.gemv.iter().position(|(k, _)| *k == key) {
+            Some(at) => at,
+            None => {
+                let definitions = [("COLS", cols), ("WEIGHTS", number(dtype))];
+                let module = cuda.module(&GEMV_SOURCES, &definitions)?;
+                let function = Cuda::function(&module, "gemv", GEMV_SHARED)?;
+                self.gemv.push((key, function));
+                self.gemv.len() - 1
+            }
+        };
+        Ok(&self.gemv[at].1)
     }
 
     /// `x += scale * y`, the first `n` elements; a shorter `y` is added to every run of its length.

@@ -221,7 +221,7 @@ impl CudaBackend {
         norm: Option<RmsNorm<'_>>,
         products: [(&Linear, &mut Buffer); N],
     ) {
-        let (cuda, step, all) = (&self.cuda, &self.step, &self.weights);
+        let (cuda, step, all) = (&self.cuda, &mut self.step, &self.weights);
         let first = products.first().map(|(l, _)| l.weight.dtype());
         let is_one_type = products
             .iter()
@@ -547,7 +547,7 @@ impl Backend for CudaBackend {
         head: &Matrix,
         out: &mut [f32],
     ) -> Result<()> {
-        let (cuda, step, head) = (&self.cuda, &self.step, self.weights.matrix(head));
+        let (cuda, step, head) = (&self.cuda, &mut self.step, self.weights.matrix(head));
         let logits = &mut self.logits;
         let done = if rows == 1 {
             let product = Product {

@@ -2,7 +2,8 @@
 //
 // A block takes a span of the context for one key/value head and the query heads that share it. How many spans there are does not depend on the context, so
 // that a launch can be recorded; spans get longer with it. Groups of lanes hold a row of keys or values between them, 8 columns a lane, and carry their own
-// softmax; they are joined in the warp, in the block, and by the block that ends last, over the spans.
+// softmax; they are joined in the warp, in the block, and over the spans, for which each block of a head takes a piece of its columns: blocks tell each other
+// by words that say themselves whether they are there (flow.cu).
 //
 // The host defines
 //
@@ -10,6 +11,7 @@
 //   GROUP       query heads that share a key/value head and are taken together, 8 at most
 //   CACHE_F32   1: keys and values are f32, 0: f16
 //   SPANS       parts that the context is cut in
+//   PIECES      parts that a head's columns are joined in, whole fours
 //   ATTEND_WARPS  warps of a block
 
 struct Attend {
@@ -20,8 +22,7 @@ struct Attend {
     u8* values;           // [kv_heads, context, HEAD]
     const float2* turns;  // [context, pairs]: cosines and sines; columns i and i + pairs turn together
     const u32* position;  // 1: how many tokens there are before
-    float* partial;       // [gridDim.x, SPANS, GROUP, HEAD + 2]: sums, the largest score, and the sum of weights
-    u32* ended;           // [gridDim.x]: 0 between launches
+    float* partial;       // [gridDim.x, GROUP, PIECES, SPANS, HEAD / PIECES + 4]: sums, the largest score, the sum of weights, and two zeros; EMPTY between launches
     u32 context;
     u32 window;  // positions seen, the own one included
     u32 pairs;
@@ -62,6 +63,8 @@ constexpr u32 LANES = power_of_two(HEAD / 8);  // that hold a row
 constexpr u32 GROUPS = ATTEND_THREADS / LANES;
 constexpr u32 AT_ONCE = 2;  // rows of each group
 constexpr float LEAST = -3.0e38f;
+constexpr u32 PIECE = HEAD / PIECES;
+constexpr u32 PIECE_QUADS = PIECE / 4 + 1;
 static_assert(HEAD % 8 == 0 && HEAD <= 256 && GROUP <= 8, "a group of lanes fits in a warp, and its sums in registers");
 
 // Eight columns of a row of keys or values.
@@ -84,8 +87,9 @@ __device__ void values_of(const Row& r, float* v) {
 
 extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ Attend a) {
     __shared__ float room[ATTEND_WARPS][GROUP][HEAD + 2];
-    __shared__ float spans_weight[SPANS][GROUP], tops[SPANS][GROUP];
-    __shared__ u32 is_last;
+    __shared__ __align__(16) float spans[SPANS][PIECE + 4];
+    __shared__ __align__(16) u8 own[2][HEAD * CACHE_BYTES];
+    __shared__ float2 turns[HEAD / 2];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 column = threadIdx.x % LANES * 8, group = threadIdx.x / LANES;
     const bool holds = column < HEAD;
@@ -99,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     const u32 oldest = seen > a.window ? seen - a.window : 0;
     const u32 span = ceil_div(seen - oldest, SPANS);
     const u32 from = min(oldest + span * blockIdx.y, seen), to = min(from + span, seen);
-    const float2* const turns = a.turns + u64(position) * a.pairs;
+    for (u32 i = threadIdx.x; i < a.pairs; i += ATTEND_THREADS) turns[i] = a.turns[u64(position) * a.pairs + i];
     Row next_k[AT_ONCE] = {}, next_v[AT_ONCE] = {};
 #pragma unroll
     for (u32 u = 0; u < AT_ONCE; u++) {
@@ -108,6 +112,7 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
         next_k[u] = load_row(keys, p, column);
         next_v[u] = load_row(values, p, column);
     }
+    __syncthreads();
     wait_for_previous_kernel();
     let_next_kernel_start();
 
@@ -118,8 +123,11 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
         const float* k = a.k + u64(head) * HEAD;
         const float* v = a.v + u64(head) * HEAD;
         for (u32 c = threadIdx.x; c < HEAD; c += ATTEND_THREADS) {
-            to_cache(keys + u64(position) * HEAD * CACHE_BYTES, c, rotated(k, c, a.pairs, turns));
-            to_cache(values + u64(position) * HEAD * CACHE_BYTES, c, v[c]);
+            const float key = rotated(k, c, a.pairs, turns), value = v[c];
+            to_cache(own[0], c, key);
+            to_cache(own[1], c, value);
+            to_cache(keys + u64(position) * HEAD * CACHE_BYTES, c, key);
+            to_cache(values + u64(position) * HEAD * CACHE_BYTES, c, value);
         }
     }
     __syncthreads();
@@ -127,8 +135,8 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
 #pragma unroll
         for (u32 u = 0; u < AT_ONCE; u++) {
             if (!holds || from + u * GROUPS + group != position) continue;
-            next_k[u] = load_row(keys, position, column);
-            next_v[u] = load_row(values, position, column);
+            next_k[u] = load_row(own[0], 0, column);
+            next_v[u] = load_row(own[1], 0, column);
         }
     float q[GROUP][8], sums[GROUP][8] = {}, largest[GROUP], weight[GROUP] = {};
 #pragma unroll
@@ -150,8 +158,8 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
             // The next rows are on their way while these are multiplied.
             const u32 p = base + (AT_ONCE + u) * GROUPS + group;
             if (holds && p < to) {
-                next_k[u] = load_row(keys, p, column);
-                next_v[u] = load_row(values, p, column);
+                next_k[u] = p == position ? load_row(own[0], 0, column) : load_row(keys, p, column);
+                next_v[u] = p == position ? load_row(own[1], 0, column) : load_row(values, p, column);
             }
 #pragma unroll
             for (u32 h = 0; h < GROUP; h++) {
@@ -222,43 +230,48 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
         }
     __syncthreads();
 
-    // The warps of a block.
-    constexpr u32 PARTIAL = GROUP * (HEAD + 2);
-    float* const all = a.partial + u64(blockIdx.x) * SPANS * PARTIAL;
-    for (u32 i = threadIdx.x; i < PARTIAL; i += ATTEND_THREADS) {
-        const u32 h = i / (HEAD + 2), c = i % (HEAD + 2);
-        float top = LEAST, sum = 0;
+    // The warps of a block: a quad of sums, or the largest score and the sum of weights, a thread.
+    constexpr u32 PARTIAL = SPANS * (PIECE + 4);  // of a piece
+    float* const all = a.partial + u64(blockIdx.x) * GROUP * PIECES * PARTIAL;
+    for (u32 i = threadIdx.x; i < GROUP * PIECES * PIECE_QUADS; i += ATTEND_THREADS) {
+        const u32 piece = i / PIECE_QUADS, quad = i % PIECE_QUADS, h = piece / PIECES;
+        const u32 c = quad + 1 == PIECE_QUADS ? HEAD + 1 : piece % PIECES * PIECE + 4 * quad;
+        float top = LEAST, v[4] = {};
 #pragma unroll
         for (u32 w = 0; w < ATTEND_WARPS; w++) top = fmaxf(top, room[w][h][HEAD]);
 #pragma unroll
-        for (u32 w = 0; w < ATTEND_WARPS; w++) sum = fmaf(expf(room[w][h][HEAD] - top), room[w][h][c], sum);
-        all[blockIdx.y * PARTIAL + i] = c == HEAD ? top : sum;
+        for (u32 w = 0; w < ATTEND_WARPS; w++) {
+            const float shrink = expf(room[w][h][HEAD] - top);
+#pragma unroll
+            for (u32 k = 0; k < 4; k++)
+                if (k == 0 || c < HEAD) v[k] = fmaf(shrink, room[w][h][c + k], v[k]);
+        }
+        if (c > HEAD) v[1] = top;
+        put(all + piece * PARTIAL + blockIdx.y * (PIECE + 4) + 4 * quad, make_float4(not_empty(v[0]), not_empty(v[1]), not_empty(v[2]), not_empty(v[3])));
     }
 
-    // The spans.
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicInc(a.ended + blockIdx.x, SPANS - 1) == SPANS - 1;
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    for (u32 i = threadIdx.x; i < SPANS * GROUP; i += ATTEND_THREADS) {
-        const float* one = all + i / GROUP * PARTIAL + i % GROUP * (HEAD + 2);
-        tops[i / GROUP][i % GROUP] = one[HEAD];
-        spans_weight[i / GROUP][i % GROUP] = one[HEAD + 1];
-    }
-    __syncthreads();
-    for (u32 i = threadIdx.x; i < GROUP * HEAD; i += ATTEND_THREADS) {
-        const u32 h = i / HEAD, c = i % HEAD;
-        float top = LEAST, sum = 0, weights = 0;
-#pragma unroll 16
-        for (u32 s = 0; s < SPANS; s++) top = fmaxf(top, tops[s][h]);
-#pragma unroll 16
-        for (u32 s = 0; s < SPANS; s++) {
-            const float w = expf(tops[s][h] - top);
-            sum = fmaf(w, all[s * PARTIAL + h * (HEAD + 2) + c], sum);
-            weights = fmaf(w, spans_weight[s][h], weights);
+    // The spans: a block has every SPANS-th piece.
+    for (u32 piece = blockIdx.y; piece < GROUP * PIECES; piece += SPANS) {
+        float* const parts = all + piece * PARTIAL;
+        for (u32 i = 4 * threadIdx.x; i < PARTIAL; i += 4 * ATTEND_THREADS) {
+            float4 v = peek4(parts + i);
+            while (is_empty(v)) v = peek4(parts + i);
+            put(parts + i, empty4());
+            *reinterpret_cast<float4*>(&spans[0][0] + i) = v;
         }
-        queries[i] = sum / weights;
+        __syncthreads();
+        for (u32 c = threadIdx.x; c < PIECE; c += ATTEND_THREADS) {
+            float top = LEAST, sum = 0, weights = 0;
+#pragma unroll 16
+            for (u32 s = 0; s < SPANS; s++) top = fmaxf(top, spans[s][PIECE + 1]);
+#pragma unroll 16
+            for (u32 s = 0; s < SPANS; s++) {
+                const float shrink = expf(spans[s][PIECE + 1] - top);
+                sum = fmaf(shrink, spans[s][c], sum);
+                weights = fmaf(shrink, spans[s][PIECE], weights);
+            }
+            queries[piece * PIECE + c] = sum / weights;
+        }
+        __syncthreads();
     }
 }

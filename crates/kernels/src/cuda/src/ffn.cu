@@ -5,11 +5,6 @@
 // other kernel, so that it is there when the one before ends (programmatic dependent launch). Consumers multiply, the producer (one thread) fills the
 // ring, the chooser (one warp) decides and deals.
 
-// Rows to score, or of a dense product, that wait in the second-level cache beside those in the ring until x is known.
-#ifndef AHEAD_ROWS
-#define AHEAD_ROWS 4
-#endif
-
 // The dense product: every neuron, three rows each.
 struct Dense {
     static constexpr u32 ROWS = 3;
@@ -29,10 +24,6 @@ template <bool UP> struct ByRows {
     __device__ static u32 arrivals(u32 group) { return ceil_div(min(32u, row_count<1>() - 32 * group), ROWS_AT_ONCE); }
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         p.fill<ROW_BYTES>(row_scored(f, neuron<1>(place)));
-    }
-    __device__ static void ahead(const Ffn& f) {
-        for (u32 place = SLOTS; place < min(SLOTS + AHEAD_ROWS, places()); place++)
-            prefetch(row_scored(f, neuron<1>(place)), ROW_BYTES);
     }
     __device__ static void score(const Ffn& f, const Columns& x, float) {
         const u32 rows = row_count<1>();
@@ -67,13 +58,6 @@ struct LowRank {
             p.fill<LOW_ROWS * LOW_BYTES>(f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, low_bytes(row));
         }
     }
-    // Rows of B that find no room in the ring before x is known wait in the second-level cache.
-    __device__ static void ahead(const Ffn& f) {
-        for (u32 place = SLOTS; place < places(); place++) {
-            const u32 row = (place - low_count()) * LOW_ROWS;
-            prefetch(f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, low_bytes(row));
-        }
-    }
     __device__ static u32 low_bytes(u32 row) { return min(LOW_ROWS, row_count<LOW_ROWS>() - row) * LOW_BYTES; }
     __device__ static void score(const Ffn& f, const Columns& x, float) {
         multiply_low(f, x);
@@ -105,10 +89,6 @@ struct Copy4 {
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
     }
-    __device__ static void ahead(const Ffn& f) {
-        for (u32 place = SLOTS; place < min(SLOTS + AHEAD_ROWS * ROW_BYTES / COPY_BYTES, places()); place++)
-            prefetch(f.first + u64(neuron<1>(place)) * COPY_BYTES, COPY_BYTES);
-    }
     __device__ static float signal(u32 row) {
         const float* sums = shared().room + row * WARPS;
         return act(sum_of_warps(sums, WARPS / 2)) * sum_of_warps(sums + WARPS / 2, WARPS / 2);
@@ -128,10 +108,7 @@ template <class Method> __device__ void produce(const Ffn& f) {
     Producer p;
     const u32 start = Method::places();
     for (u32 place = 0; place < start; place++) {
-        if (place == SLOTS) {
-            Method::ahead(f);
-            p.window = WINDOW_BYTES;
-        }
+        if (place == SLOTS) p.window = WINDOW_BYTES;
         Method::stream(f, p, place);
     }
     u32 items = 0;
@@ -161,13 +138,14 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
         return;
     }
     if (threadIdx.x >= CHOOSER) fetch_cuts<Method>(f);
+    const Columns norm = load_norm(f);
     wait_for_previous_kernel();
     if (threadIdx.x >= CHOOSER) {
         choose<Method>(f);
         return;
     }
     float factor;
-    const Columns x = load_input(f, factor);
+    const Columns x = load_input(f, norm, factor);
     Columns y = {};
     Method::score(f, x, factor);
     consume_neurons<Method>(Method::places(), x, y);
@@ -180,37 +158,34 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
     }
 }
 
+// Streams all neurons. For one thread.
+__device__ void produce_all(const Ffn& f) {
+    Producer p;
+    const u32 rows = row_count<1>();
+    for (u32 i = 0; i < rows; i++) {
+        if (i == SLOTS / 3) p.window = WINDOW_BYTES;
+        // Early enough for the next kernel's ring to be full before blocks tell each other their sums.
+        if (i == rows / 10 * 9) {
+            wait_for_previous_kernel();
+            let_next_kernel_start();
+        }
+        fill_neuron<Dense>(f, p, entry(neuron<1>(i), 0));
+    }
+    fill_end<Dense>(p);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_constant__ Ffn f) {
     init_shared();
     barriers_ready();
     __syncthreads();
     if (threadIdx.x >= PRODUCER) {
-        if (threadIdx.x != PRODUCER) return;
-        Producer p;
-        const u32 rows = row_count<1>();
-        for (u32 i = 0; i < rows; i++) {
-            if (i == SLOTS / 3) p.window = WINDOW_BYTES;
-            if (i == SLOTS / 3)
-                for (u32 k = 0; k < AHEAD_ROWS / 3 && i + k < rows; k++) {
-                    const u64 row = neuron<1>(i + k);
-                    prefetch(f.gate + row * f.gate_stride, ROW_BYTES);
-                    prefetch(f.up + row * f.up_stride, ROW_BYTES);
-                    prefetch(f.down + row * f.down_stride, DOWN_BYTES);
-                }
-            if (i + AHEAD<Dense> == rows) {
-                wait_for_previous_kernel();
-                let_next_kernel_start();
-            }
-            fill_neuron<Dense>(f, p, entry(neuron<1>(i), 0));
-        }
-        wait_for_previous_kernel();
-        let_next_kernel_start();
-        fill_end<Dense>(p);
+        if (threadIdx.x == PRODUCER) produce_all(f);
         return;
     }
+    const Columns norm = load_norm(f);
     wait_for_previous_kernel();
     float factor;
-    const Columns x = load_input(f, factor);
+    const Columns x = load_input(f, norm, factor);
     Columns y = {};
     consume_neurons<Dense>(0, x, y);
     gather(f, y);

@@ -67,3 +67,35 @@ __device__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_de
 
 // A barrier among `threads` threads of a block, whole warps; 0 is __syncthreads'.
 __device__ void sync_some(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// Work that is not dealt to blocks beforehand, for whoever has time: multiprocessors get unequal shares of the memory, by a tenth and more. A block draws numbers from a counter
+// of the launch, DRAWN ahead since a number takes as long as a row, until there are no more; so all blocks together draw DRAWN numbers each too many, by which the last one
+// knows itself and puts the counter back. For one thread of a block, once the kernel before has ended, which may use the same counter.
+constexpr u32 DRAWN = 3;
+struct Tickets {
+    u32* counter;
+    u32 count;  // of all blocks
+    u32 drawn[DRAWN];
+
+    __device__ Tickets(u32* counter, u32 count) : counter(counter), count(count) {
+#pragma unroll
+        for (u32 i = 0; i < DRAWN; i++) drawn[i] = atomicAdd(counter, 1);
+    }
+
+    // The next number; `count` or more is none.
+    __device__ u32 next() {
+        const u32 n = drawn[0];
+#pragma unroll
+        for (u32 i = 0; i + 1 < DRAWN; i++) drawn[i] = drawn[i + 1];
+        if (n < count) {
+            drawn[DRAWN - 1] = atomicAdd(counter, 1);
+            return n;
+        }
+        const u32 last = count + DRAWN * gridDim.x - 1;
+        bool is_last = n == last;
+#pragma unroll
+        for (u32 i = 0; i + 1 < DRAWN; i++) is_last |= drawn[i] == last;
+        if (is_last) *counter = 0;
+        return n;
+    }
+};

@@ -1,15 +1,20 @@
-// Products of up to three matrices with one vector, in one launch; rows of embeddings.
+// Products of up to three matrices with one vector, in one launch.
 //
-// Rows of all matrices, one after the other, are dealt to blocks in contiguous ranges, one block a multiprocessor. One thread, the producer, streams a block's rows
-// through a ring of slots in shared memory by bulk copies, which begin before the kernel before has ended; the other warps, the consumers, multiply. A slot
-// holds a few rows of one matrix.
+// Most rows of all matrices, one after the other, are dealt to blocks in contiguous ranges, one block a multiprocessor; the last ones go to whoever has time. One thread, the
+// producer, streams a block's rows through a ring of slots in shared memory by bulk copies, which begin before the kernel before has ended; the consumers multiply, all of them each row, so that a slot is
+// soon free again; one warp more, the writer, adds up their parts.
+//
+// The host defines
+//
+//   COLS     length of rows, whole 16-byte vectors
+//   WEIGHTS  their type (weights.cu)
 
 struct Product {
     const u8* weights;      // [rows, cols], one row behind the other
     const float* bias;      // [rows], or null
-    const float* residual;  // [rows], or null: added, too; may be `out`
     float* out;             // [rows]
     u32 rows;
+    u32 adds;               // 1: to what is there
 };
 
 constexpr u32 PRODUCTS = 3;
@@ -17,23 +22,32 @@ constexpr u32 PRODUCTS = 3;
 struct Gemv {
     Product products[PRODUCTS];  // those that are missing have no rows
     const float* x;              // [cols], at a multiple of 16 bytes
-    u32 cols;
-    u32 rows;        // of all products
+    const float* norm;           // [cols]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
+    float eps;                   // added to the mean square
+    u32 rows;                    // of all products
+    u32 dealt;                   // of these, the first ones, those that are dealt to blocks beforehand
     u32 slots;
-    u32 slot_rows;   // rows of a slot, at most
-    u32 slot_bytes;  // a multiple of 128
-    float eps;           // added to the mean square
-    const float* norm;   // [cols]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
+    u32 slot_rows;               // rows of a slot, at most
+    u32 slot_bytes;              // a multiple of 128
+    u32* tickets;                // a counter, 0 between launches
 };
 
 constexpr u32 GEMV_CONSUMERS = 256;
-constexpr u32 GEMV_THREADS = GEMV_CONSUMERS + 32;
 constexpr u32 GEMV_WARPS = GEMV_CONSUMERS / 32;
+// Two warps more: the producer streams rows, the writer adds up the consumers' parts of their products.
+constexpr u32 GEMV_THREADS = GEMV_CONSUMERS + 64;
 constexpr u32 GEMV_SLOTS_MAX = 16;
+constexpr u32 GEMV_SLOT_ROWS_MAX = 8;
+// Slots that may be on their way at once: with more, blocks get unequal shares of the memory, and while the kernel before runs, what its blocks tell each other queues up behind weights.
+constexpr u32 GEMV_WINDOW = 4;
+constexpr u32 GEMV_CALM = 2;  // for the first round
 
 struct GemvState {
-    u64 full[GEMV_SLOTS_MAX];   // flips when a slot's bytes have arrived
-    u64 empty[GEMV_SLOTS_MAX];  // flips when it is read
+    float parts[GEMV_SLOTS_MAX][GEMV_SLOT_ROWS_MAX][GEMV_WARPS];  // of the products of a slot's rows
+    uint2 rows[GEMV_SLOTS_MAX];                                   // the first row of a slot, and how many there are: 0 is the end
+    u64 full[GEMV_SLOTS_MAX];                                     // flips when a slot's bytes have arrived
+    u64 read[GEMV_SLOTS_MAX];                                     // flips when all consumers have read it
+    u64 empty[GEMV_SLOTS_MAX];                                    // flips when their parts are read, too
     float squares[GEMV_WARPS];
 };
 
@@ -46,180 +60,202 @@ __device__ const Product& product_of(const Gemv& g, u32& row) {
     return g.products[p];
 }
 
-// x, or its norm, to shared memory: quad j of vector i at [j][i], so that lanes which take neighbouring vectors meet no bank twice. For consumers.
-template <u32 QUADS> __device__ void load_x(const Gemv& g, u32 vectors, float4* x, float* sums) {
-    float squares = 0;
-    for (u32 i = threadIdx.x; i < vectors * QUADS; i += GEMV_CONSUMERS) {
-        const float4 v = reinterpret_cast<const float4*>(g.x)[i];
-        x[i % QUADS * vectors + i / QUADS] = v;
-        squares = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares))));
+// How a row is multiplied: by a team of warps, whose threads hold the columns of x that they multiply; short rows have several teams.
+struct Row {
+    using W = Weights<WEIGHTS>;
+    static constexpr u32 VECTORS = COLS / W::COLUMNS;
+    static constexpr u32 WARPS = VECTORS > 128 ? 8 : VECTORS > 64 ? 4 : VECTORS > 32 ? 2 : 1;  // of a team
+    static constexpr u32 TEAMS = GEMV_WARPS / WARPS;
+    static constexpr u32 TEAM = 32 * WARPS;
+    static constexpr u32 EACH = ceil_div(VECTORS, TEAM);  // vectors of a thread
+    static constexpr u32 BYTES = W::row_bytes(COLS);
+
+    __device__ static u32 vector(u32 k) { return threadIdx.x % TEAM + k * TEAM; }
+    __device__ static bool has(u32 k) { return VECTORS % TEAM == 0 || vector(k) < VECTORS; }
+
+    // A thread's columns of x or of a norm's weights.
+    struct Columns {
+        float v[EACH * W::COLUMNS];
+    };
+
+    __device__ static Columns load(const float* from) {
+        Columns c = {};
+#pragma unroll
+        for (u32 k = 0; k < EACH; k++)
+#pragma unroll
+            for (u32 q = 0; q < W::COLUMNS / 4; q++) {
+                if (!has(k)) continue;
+                const float4 v = reinterpret_cast<const float4*>(from)[vector(k) * (W::COLUMNS / 4) + q];
+                float* to = c.v + k * W::COLUMNS + 4 * q;
+                to[0] = v.x;
+                to[1] = v.y;
+                to[2] = v.z;
+                to[3] = v.w;
+            }
+        return c;
     }
-    if (g.norm) {
+
+    // x becomes its norm.
+    __device__ static void norm(const Gemv& g, Columns& x, const Columns& weight, float* sums) {
+        float squares = 0;
+#pragma unroll
+        for (u32 i = 0; i < EACH * W::COLUMNS; i++) squares = fmaf(x.v[i], x.v[i], squares);
 #pragma unroll
         for (u32 d = 16; d > 0; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
         if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = squares;
         sync_some(1, GEMV_CONSUMERS);
         squares = 0;
 #pragma unroll
-        for (u32 w = 0; w < GEMV_WARPS; w++) squares += sums[w];
-        const float factor = 1.0f / sqrtf(squares / g.cols + g.eps);
-        for (u32 i = threadIdx.x; i < vectors * QUADS; i += GEMV_CONSUMERS) {
-            const float4 w = reinterpret_cast<const float4*>(g.norm)[i];
-            float4& v = x[i % QUADS * vectors + i / QUADS];
-            v = make_float4(v.x * (factor * w.x), v.y * (factor * w.y), v.z * (factor * w.z), v.w * (factor * w.w));
+        for (u32 w = 0; w < WARPS; w++) squares += sums[threadIdx.x / TEAM * WARPS + w];
+        const float factor = 1.0f / sqrtf(squares / COLS + g.eps);
+#pragma unroll
+        for (u32 i = 0; i < EACH * W::COLUMNS; i++) x.v[i] *= factor * weight.v[i];
+    }
+
+    // This thread's part of the product of a row and x.
+    __device__ static float dot(const u8* row, const Columns& x) {
+        float all = 0;
+#pragma unroll
+        for (u32 k = 0; k < EACH; k++) {
+            if (!has(k)) continue;
+            float values[W::COLUMNS], sum = 0;
+            W::values(reinterpret_cast<const uint4*>(row)[vector(k)], values);
+#pragma unroll
+            for (u32 c = 0; c < W::COLUMNS; c++) sum = fmaf(values[c], x.v[k * W::COLUMNS + c], sum);
+            all = fmaf(W::scale(row, COLS, vector(k) * W::COLUMNS), sum, all);
+        }
+        return all;
+    }
+};
+
+// A place in the ring, as each of those who go round it counts.
+struct Turn {
+    u32 slot = 0, phase = 0;
+
+    __device__ void next(u32 slots) {
+        if (++slot == slots) {
+            slot = 0;
+            phase ^= 1;
         }
     }
-    sync_some(1, GEMV_CONSUMERS);
+};
+
+// Streams rows through the ring. For one thread.
+struct RowStream {
+    const Gemv& g;
+    GemvState& s;
+    u8* ring;
+    u64 policy = read_once();
+    Turn at = {}, arrives = {};  // the next slot, and the first of those that may be on their way
+    u32 asked = 0, arrived = 0;  // slots
+
+    __device__ void fill(u32 row, u32 count) {
+        constexpr u32 row_bytes = Row::BYTES;
+        for (const u32 most = asked < g.slots ? GEMV_CALM : GEMV_WINDOW; asked - arrived >= min(most, g.slots); arrived++) {
+            barrier_wait(s.full[arrives.slot], arrives.phase);
+            arrives.next(g.slots);
+        }
+        asked++;
+        u64& full = s.full[at.slot];
+        barrier_wait(s.empty[at.slot], at.phase ^ 1);
+        s.rows[at.slot] = make_uint2(row, count);
+        barrier_arrive_for_bytes(full, count * row_bytes);
+        // As a rule all are of one matrix.
+        for (u32 done = 0, some; done < count; done += some) {
+            u32 in_product = row + done;
+            const Product& p = product_of(g, in_product);
+            some = min(count - done, p.rows - in_product);
+            bulk_copy(ring + at.slot * g.slot_bytes + done * row_bytes, p.weights + u64(in_product) * row_bytes, some * row_bytes, full, policy);
+        }
+        at.next(g.slots);
+    }
+
+    __device__ void all() {
+        const u32 first = u64(g.dealt) * blockIdx.x / gridDim.x, end = u64(g.dealt) * (blockIdx.x + 1) / gridDim.x;
+        for (u32 row = first; row < end; row += g.slot_rows) fill(row, min(g.slot_rows, end - row));
+        wait_for_previous_kernel();
+        Tickets tickets(g.tickets, ceil_div(g.rows - g.dealt, g.slot_rows));
+        for (u32 n = tickets.next(); n < tickets.count; n = tickets.next()) {
+            const u32 row = g.dealt + n * g.slot_rows;
+            fill(row, min(g.slot_rows, g.rows - row));
+        }
+        barrier_wait(s.empty[at.slot], at.phase ^ 1);
+        s.rows[at.slot] = make_uint2(0, 0);
+        barrier_arrive(s.full[at.slot]);
+    }
+};
+
+// Adds up the parts of products. For a warp, a row a lane.
+__device__ void write_products(const Gemv& g, GemvState& s) {
+    const u32 lane = threadIdx.x % 32;
+    for (Turn at;; at.next(g.slots)) {
+        barrier_wait(s.full[at.slot], at.phase);
+        const uint2 rows = s.rows[at.slot];
+        if (rows.y == 0) return;
+        const bool mine = lane < rows.y;
+        u32 row = rows.x + lane;
+        const Product& p = product_of(g, row);
+        const float bias = mine && p.bias ? p.bias[row] : 0;
+        barrier_wait(s.read[at.slot], at.phase);
+        float sum = 0;
+        if (mine)
+#pragma unroll
+            for (u32 w = 0; w < Row::WARPS; w++) sum += s.parts[at.slot][lane][w];
+        __syncwarp();
+        if (lane == 0) barrier_arrive(s.empty[at.slot]);
+        if (!mine) continue;
+        // Nobody else adds to it, so the sum does not depend on who comes first; and nobody waits for what is there.
+        if (p.adds) atomicAdd(p.out + row, sum + bias);
+        else p.out[row] = sum + bias;
+    }
 }
 
-template <u32 TYPE> __device__ void gemv(const Gemv& g) {
-    using W = Weights<TYPE>;
-    constexpr u32 QUADS = W::COLUMNS / 4;
-    const u32 vectors = g.cols / W::COLUMNS, row_bytes = W::row_bytes(g.cols);
-    const u32 first = u64(g.rows) * blockIdx.x / gridDim.x, end = u64(g.rows) * (blockIdx.x + 1) / gridDim.x;
+__device__ void multiply_rows(const Gemv& g) {
     u8* const ring = shared_memory;
-    float4* const x = reinterpret_cast<float4*>(ring + g.slots * g.slot_bytes);
-    GemvState& s = *reinterpret_cast<GemvState*>(x + vectors * QUADS);
+    GemvState& s = *reinterpret_cast<GemvState*>(ring + g.slots * g.slot_bytes);
     if (threadIdx.x < g.slots) {
         barrier_init(s.full[threadIdx.x], 1);
+        barrier_init(s.read[threadIdx.x], GEMV_WARPS);
         barrier_init(s.empty[threadIdx.x], 1);
     }
     barriers_ready();
     __syncthreads();
-    if (threadIdx.x >= GEMV_CONSUMERS) {
-        if (threadIdx.x > GEMV_CONSUMERS) return;
-        const u64 policy = read_once();
-        u32 slot = 0, phase = 0;
-        for (u32 row = first; row < end; row += g.slot_rows) {
-            const u32 count = min(g.slot_rows, end - row);
-            barrier_wait(s.empty[slot], phase ^ 1);
-            barrier_arrive_for_bytes(s.full[slot], count * row_bytes);
-            // As a rule all are of one matrix.
-            for (u32 done = 0, some; done < count; done += some) {
-                u32 in_product = row + done;
-                const Product& p = product_of(g, in_product);
-                some = min(count - done, p.rows - in_product);
-                bulk_copy(ring + slot * g.slot_bytes + done * row_bytes, p.weights + u64(in_product) * row_bytes, some * row_bytes, s.full[slot], policy);
-            }
-            if (++slot == g.slots) {
-                slot = 0;
-                phase ^= 1;
-            }
-        }
+    if (threadIdx.x >= GEMV_CONSUMERS + 32) {
+        wait_for_previous_kernel();
+        write_products(g, s);
         return;
     }
+    if (threadIdx.x >= GEMV_CONSUMERS) {
+        if (threadIdx.x == GEMV_CONSUMERS) RowStream{g, s, ring}.all();
+        return;
+    }
+    // Neither depends on another kernel.
+    Row::Columns weight;
+    if (g.norm) weight = Row::load(g.norm);
     wait_for_previous_kernel();
     let_next_kernel_start();
-    load_x<QUADS>(g, vectors, x, s.squares);
+    Row::Columns x = Row::load(g.x);
+    if (g.norm) Row::norm(g, x, weight, s.squares);
 
-    // A slot is always read by the same warp, two rows at a time: warps wait for neither bytes nor each other together, and none is a round ahead, where it would
-    // take an old phase of a barrier for a new one.
     constexpr u32 TOGETHER = 2;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u32 round = 0;
-    for (u32 slot = warp; slot < g.slots;) {
-        const u32 row = first + (round * g.slots + slot) * g.slot_rows;
-        if (row >= end) break;
-        const u32 count = min(g.slot_rows, end - row);
-        const u8* const rows = ring + slot * g.slot_bytes;
-        barrier_wait(s.full[slot], round % 2);
-        for (u32 r = 0; r < count; r += TOGETHER) {
-            float v[TOGETHER] = {};
-#pragma unroll 4
-            for (u32 i = lane; i < vectors; i += 32) {
-                float xs[W::COLUMNS];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % Row::WARPS, team = threadIdx.x / Row::TEAM;
+    for (Turn at;; at.next(g.slots)) {
+        const u8* const rows = ring + at.slot * g.slot_bytes;
+        barrier_wait(s.full[at.slot], at.phase);
+        const u32 count = s.rows[at.slot].y;
+        if (count == 0) break;
+        for (u32 r = TOGETHER * team; r < count; r += TOGETHER * Row::TEAMS) {
+            float v[TOGETHER];
+            // Of a row that does not exist, the last one: nobody looks at its sum.
 #pragma unroll
-                for (u32 j = 0; j < QUADS; j++) {
-                    const float4 q = x[j * vectors + i];
-                    xs[4 * j] = q.x;
-                    xs[4 * j + 1] = q.y;
-                    xs[4 * j + 2] = q.z;
-                    xs[4 * j + 3] = q.w;
-                }
-#pragma unroll
-                for (u32 k = 0; k < TOGETHER; k++) {
-                    // Of a row that does not exist, the last one: nobody looks at its sum.
-                    const u8* const at = rows + min(r + k, count - 1) * row_bytes;
-                    float values[W::COLUMNS], sum = 0;
-                    W::values(reinterpret_cast<const uint4*>(at)[i], values);
-#pragma unroll
-                    for (u32 c = 0; c < W::COLUMNS; c++) sum = fmaf(values[c], xs[c], sum);
-                    v[k] = fmaf(W::scale(at, g.cols, i * W::COLUMNS), sum, v[k]);
-                }
-            }
-            float sum = warp_sums(v);
+            for (u32 k = 0; k < TOGETHER; k++) v[k] = Row::dot(rows + min(r + k, count - 1) * Row::BYTES, x);
+            const float sum = warp_sums(v);
             const u32 k = lane / (32 / TOGETHER);
-            if (lane % (32 / TOGETHER) == 0 && r + k < count) {
-                u32 in_product = row + r + k;
-                const Product& p = product_of(g, in_product);
-                if (p.bias) sum += p.bias[in_product];
-                if (p.residual) sum += p.residual[in_product];
-                p.out[in_product] = sum;
-            }
+            if (lane % (32 / TOGETHER) == 0 && r + k < count) s.parts[at.slot][r + k][warp] = sum;
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(s.empty[slot]);
-        slot += GEMV_WARPS;
-        if (slot >= g.slots) {
-            slot = warp;
-            round++;
-        }
+        if (lane == 0) barrier_arrive(s.read[at.slot]);
     }
 }
 
-struct Embed {
-    const u8* table;    // [vocabulary, cols]
-    const u32* tokens;  // [blocks]
-    float* out;         // [blocks, cols]
-    u32 cols;
-    u32 stride;
-    float scale;
-};
-
-// A token a block.
-template <u32 TYPE> __device__ void embed(const Embed& e) {
-    using W = Weights<TYPE>;
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-    const u8* row = e.table + u64(e.tokens[blockIdx.x]) * e.stride;
-    float* out = e.out + u64(blockIdx.x) * e.cols;
-    for (u32 i = threadIdx.x; i < e.cols / W::COLUMNS; i += blockDim.x) {
-        float v[W::COLUMNS];
-        W::values(reinterpret_cast<const uint4*>(row)[i], v);
-        const float scale = W::scale(row, e.cols, i * W::COLUMNS) * e.scale;
-        for (u32 c = 0; c < W::COLUMNS; c++) out[i * W::COLUMNS + c] = v[c] * scale;
-    }
-}
-
-struct Unpack {
-    const u8* rows;  // [blocks, cols]
-    u16* out;        // [blocks, cols], f16
-    u32 cols;
-    u32 stride;
-};
-
-// Rows as f16, for products of prompts. A row a block.
-template <u32 TYPE> __device__ void unpack_rows(const Unpack& u) {
-    using W = Weights<TYPE>;
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-    const u8* row = u.rows + u64(blockIdx.x) * u.stride;
-    u16* out = u.out + u64(blockIdx.x) * u.cols;
-    for (u32 i = threadIdx.x; i < u.cols / W::COLUMNS; i += blockDim.x) {
-        float v[W::COLUMNS];
-        W::values(reinterpret_cast<const uint4*>(row)[i], v);
-        const float scale = W::scale(row, u.cols, i * W::COLUMNS);
-        for (u32 c = 0; c < W::COLUMNS; c++) out[i * W::COLUMNS + c] = half_bits(v[c] * scale);
-    }
-}
-
-#define KERNELS_OF(TYPE, name)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1) gemv_##name(const __grid_constant__ Gemv g) { gemv<TYPE>(g); }        \
-    extern "C" __global__ void __launch_bounds__(256) embed_##name(const __grid_constant__ Embed e) { embed<TYPE>(e); }
-KERNELS_OF(BF16, bf16)
-KERNELS_OF(F16, f16)
-KERNELS_OF(F32, f32)
-KERNELS_OF(Q8_0, q8_0)
-KERNELS_OF(Q4_0, q4_0)
-extern "C" __global__ void __launch_bounds__(256) unpack_q8_0(const __grid_constant__ Unpack u) { unpack_rows<Q8_0>(u); }
-extern "C" __global__ void __launch_bounds__(256) unpack_q4_0(const __grid_constant__ Unpack u) { unpack_rows<Q4_0>(u); }
+extern "C" __global__ void __launch_bounds__(GEMV_THREADS, 1) gemv(const __grid_constant__ Gemv g) { multiply_rows(g); }

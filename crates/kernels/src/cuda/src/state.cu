@@ -216,12 +216,14 @@ __device__ float norm_factor(const Ffn& f, const Columns& x) {
     return 1.0f / sqrtf(squares / HIDDEN + f.eps);
 }
 
+// What x is multiplied by once it is normed, which no other kernel writes.
+__device__ Columns load_norm(const Ffn& f) { return f.norm ? load_columns(f.norm) : Columns{}; }
+
 // x as it is multiplied, and the factor that its norm takes.
-__device__ Columns load_input(const Ffn& f, float& factor) {
+__device__ Columns load_input(const Ffn& f, const Columns& weight, float& factor) {
     Columns x = load_columns(f.x);
     factor = 1;
     if (!f.norm) return x;
-    const Columns weight = load_columns(f.norm);
     factor = norm_factor(f, x);
 #pragma unroll
     for (u32 i = 0; i < 16; i++) x.v[i] *= factor * weight.v[i];
