@@ -3,22 +3,20 @@
 use super::{
     Cuda, CudaError, Weights,
     launch::{Grid, Source, sources},
-    weights::kind,
+    weights::{TYPES, number},
 };
 use crate::{DType, cpu::Act};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
-const SOURCES: [Source; 6] = sources![
+const SOURCES: [Source; 7] = sources![
     "types.cu",
     "weights.cu",
     "barrier.cu",
     "flow.cu",
+    "levels.cu",
     "gemv.cu",
     "rows.cu"
 ];
-
-/// Types in the order of their numbers in device code.
-const TYPES: [&str; 5] = ["bf16", "f16", "f32", "q8_0", "q4_0"];
 
 /// `GEMV_THREADS` and `PRODUCTS` of `gemv.cu`, and `ROW_THREADS` of `rows.cu`.
 const GEMV_THREADS: usize = 288;
@@ -85,7 +83,7 @@ pub struct StepKernels {
     gemv: [CudaFunction; TYPES.len()],
     embed: [CudaFunction; TYPES.len()],
     /// To `f16`, of the quantised types.
-    unpack: [CudaFunction; 2],
+    unpack: [Option<CudaFunction>; TYPES.len()],
     rms_norm: CudaFunction,
     add: CudaFunction,
     multiply: CudaFunction,
@@ -175,14 +173,22 @@ impl StepKernels {
         let module = cuda.module(&SOURCES, &[])?;
         let plain = |name: &str| Cuda::function(&module, name, 0);
         let of_types = |what: &str, shared: usize| {
-            let find = |t: &&str| Cuda::function(&module, &format!("{what}_{t}"), shared);
+            let find = |(_, t): &(DType, &str)| {
+                Cuda::function(&module, &format!("{what}_{t}"), shared)
+            };
             TYPES.iter().map(find).collect::<Result<Vec<_>, _>>()
         };
+        let mut unpack = [const { None }; TYPES.len()];
+        for ((dtype, name), to) in TYPES.iter().zip(&mut unpack) {
+            if dtype.is_quantized() {
+                *to = Some(plain(&format!("unpack_{name}"))?);
+            }
+        }
         let all = "there is a kernel for each type";
         Ok(StepKernels {
             gemv: of_types("gemv", GEMV_SHARED)?.try_into().expect(all),
             embed: of_types("embed", 0)?.try_into().expect(all),
-            unpack: [plain("unpack_q8_0")?, plain("unpack_q4_0")?],
+            unpack,
             rms_norm: plain("rms_norm")?,
             add: plain("add")?,
             multiply: plain("multiply")?,
@@ -214,7 +220,7 @@ impl StepKernels {
             stride: table.stride as u32,
             scale,
         };
-        let function = &self.embed[number(table.dtype)];
+        let function = &self.embed[number_of(table)];
         // SAFETY: as `Embed` is declared; lengths were checked, and tokens are the caller's to check.
         unsafe { cuda.launch(function, Grid::of(count, THREADS), arguments) }
     }
@@ -266,11 +272,16 @@ impl StepKernels {
         let first = products.first().expect("there is something to multiply");
         let (dtype, cols) = (first.weights.dtype, first.weights.cols);
         assert!(products.len() <= PRODUCTS && (row + 1) * cols <= x.len());
-        let (number, _) = kind(dtype).expect("uploaded weights have kernels");
         let row_bytes = first.weights.stride;
         let slot_rows = (SLOT_BYTES / row_bytes).max(1);
         let slot_bytes = (slot_rows * row_bytes).next_multiple_of(128);
-        let others = 4 * cols + GEMV_STATE;
+        // x, in levels (`levels_bytes` of `levels.cu`) or floats.
+        let x_bytes = if dtype.is_quantized() {
+            cols + cols / 4
+        } else {
+            4 * cols
+        };
+        let others = x_bytes + GEMV_STATE;
         let slots = GEMV_SHARED.saturating_sub(others) / slot_bytes;
         if slots < LEAST_SLOTS {
             return Err(CudaError::Weights { dtype, cols });
@@ -313,7 +324,7 @@ impl StepKernels {
             shared: slots * slot_bytes + others,
         };
         // SAFETY: as `Gemv` is declared; lengths were checked.
-        unsafe { cuda.launch(&self.gemv[number], grid, arguments) }
+        unsafe { cuda.launch(&self.gemv[number_of(first.weights)], grid, arguments) }
     }
 
     /// `x += scale * y`, the first `n` elements; a shorter `y` is added to every run of its length.
@@ -402,14 +413,15 @@ impl StepKernels {
             cols: w.cols as u32,
             stride: w.stride as u32,
         };
-        let function = &self.unpack[usize::from(w.dtype == DType::Q4_0)];
+        let function = self.unpack[number_of(w)].as_ref();
+        let function = function.expect("quantised types have such a kernel");
         // SAFETY: as `Unpack` is declared; lengths were checked.
         unsafe { cuda.launch(function, Grid::of(w.rows, THREADS), arguments) }
     }
 }
 
-fn number(dtype: DType) -> usize {
-    kind(dtype).expect("uploaded weights have kernels").0
+fn number_of(w: &Weights) -> usize {
+    number(w.dtype).expect("uploaded weights have kernels")
 }
 
 /// Enough blocks to fill the card, or to have a thread an element.
