@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).resolve().parent.parent / "crates/kernels/src/cuda/src"
-FILES = "types weights base barrier ring flow state score_rows score_low_rank score_copy select neurons gather ffn".split()
+FILES = "types weights base barrier ring flow levels state score_rows score_low_rank score_copy select neurons gather ffn".split()
 EMPTY = -1
 # The part of its expected neurons that a block may take before all counts are known.
 EARLY = 0.85
@@ -124,7 +124,7 @@ class Shape:
         source = "".join(f'#line 1 "{f}.cu"\n' + (SOURCES / f"{f}.cu").read_text() for f in FILES)
         self.module = Module(source, self.defines)
         half = -(-hidden // 1024) * 32
-        teams = int(self.defines.get("TEAMS", 0)) or max(1, 256 // (2 * half))
+        teams = int(self.defines.get("TEAMS", 0)) or max(1, (256 + half) // (2 * half))
         self.threads = teams * 2 * half + 64
         rows = -(-(-(-inter // self.blocks) + 16) // 4) * 4
         filled = lambda *shape: torch.full(shape, EMPTY, dtype=torch.int32, device="cuda")

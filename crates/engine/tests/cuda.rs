@@ -11,6 +11,7 @@ use countdown::{
     kernels::{DType, cuda::Cuda, quant},
     model::{Linear, Matrix},
     sparsity::{Form, Keep, Outer, Predictor, PredictorKind, Score, Signal},
+    synth::{self, Arch, Shape},
 };
 use safetensors::SafeTensors;
 use std::sync::Arc;
@@ -119,26 +120,58 @@ fn the_card_gives_the_original_logits() {
     }
 }
 
+/// Every type that has kernels.
+const TYPES: [DType; 11] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
+
+/// A random model whose rows are whole blocks of any type, in `dtype`, as a file of that type gives it.
+fn wide(dtype: DType) -> Arc<Model> {
+    let shape = Shape {
+        arch: Arch::Llama,
+        hidden: 512,
+        inter: 768,
+        layers: 2,
+        heads: 8,
+        kv_heads: 4,
+        head_dim: 64,
+        vocab: 300,
+        context: 128,
+        rope_base: 10_000.0,
+        tied: false,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wide.gguf");
+    synth::write(&file, &shape, dtype, 7, &mut |_, _| Ok(())).unwrap();
+    Arc::new(Model::open(&file, DownLayout::Transposed, 2).unwrap())
+}
+
+/// How far quantised steps on the card may be from the CPU's, of the largest logit: both round activations to the same 8 bits but for what lies at the
+/// edge of a step, and one such step is a part in 254 of a block's largest.
+const LEVELS: f32 = 0.01;
+
 #[test]
 fn every_type_gives_what_the_cpu_gives() {
     if !has_card() {
         return;
     }
-    let m = model("byte-llama");
-    let tokens = prose(24);
-    for dtype in [
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::Q8_0,
-        DType::Q4_0,
-    ] {
-        let m = in_type(&m, dtype);
+    let tokens = tokens(20);
+    for dtype in TYPES {
+        let m = wide(dtype);
         let cpu = steps(&mut session(&m, 2), &tokens);
         let mut s = on_card(&m, 16);
         let card = steps(&mut s, &tokens);
-        // The CPU rounds activations to 8 bits for quantised weights; the card does not.
-        let allowed = if dtype.is_quantized() { 0.03 } else { 1e-4 };
+        let allowed = if dtype.is_quantized() { LEVELS } else { 1e-4 };
         let off = difference(&card, &cpu);
         assert!(off <= allowed, "{dtype}: {off} > {allowed}");
         if !dtype.is_quantized() {
@@ -149,14 +182,38 @@ fn every_type_gives_what_the_cpu_gives() {
             assert_eq!(greedy(&card), greedy(&cpu), "{dtype}");
         }
 
+        // Prompts are multiplied in floats: what is off is the rounding of activations.
         let mut together = vec![Vec::new(); tokens.len()];
         s.reset();
         s.score(&tokens, Phase::Prompt, |i, row| together[i] = row.to_vec())
             .unwrap();
         let off = difference(&together, &card);
-        let allowed = share(dtype).max(1e-4);
+        let allowed = if dtype.is_quantized() {
+            0.03
+        } else {
+            share(dtype).max(1e-4)
+        };
         assert!(off <= allowed, "{dtype} together: {off} > {allowed}");
     }
+}
+
+#[test]
+fn a_layer_may_mix_types() {
+    if !has_card() {
+        return;
+    }
+    // As the mixes of llama.cpp do.
+    let mut m = Model::clone(&wide(DType::Q4_K));
+    let others = wide(DType::Q6_K);
+    m.head = others.head.clone();
+    m.layers[0].value = others.layers[0].value.clone();
+    m.layers[1].ffn.down = others.layers[1].ffn.down.clone();
+    m.layers[1].key = wide(DType::F16).layers[1].key.clone();
+    let m = Arc::new(m);
+    let tokens = tokens(20);
+    let cpu = steps(&mut session(&m, 2), &tokens);
+    let off = difference(&steps(&mut on_card(&m, 16), &tokens), &cpu);
+    assert!(off <= LEVELS, "{off}");
 }
 
 #[test]
@@ -205,26 +262,28 @@ fn plans_skip_what_the_cpu_skips() {
 }
 
 #[test]
-fn quantised_weights_give_what_their_values_give() {
+fn plans_of_quantised_models_skip_what_the_cpu_skips() {
     if !has_card() {
         return;
     }
     let tokens = prose(30);
-    for dtype in [DType::Q8_0, DType::Q4_0] {
-        let quantised = in_type(&model("byte-llama"), dtype);
-        let (mut q, mut f) = (
-            on_card(&quantised, 16),
-            on_card(&in_type(&quantised, DType::F32), 16),
-        );
-        for plan in [None, Some((Signal::Up, 0.3)), Some((Signal::Gate, 0.1))] {
-            let plan = plan.map(|(signal, tau)| plan_of(&quantised, signal, |_| Keep::Above(tau)));
-            q.set_plan(plan.clone()).unwrap();
-            f.set_plan(plan.clone()).unwrap();
-            let (values, expected) = (steps(&mut q, &tokens), steps(&mut f, &tokens));
-            let off = difference(&values, &expected);
-            assert!(off <= 1e-3, "{dtype} {plan:?}: {off}");
-            let [kept, same] = [&q, &f].map(|s| s.stats().kept);
-            assert!(kept.abs_diff(same) <= same / 500, "{dtype}: {kept}, {same}");
+    let byte_llama = model("byte-llama");
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q5_1] {
+        let m = in_type(&byte_llama, dtype);
+        let (mut cpu, mut card) = (session(&m, 2), on_card(&m, 16));
+        for (signal, tau) in [(Signal::Up, 0.3), (Signal::Gate, 0.1)] {
+            let plan = plan_of(&m, signal, |_| Keep::Above(tau));
+            cpu.set_plan(Some(plan.clone())).unwrap();
+            card.set_plan(Some(plan)).unwrap();
+            let (expected, got) = (steps(&mut cpu, &tokens), steps(&mut card, &tokens));
+            let off = difference(&got, &expected);
+            assert!(off <= LEVELS, "{dtype} {signal:?}: {off}");
+            let [kept, same] = [&card, &cpu].map(|s| s.stats().kept);
+            assert!(
+                kept.abs_diff(same) <= same / 200,
+                "{dtype} {signal:?}: {kept}, the CPU {same}"
+            );
+            assert!(card.stats().realised_sparsity() > 0.02);
         }
     }
 }
@@ -254,19 +313,18 @@ fn predictors_keep_what_they_keep_on_the_cpu() {
     if !has_card() {
         return;
     }
-    let m = in_type(&model("byte-llama"), DType::BF16);
+    for dtype in [DType::BF16, DType::Q4_0] {
+        predictors_keep_the_same(&in_type(&model("byte-llama"), dtype));
+    }
+}
+
+fn predictors_keep_the_same(m: &Arc<Model>) {
     let tokens = prose(40);
-    let (mut cpu, mut card) = (session(&m, 2), on_card(&m, 16));
-    let copy4 = by_copy(
-        &m,
-        "d-countdown",
-        PredictorKind::Copy4,
-        Form::Practical,
-        0.5,
-    );
+    let (mut cpu, mut card) = (session(m, 2), on_card(m, 16));
+    let copy4 = by_copy(m, "d-countdown", PredictorKind::Copy4, Form::Practical, 0.5);
     let text = prose(600);
     let copy4 = calibrate(&mut cpu, &text, None, &[copy4], |_, _| ()).unwrap();
-    let mut ranked = SparsityPlan::clone(&plan_of(&m, Signal::Product, |_| Keep::Above(0.0)));
+    let mut ranked = SparsityPlan::clone(&plan_of(m, Signal::Product, |_| Keep::Above(0.0)));
     let inter = m.config.layers[0].inter;
     for rule in &mut ranked.rules {
         rule.predictor = Some(Arc::new(low_rank(m.config.hidden, inter, 16)));
@@ -327,8 +385,10 @@ fn what_a_card_cannot_run_is_refused_by_name() {
     }
     let m = model("byte-llama");
     let refused = |m: &Arc<Model>| Session::new(m.clone(), &options(Device::Cuda(0), 8)).err();
-    let error = refused(&in_type(&m, DType::Q5_0)).unwrap();
-    assert!(error.to_string().contains("Q5_0"), "{error}");
+    let mut odd = Model::clone(&m);
+    odd.layers[1].ffn.up = in_type(&m, DType::Q5_0).layers[1].ffn.up.clone();
+    let error = refused(&Arc::new(odd)).unwrap();
+    assert!(error.to_string().contains("up of type Q5_0"), "{error}");
     assert!(error.remedy().contains("--device cpu"));
     let none = Session::new(m.clone(), &options(Device::Cuda(99), 8)).err();
     assert!(matches!(none.unwrap(), Error::Machine { .. }));

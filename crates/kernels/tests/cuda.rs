@@ -11,12 +11,12 @@ use countdown_kernels::{
     },
     quant, reference,
 };
-use half::{bf16, f16};
-use on_card::{Noise, U, card};
+use on_card::{Noise, U, card, dot};
 
-/// A matrix as the card has it, and as numbers.
+/// A matrix, and as numbers.
 struct Weights {
-    bits: Vec<u16>,
+    dtype: DType,
+    data: Vec<u8>,
     values: Vec<f64>,
     cols: usize,
 }
@@ -24,39 +24,32 @@ struct Weights {
 impl Weights {
     fn new(noise: &mut Noise, dtype: DType, rows: usize, cols: usize) -> Weights {
         let scale = 1.7 / (cols as f32).sqrt();
-        let one = |x: f32| match dtype {
-            DType::F16 => (f16::from_f32(x).to_bits(), f16::from_f32(x).to_f64()),
-            _ => (bf16::from_f32(x).to_bits(), bf16::from_f32(x).to_f64()),
-        };
-        let drawn = noise.many(rows * cols, scale);
-        let (bits, values) = drawn.into_iter().map(one).unzip();
-        Weights { bits, values, cols }
+        let data = reference::packed(dtype, &noise.many(rows * cols, scale));
+        let mut values = vec![0.0; rows * cols];
+        quant::unpack_row(dtype, &data, &mut values);
+        Weights {
+            dtype,
+            data,
+            values: values.into_iter().map(f64::from).collect(),
+            cols,
+        }
     }
 
-    /// Products of all rows with x, and those of absolute values.
-    fn times(&self, x: &[f64]) -> [Vec<f64>; 2] {
-        let rows = || self.values.chunks_exact(self.cols);
-        let dot = |f: fn(f64) -> f64| {
-            rows()
-                .map(|row| row.iter().zip(x).map(|(w, x)| f(w * x)).sum())
-                .collect()
-        };
-        [dot(|p| p), dot(f64::abs)]
+    /// Products of all rows with x, and what their rounding is in units of.
+    fn times(&self, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
+        let rows = self.values.chunks_exact(self.cols);
+        rows.map(|row| dot(self.dtype, row, x)).unzip()
     }
 
-    /// The rows that are not kept become what must not be read.
-    fn poisoned(&self, kept: &[bool]) -> Vec<u16> {
-        let rows = self.bits.chunks_exact(self.cols).zip(kept);
-        rows.flat_map(|(row, kept)| {
-            row.iter().map(|b| {
-                if *kept {
-                    *b
-                } else {
-                    f16::NAN.to_bits() | bf16::NAN.to_bits()
-                }
-            })
-        })
-        .collect()
+    /// On the card. The rows that are not kept become what must not be read: NaN, or levels with a scale of NaN.
+    fn on_card(&self, cuda: &Cuda, kept: &[bool]) -> OnCard {
+        let mut data = self.data.clone();
+        let bytes = self.dtype.row_bytes(self.cols).unwrap();
+        for (row, _) in data.chunks_exact_mut(bytes).zip(kept).filter(|(_, k)| !**k) {
+            row.fill(0xff);
+        }
+        let m = MatRef::new(self.dtype, self.values.len() / self.cols, self.cols, &data);
+        OnCard::upload(cuda, m.unwrap()).unwrap()
     }
 
     /// In Q4_0; nothing where rows are no whole number of blocks.
@@ -79,18 +72,6 @@ fn act(act: Act, x: f64) -> f64 {
             0.5 * x * (1.0 + u.tanh())
         }
     }
-}
-
-/// x as blocks of 8-bit levels say it.
-fn rounded(x: &[f32]) -> Vec<f64> {
-    x.chunks_exact(32)
-        .flat_map(|x| {
-            let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let scale = f64::from(largest / 127.0);
-            x.iter()
-                .map(move |v| scale * f64::from((v * (127.0 / largest)).round_ties_even()))
-        })
-        .collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -141,9 +122,8 @@ fn check(
     let (hidden, inter) = (s.hidden, s.inter);
     let mut noise = Noise(keep as u64 + 99);
     let (x, residual) = (noise.many(hidden, 1.7), noise.many(hidden, 1.0));
-    let xd: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
-    let [g, g_abs] = layer.gate.times(&xd);
-    let [u, u_abs] = layer.up.times(&xd);
+    let (g, g_abs) = layer.gate.times(&x);
+    let (u, u_abs) = layer.up.times(&x);
     let bias = |i: usize| f64::from(layer.bias[i]);
     let copies = [layer.gate.q4_0(), layer.up.q4_0()];
     let signal: Vec<f64> = match how {
@@ -151,8 +131,8 @@ fn check(
         How::Gate => g.iter().map(|g| act(s.act, *g)).collect(),
         How::Up => u.clone(),
         How::LowRank => {
-            let z = layer.a.times(&xd)[0].clone();
-            let logits = &layer.b.times(&z)[0];
+            let z: Vec<f32> = layer.a.times(&x).0.iter().map(|z| *z as f32).collect();
+            let logits = layer.b.times(&z).0;
             logits
                 .iter()
                 .enumerate()
@@ -160,7 +140,7 @@ fn check(
                 .collect()
         }
         How::Copy4 => {
-            let z = rounded(&x);
+            let z = reference::activations(&x, DType::Q4_0);
             let products = copies.each_ref().map(|data| {
                 let m = MatRef::new(DType::Q4_0, inter, hidden, data).unwrap();
                 let row = |i: usize| -> f64 {
@@ -190,7 +170,7 @@ fn check(
         .collect();
     let count = kept.iter().filter(|k| **k).count();
 
-    // Sixteen products a thread, then a warp and a team; a block's neurons, then the blocks.
+    // Sixteen products a thread, or a block, then a warp and a team; a block's neurons, then the blocks.
     let dot = (8 + 2 + 5 + 32 + 2) as f64 * U;
     let depth = (inter / blocks + 2 + blocks + 8) as f64 * U;
     let mut expected: Vec<f64> = residual.iter().map(|r| f64::from(*r)).collect();
@@ -211,21 +191,14 @@ fn check(
 
     let all = vec![true; inter];
     let read = |reads: bool| if reads { &all } else { &kept };
-    let on_card = |w: &Weights, kept: &[bool]| {
-        let bytes: Vec<u8> = w
-            .poisoned(kept)
-            .iter()
-            .flat_map(|b| b.to_le_bytes())
-            .collect();
-        let m = MatRef::new(s.weights, w.values.len() / w.cols, w.cols, &bytes).unwrap();
-        OnCard::upload(cuda, m).unwrap()
-    };
-    let gate = on_card(&layer.gate, read(matches!(how, How::All | How::Gate)));
-    let up = on_card(&layer.up, read(matches!(how, How::All | How::Up)));
-    let down = on_card(&layer.down, read(how == How::All));
+    let gate = read(matches!(how, How::All | How::Gate));
+    let gate = layer.gate.on_card(cuda, gate);
+    let up = read(matches!(how, How::All | How::Up));
+    let up = layer.up.on_card(cuda, up);
+    let down = layer.down.on_card(cuda, read(how == How::All));
     let (a, b) = (
-        on_card(&layer.a, &vec![true; s.rank]),
-        on_card(&layer.b, &all),
+        layer.a.on_card(cuda, &vec![true; s.rank]),
+        layer.b.on_card(cuda, &all),
     );
     let [positive, negative, bias] =
         [&layer.positive, &layer.negative, &layer.bias].map(|v| cuda.upload(v).unwrap());
@@ -304,19 +277,27 @@ fn check(
 type Case = (usize, usize, usize, DType, Act, usize);
 
 fn check_all((hidden, inter, rank, weights, act, blocks): Case, cuda: &Cuda) {
+    // As models have them: down is transposed and packed once more, and predictors are of floats.
+    let (down, predictor) = if weights.is_quantized() {
+        (DType::Q8_0, DType::BF16)
+    } else {
+        (weights, weights)
+    };
     let shape = FfnShape {
         hidden,
         inter,
         rank,
         weights,
-        down: weights,
-        predictor: weights,
+        down,
+        predictor,
         act,
     };
     let mut noise = Noise(hidden as u64);
-    let mut matrix = |rows, cols| Weights::new(&mut noise, weights, rows, cols);
-    let [gate, up, down] = [(); 3].map(|()| matrix(inter, hidden));
-    let (a, b) = (matrix(rank, hidden), matrix(inter, rank));
+    let mut matrix = |dtype, rows, cols| Weights::new(&mut noise, dtype, rows, cols);
+    let [gate, up] = [(); 2].map(|()| matrix(weights, inter, hidden));
+    let down = matrix(down, inter, hidden);
+    let a = matrix(predictor, rank, hidden);
+    let b = matrix(predictor, inter, rank);
     let mut spread = || -> Vec<f32> { noise.many(inter, 0.5).iter().map(|v| v + 1.0).collect() };
     let (positive, negative) = (spread(), spread());
     let layer = Layer {
@@ -332,7 +313,7 @@ fn check_all((hidden, inter, rank, weights, act, blocks): Case, cuda: &Cuda) {
     let mut kernels = FfnKernels::with_blocks(cuda, shape, blocks).unwrap();
     check(cuda, &mut kernels, shape, blocks, &layer, How::All, inter);
     for how in [How::Gate, How::Up, How::LowRank, How::Copy4] {
-        if how == How::Copy4 && !hidden.is_multiple_of(32) {
+        if how == How::Copy4 && !hidden.is_multiple_of(32) || how == How::LowRank && rank == 0 {
             continue;
         }
         for keep in [0, 1, inter / 10, inter * 3 / 10, inter] {
@@ -357,9 +338,29 @@ fn ffns_are_their_definition_and_read_only_what_is_kept() {
 }
 
 #[test]
+fn ffns_of_quantised_weights_are_their_definition_and_read_only_what_is_kept() {
+    let Some(cuda) = card() else { return };
+    let many = cuda.card().multiprocessors;
+    for case in [
+        (896, 1001, 64, DType::Q8_0, Act::GeluTanh, many),
+        (4096, 1501, 512, DType::Q4_0, Act::Silu, many),
+        (96, 200, 16, DType::Q4_1, Act::Silu, many.min(3)),
+        (224, 301, 8, DType::Q5_0, Act::Silu, many.min(5)),
+        (1056, 500, 64, DType::Q5_1, Act::GeluTanh, many),
+        (2048, 1003, 0, DType::Q4_K, Act::Silu, many),
+        (5120, 777, 520, DType::Q5_K, Act::Silu, many),
+        (768, 650, 64, DType::Q6_K, Act::Silu, many),
+    ] {
+        check_all(case, &cuda);
+    }
+}
+
+#[test]
 fn the_small_shape_is_its_definition() {
     let Some(cuda) = card() else { return };
-    check_all((64, 50, 16, DType::BF16, Act::Silu, 3), &cuda);
+    for dtype in [DType::BF16, DType::Q4_0] {
+        check_all((64, 50, 16, dtype, Act::Silu, 3), &cuda);
+    }
 }
 
 #[test]

@@ -11,15 +11,25 @@ use countdown_kernels::{
     },
     quant, reference,
 };
-use on_card::{Noise, U, card};
+use on_card::{Noise, U, card, dot};
 
-const TYPES: [DType; 5] = [
-    DType::BF16,
-    DType::F16,
-    DType::F32,
+/// Types of quantised weights that have kernels.
+const QUANTISED: [DType; 8] = [
     DType::Q8_0,
     DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
 ];
+
+/// Types that have kernels.
+fn types() -> impl Iterator<Item = DType> {
+    let floats = [DType::BF16, DType::F16, DType::F32];
+    floats.into_iter().chain(QUANTISED)
+}
 
 /// A random matrix on the card, and as numbers.
 struct Matrix {
@@ -60,18 +70,21 @@ fn close(got: &[f32], expected: &[f64], bound: &[f64], what: &str) {
 fn products_are_their_definition() {
     let Some(cuda) = card() else { return };
     let mut step = StepKernels::new(&cuda).unwrap();
-    for dtype in TYPES {
+    for dtype in types() {
         for (cols, rows) in [
             (32, [1, 0, 0]),
             (96, [7, 3, 1]),
+            (256, [5, 2, 0]),
             (896, [896, 128, 130]),
             (4096, [37, 1, 5]),
             (2560, [1031, 2, 0]),
         ] {
+            if dtype.row_bytes(cols).is_none() {
+                continue;
+            }
             let mut noise = Noise(cols as u64);
             let all = noise.many(2 * cols, 1.0);
             let x = cuda.upload(&all).unwrap();
-            let x64: Vec<f64> = all[cols..].iter().map(|v| f64::from(*v)).collect();
             let rows: Vec<usize> = rows.into_iter().filter(|r| *r > 0).collect();
             let matrices: Vec<Matrix> = rows
                 .iter()
@@ -100,18 +113,16 @@ fn products_are_their_definition() {
                     let bias = if i < 2 { bias[i][r] } else { 0.0 };
                     f64::from(bias) + if i == 0 { f64::from(before[0][r]) } else { 0.0 }
                 };
-                let dot = |f: fn(f64) -> f64| -> Vec<f64> {
-                    let row = |(r, w): (usize, &Vec<f64>)| {
-                        let sum: f64 = w.iter().zip(&x64).map(|(w, x)| f(w * x)).sum();
-                        sum + f(start(r))
-                    };
-                    matrices[i].values.iter().enumerate().map(row).collect()
-                };
-                // A lane's vectors of up to 32 columns, then lanes, warps, bias and residual; a scale is one more rounding.
-                let depth = (cols / 32 + 32 + 5 + 8 + 4) as f64;
-                let bound: Vec<f64> = dot(f64::abs).iter().map(|a| depth * U * a).collect();
-                let what = format!("{dtype} {rows:?} x {cols}, product {i}");
-                close(&cuda.download(out).unwrap(), &dot(|p| p), &bound, &what);
+                // A lane's vectors of up to 32 columns, then lanes, warps, bias and residual; scales are a few more roundings.
+                let depth = (cols / 32 + 32 + 5 + 8 + 6) as f64;
+                let rows = matrices[i].values.iter().enumerate().map(|(r, w)| {
+                    let (sum, magnitude) = dot(dtype, w, &all[cols..]);
+                    let start = start(r);
+                    (sum + start, depth * U * (magnitude + start.abs()))
+                });
+                let (expected, bound): (Vec<f64>, Vec<f64>) = rows.unzip();
+                let what = format!("{dtype}, row of {cols}, product {i}");
+                close(&cuda.download(out).unwrap(), &expected, &bound, &what);
             }
         }
     }
@@ -121,7 +132,11 @@ fn products_are_their_definition() {
 fn products_with_a_norm_are_products_of_the_norm() {
     let Some(cuda) = card() else { return };
     let mut step = StepKernels::new(&cuda).unwrap();
-    for (dtype, cols, rows) in [(DType::BF16, 4096, 77), (DType::Q8_0, 96, 300)] {
+    for (dtype, cols, rows) in [
+        (DType::BF16, 4096, 77),
+        (DType::Q8_0, 96, 300),
+        (DType::Q4_K, 2560, 65),
+    ] {
         let mut noise = Noise(3);
         let m = Matrix::new(&cuda, &mut noise, dtype, rows, cols);
         let (x, weight) = (noise.many(cols, 1.0), noise.many(cols, 1.0));
@@ -141,12 +156,25 @@ fn products_with_a_norm_are_products_of_the_norm() {
             step.products(&cuda, (x, 0), norm, &[product]).unwrap();
         }
         let normed = cuda.download(&normed).unwrap();
-        let absolute = |w: &Vec<f64>| -> f64 {
-            let products = w.iter().zip(&normed);
-            products.map(|(w, x)| (w * f64::from(*x)).abs()).sum()
+        // Squares are summed in another order, so a level near the middle of two may be either.
+        let near = |x: &[f32], v: f32| {
+            let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+            let to_half = ((v / scale).abs().fract() - 0.5).abs();
+            if dtype.is_quantized() && to_half < 1e-3 {
+                f64::from(scale)
+            } else {
+                0.0
+            }
         };
-        // Squares are summed in another order.
-        let bound: Vec<f64> = m.values.iter().map(|w| 60.0 * U * absolute(w)).collect();
+        let off: Vec<f64> = normed
+            .chunks(32)
+            .flat_map(|block| block.iter().map(move |v| near(block, *v)))
+            .collect();
+        let bound = |w: &Vec<f64>| -> f64 {
+            let flipped = w.iter().zip(&off).map(|(w, off)| w.abs() * off);
+            60.0 * U * dot(dtype, w, &normed).1 + flipped.sum::<f64>()
+        };
+        let bound: Vec<f64> = m.values.iter().map(bound).collect();
         let [apart, together] = outs.map(|o| cuda.download(&o).unwrap());
         let apart: Vec<f64> = apart.into_iter().map(f64::from).collect();
         close(&together, &apart, &bound, &format!("{dtype} {cols}"));
@@ -158,10 +186,11 @@ fn embeddings_norms_and_sums_are_their_definition() {
     let Some(cuda) = card() else { return };
     let step = StepKernels::new(&cuda).unwrap();
     let mut noise = Noise(5);
-    for dtype in TYPES {
-        let table = Matrix::new(&cuda, &mut noise, dtype, 9, 96);
+    for dtype in types() {
+        let cols = 3 * dtype.block_len().max(32);
+        let table = Matrix::new(&cuda, &mut noise, dtype, 9, cols);
         let tokens = cuda.upload(&[8u32, 0, 3, 7]).unwrap();
-        let mut out = nan(&cuda, 3 * 96);
+        let mut out = nan(&cuda, 3 * cols);
         step.embed(&cuda, &table.on_card, (&tokens, 3), 1.5, &mut out)
             .unwrap();
         let expected: Vec<f64> = [8, 0, 3]
@@ -215,8 +244,11 @@ fn products_of_prompts_are_their_definition() {
     let Some(cuda) = card() else { return };
     let step = StepKernels::new(&cuda).unwrap();
     let mut noise = Noise(77);
-    for dtype in TYPES {
-        for (rows, cols, tokens) in [(96, 64, 3), (160, 224, 70)] {
+    for dtype in types() {
+        for (rows, cols, tokens) in [(96, 64, 3), (160, 224, 70), (64, 512, 3)] {
+            if dtype.row_bytes(cols).is_none() {
+                continue;
+            }
             let most = tokens * rows.max(cols);
             let mut prompt = PromptKernels::new(&cuda, most, rows * cols).unwrap();
             let m = Matrix::new(&cuda, &mut noise, dtype, rows, cols);

@@ -4,18 +4,19 @@
 use super::{
     Cuda, CudaError, EMPTY, Output, Weights,
     launch::{Grid, Source, sources},
-    weights::kind,
+    weights,
 };
 use crate::{cpu::Act, dtype::DType, matrix::MatRef};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
-const SOURCES: [Source; 14] = sources![
+const SOURCES: [Source; 15] = sources![
     "types.cu",
     "weights.cu",
     "base.cu",
     "barrier.cu",
     "ring.cu",
     "flow.cu",
+    "levels.cu",
     "state.cu",
     "score_rows.cu",
     "score_low_rank.cu",
@@ -43,7 +44,7 @@ pub struct FfnShape {
     pub hidden: usize,
     /// Neurons.
     pub inter: usize,
-    /// Width of a low-rank predictor, a multiple of 8; 8 where there is none.
+    /// Width of a low-rank predictor, a multiple of 8; 0 where there is none.
     pub rank: usize,
     /// Type of gate and up.
     pub weights: DType,
@@ -56,14 +57,19 @@ pub struct FfnShape {
 }
 
 impl FfnShape {
-    /// Threads that hold x and y between them, in two halves.
+    /// Threads that hold x and y between them (`base.cu`).
     fn team(&self) -> usize {
-        2 * 32 * self.hidden.div_ceil(1024)
+        let half = 32 * self.hidden.div_ceil(1024);
+        if self.weights.is_quantized() {
+            half
+        } else {
+            2 * half
+        }
     }
 
     fn threads(&self) -> usize {
         let team = self.team();
-        let teams = if team < 256 { 256 / team } else { 1 };
+        let teams = ((256 + team / 2) / team).max(1);
         // Two warps more stream weights and choose.
         teams * team + 64
     }
@@ -174,7 +180,7 @@ const KERNELS: [&str; 5] = [
 pub struct FfnKernels {
     shape: FfnShape,
     blocks: usize,
-    /// By [`Decide::kernel`]; no copy in 4 bits where rows are no whole number of blocks.
+    /// By [`Decide::kernel`]; no low rank where there is none, and no copy in 4 bits where rows are no whole number of blocks.
     functions: [Option<CudaFunction>; KERNELS.len()],
     partial: CudaSlice<u32>,
     low: CudaSlice<u32>,
@@ -258,19 +264,16 @@ impl FfnKernels {
             rank,
             ..
         } = shape;
-        assert!(hidden.is_multiple_of(8) && rank.is_multiple_of(8) && rank > 0);
+        assert!(hidden.is_multiple_of(8) && rank.is_multiple_of(8));
         assert!(
             (1..1 << 16).contains(&inter),
             "counts of neurons are 16 bits"
         );
         assert!(matches!(shape.predictor, DType::F16 | DType::BF16));
         assert!((1..=cuda.card.multiprocessors.min(MOST_BLOCKS)).contains(&blocks));
-        let number = |dtype: DType| match kind(dtype) {
-            Some((number, _)) => Ok(number),
-            None => Err(CudaError::Weights {
-                dtype,
-                cols: hidden,
-            }),
+        let number = |dtype: DType| {
+            let cols = hidden;
+            weights::number(dtype).ok_or(CudaError::Weights { dtype, cols })
         };
         let module = cuda.module(
             &SOURCES,
@@ -288,7 +291,12 @@ impl FfnKernels {
         )?;
         let mut functions = [const { None }; KERNELS.len()];
         for (name, to) in KERNELS.iter().zip(&mut functions) {
-            if *name != "ffn_copy4" || hidden.is_multiple_of(32) {
+            let is_there = match *name {
+                "ffn_low_rank" => rank > 0,
+                "ffn_copy4" => hidden.is_multiple_of(32),
+                _ => true,
+            };
+            if is_there {
                 *to = Some(Cuda::function(&module, name, SHARED_BYTES)?);
             }
         }
@@ -298,7 +306,7 @@ impl FfnKernels {
             blocks,
             functions,
             partial: empty(blocks * hidden)?,
-            low: empty(rank)?,
+            low: empty(rank.max(1))?,
             // Half words, eight blocks' together.
             shares: empty(4 * blocks.div_ceil(8))?,
             entries: empty(2 * blocks * shape.rows(blocks))?,
@@ -324,7 +332,7 @@ impl FfnKernels {
     /// What the driver says.
     ///
     /// # Panics
-    /// If lengths or types do not fit the shape, or a copy in 4 bits is asked for where rows are no whole number of blocks of 32.
+    /// If lengths or types do not fit the shape, low rank is asked for where there is none, or a copy in 4 bits where rows are no whole number of blocks of 32.
     pub fn run(
         &mut self,
         cuda: &Cuda,
@@ -404,7 +412,7 @@ impl FfnKernels {
             }
         }
         let function = &self.functions[decide.kernel()];
-        let function = function.as_ref().expect("rows of a copy are blocks of 32");
+        let function = function.as_ref().expect("the shape has such a kernel");
         let grid = Grid {
             blocks: (self.blocks, 1),
             threads: self.shape.threads(),

@@ -2,6 +2,7 @@
 //! without it gets a [`CudaError`] that says what is missing.
 
 mod attention;
+mod blocks;
 mod error;
 pub mod ffn;
 mod jit;

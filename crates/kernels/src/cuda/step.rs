@@ -3,17 +3,20 @@
 use super::{
     Cuda, CudaError, Weights,
     launch::{Grid, Source, sources},
-    weights::kind,
+    weights::{TYPES, number},
 };
 use crate::{DType, cpu::Act};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
 const SOURCES: [Source; 5] = sources!["types.cu", "weights.cu", "flow.cu", "embed.cu", "rows.cu"];
-const GEMV_SOURCES: [Source; 5] =
-    sources!["types.cu", "weights.cu", "barrier.cu", "flow.cu", "gemv.cu"];
-
-/// Types in the order of their numbers in device code.
-const TYPES: [&str; 5] = ["bf16", "f16", "f32", "q8_0", "q4_0"];
+const GEMV_SOURCES: [Source; 6] = sources![
+    "types.cu",
+    "weights.cu",
+    "barrier.cu",
+    "flow.cu",
+    "levels.cu",
+    "gemv.cu"
+];
 
 /// `GEMV_THREADS` and `PRODUCTS` of `gemv.cu`, and `ROW_THREADS` of `rows.cu`.
 const GEMV_THREADS: usize = 320;
@@ -84,7 +87,7 @@ pub struct StepKernels {
     tickets: CudaSlice<u32>,
     embed: [CudaFunction; TYPES.len()],
     /// To `f16`, of the quantised types.
-    unpack: [CudaFunction; 2],
+    unpack: [Option<CudaFunction>; TYPES.len()],
     rms_norm: CudaFunction,
     add: CudaFunction,
     multiply: CudaFunction,
@@ -175,15 +178,22 @@ impl StepKernels {
         let module = cuda.module(&SOURCES, &[])?;
         let plain = |name: &str| Cuda::function(&module, name, 0);
         let of_types = |what: &str, shared: usize| {
-            let find = |t: &&str| Cuda::function(&module, &format!("{what}_{t}"), shared);
+            let find =
+                |(_, t): &(DType, &str)| Cuda::function(&module, &format!("{what}_{t}"), shared);
             TYPES.iter().map(find).collect::<Result<Vec<_>, _>>()
         };
+        let mut unpack = [const { None }; TYPES.len()];
+        for ((dtype, name), to) in TYPES.iter().zip(&mut unpack) {
+            if dtype.is_quantized() {
+                *to = Some(plain(&format!("unpack_{name}"))?);
+            }
+        }
         let all = "there is a kernel for each type";
         Ok(StepKernels {
             gemv: Vec::new(),
             tickets: cuda.zeros(1)?,
             embed: of_types("embed", 0)?.try_into().expect(all),
-            unpack: [plain("unpack_q8_0")?, plain("unpack_q4_0")?],
+            unpack,
             rms_norm: plain("rms_norm")?,
             add: plain("add")?,
             multiply: plain("multiply")?,
@@ -215,7 +225,7 @@ impl StepKernels {
             stride: table.stride as u32,
             scale,
         };
-        let function = &self.embed[number(table.dtype)];
+        let function = &self.embed[number_of(table)];
         // SAFETY: as `Embed` is declared; lengths were checked, and tokens are the caller's to check.
         unsafe { cuda.launch(function, Grid::of(count, THREADS), arguments) }
     }
@@ -272,7 +282,14 @@ impl StepKernels {
         let row_bytes = first.weights.stride;
         let slot_rows = (SLOT_BYTES / row_bytes).clamp(1, MOST_SLOT_ROWS);
         let slot_bytes = (slot_rows * row_bytes).next_multiple_of(128);
-        let slots = ((GEMV_SHARED - GEMV_STATE) / slot_bytes).min(MOST_SLOTS);
+        // The state, and x in levels (`levels_bytes` of `levels.cu`).
+        let others = GEMV_STATE
+            + if dtype.is_quantized() {
+                cols + cols / 4
+            } else {
+                0
+            };
+        let slots = (GEMV_SHARED.saturating_sub(others) / slot_bytes).min(MOST_SLOTS);
         if slots < LEAST_SLOTS {
             return Err(CudaError::Weights { dtype, cols });
         }
@@ -305,7 +322,7 @@ impl StepKernels {
         let grid = Grid {
             blocks: (rows.div_ceil(8).min(most), 1),
             threads: GEMV_THREADS,
-            shared: slots * slot_bytes + GEMV_STATE,
+            shared: slots * slot_bytes + others,
         };
         let function = self.gemv(cuda, dtype, cols)?;
         // SAFETY: as `Gemv` is declared; lengths were checked.
@@ -318,7 +335,13 @@ impl StepKernels {
         let at = match self.gemv.iter().position(|(k, _)| *k == key) {
             Some(at) => at,
             None => {
-                let definitions = [("COLS", cols), ("WEIGHTS", number(dtype))];
+                let definitions = [
+                    ("COLS", cols),
+                    (
+                        "WEIGHTS",
+                        number(dtype).expect("uploaded weights have kernels"),
+                    ),
+                ];
                 let module = cuda.module(&GEMV_SOURCES, &definitions)?;
                 let function = Cuda::function(&module, "gemv", GEMV_SHARED)?;
                 self.gemv.push((key, function));
@@ -414,14 +437,15 @@ impl StepKernels {
             cols: w.cols as u32,
             stride: w.stride as u32,
         };
-        let function = &self.unpack[usize::from(w.dtype == DType::Q4_0)];
+        let function = self.unpack[number_of(w)].as_ref();
+        let function = function.expect("quantised types have such a kernel");
         // SAFETY: as `Unpack` is declared; lengths were checked.
         unsafe { cuda.launch(function, Grid::of(w.rows, THREADS), arguments) }
     }
 }
 
-fn number(dtype: DType) -> usize {
-    kind(dtype).expect("uploaded weights have kernels").0
+fn number_of(w: &Weights) -> usize {
+    number(w.dtype).expect("uploaded weights have kernels")
 }
 
 /// Enough blocks to fill the card, or to have a thread an element.

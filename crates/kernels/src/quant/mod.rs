@@ -26,6 +26,7 @@ mod tiles;
 mod transpose;
 
 pub(crate) use float::{Bf16, F16, F32};
+pub(crate) use k_scales::scales_and_mins;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use parts::{GROUP, Parts, groups};
 pub use parts::{has_parts, part, parts_bytes};
@@ -34,7 +35,7 @@ pub(crate) use q3_0::Q3_0;
 pub(crate) use q4_0::Q4_0;
 pub(crate) use q4_1::Q4_1;
 pub(crate) use q4_k::Q4K;
-pub(crate) use q5_0::Q5_0;
+pub(crate) use q5_0::{Q5_0, levels as five_bit_levels};
 pub(crate) use q5_1::Q5_1;
 pub(crate) use q5_k::Q5K;
 pub(crate) use q6_k::Q6K;

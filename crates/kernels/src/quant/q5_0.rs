@@ -35,7 +35,7 @@ impl Format for Q5_0 {
 
 /// The 32 levels of `qh qs`, as Q5_0 and Q5_1 both store them.
 #[inline(always)]
-pub(super) fn levels(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn levels(bytes: &[u8]) -> [u8; 32] {
     let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let qs = &bytes[4..20];
     std::array::from_fn(|i| {

@@ -34,7 +34,7 @@ const LOGIT_ROWS: usize = 32;
 fn error(e: CudaError) -> Error {
     let remedy = match &e {
         CudaError::Weights { .. } => {
-            "use --device cpu, or a model in BF16, F16, F32, Q8_0 or Q4_0 whose rows are whole blocks"
+            "use --device cpu, or a model whose rows are whole blocks and short enough for a card's shared memory"
         }
         CudaError::NoDriver | CudaError::NoCard { .. } => {
             "use --device cpu, or install the driver; `countdown doctor` lists cards"

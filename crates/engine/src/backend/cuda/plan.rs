@@ -16,7 +16,7 @@ use countdown_kernels::{
 use std::sync::Arc;
 
 /// Width that FFNs are compiled for where a plan has no low-rank predictor.
-pub(super) const NO_RANK: usize = 8;
+pub(super) const NO_RANK: usize = 0;
 
 /// A plan, and the step by it once that is recorded.
 pub(super) struct DevicePlan {

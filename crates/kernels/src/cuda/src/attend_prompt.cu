@@ -71,7 +71,7 @@ __device__ void load_tile(const u8* rows, u32 from, u32 to, float* tile) {
     for (u32 i = threadIdx.x; i < TILE * (HEAD / 8); i += PROMPT_THREADS) {
         const u32 r = i / (HEAD / 8), run = i % (HEAD / 8);
         float v[8] = {};
-        if (from + r < to) Cached::eight(rows + u64(from + r) * HEAD * CACHE_BYTES, run, v);
+        if (from + r < to) Cached::eight(rows + u64(from + r) * HEAD * CACHE_BYTES, HEAD, run, v);
 #pragma unroll
         for (u32 k = 0; k < 8; k++) tile[r * PITCH + 8 * run + k] = v[k];
     }

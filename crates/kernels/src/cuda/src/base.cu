@@ -9,17 +9,20 @@
 //   DOWN          type of down
 //   PREDICTOR     type of a low-rank predictor's matrices, BF16 or F16
 //   ACT_GELU      1: the activation is GELU by tanh, 0: SiLU
-//   RANK          width of the low-rank predictor, a multiple of 8
+//   RANK          width of the low-rank predictor, a multiple of 8; 0 where there is none
 //
 // and may define what was tuned on an H100: TEAMS, WINDOW_BYTES, CALM_BYTES, PACE (state.cu), AHEAD_ROWS, AHEAD_BYTES (ffn.cu).
 
-// A team of threads holds x and y in its registers, two runs of 8 columns a thread, and takes one neuron at a time. Narrow
-// models have several teams a block. Half a team has a thread for every 32 columns (see score_copy.cu).
-constexpr u32 HALF = ceil_div(HIDDEN, 1024) * 32;
-constexpr u32 TEAM = 2 * HALF;
+// A team of threads holds x and y in its registers and takes one neuron at a time. Narrow models have several teams a block. Of floats a thread has two runs of 8
+// columns of both. Gate and up in levels (weights.cu) take fewer instructions, so that what a neuron's sums take together counts for more: teams are half as large
+// and more, and a thread has a block of 32 columns of x, and four runs of y.
+constexpr bool LEVELS = Weights<WEIGHTS>::LEVELS;
+constexpr u32 HALF = ceil_div(HIDDEN, 1024) * 32;  // a thread for every 32 columns
+constexpr u32 TEAM = LEVELS ? HALF : 2 * HALF;
 constexpr u32 WARPS = TEAM / 32;
+constexpr u32 RUNS_EACH = LEVELS ? 4 : 2;
 #ifndef TEAMS
-constexpr u32 TEAMS = TEAM < 256 ? 256 / TEAM : 1;
+constexpr u32 TEAMS = TEAM < 256 ? (256 + TEAM / 2) / TEAM : 1;
 #endif
 constexpr u32 CONSUMERS = TEAMS * TEAM;
 // Two warps more: the producer streams weights, the chooser says which.
@@ -30,7 +33,9 @@ constexpr u32 THREADS = CONSUMERS + 64;
 constexpr u32 RUNS = HIDDEN / 8;
 constexpr u32 ROW_BYTES = Weights<WEIGHTS>::row_bytes(HIDDEN);
 constexpr u32 DOWN_BYTES = Weights<DOWN>::row_bytes(HIDDEN);
-constexpr u32 LOW_ROW_BYTES = Weights<PREDICTOR>::row_bytes(HIDDEN);  // of A
+// A row of A of a low-rank predictor comes in parts of two runs a thread.
+constexpr u32 LOW_PARTS = ceil_div(RUNS, 2 * TEAM);
+constexpr u32 LOW_PART_BYTES = RANK > 0 ? (RUNS < 2 * TEAM ? RUNS : 2 * TEAM) * 16 : 0;
 // A neuron of a copy of gate and up in 4 bits (score_copy.cu).
 constexpr u32 COPY_BYTES = ceil_div(HIDDEN + HIDDEN / 8, 16) * 16;
 // Neurons are dealt to blocks in runs of at most this many; so many has a block at most, in fours.
@@ -44,23 +49,32 @@ static_assert(BLOCKS <= 256, "eight blocks' counts a lane");
 __device__ u32 range_begin(u32 n, u32 b) { return n * b / BLOCKS; }
 static_assert(INTER < 65536, "counts of neurons are half words, and their products with blocks words");
 
-// 8 weights of TYPE in a row, columns 8 * run and on, times 8 values, added to sum.
+// 8 weights of a float TYPE in a row, columns 8 * run and on, times 8 values, added to sum.
 template <u32 TYPE> __device__ void dot8(const u8* row, u32 cols, u32 run, const float* v, float& sum) {
     float w[8];
-    Weights<TYPE>::eight(row, run, w);
+    Weights<TYPE>::eight(row, cols, run, w);
     float part = 0;
 #pragma unroll
     for (u32 i = 0; i < 8; i++) part = fmaf(w[i], v[i], part);
-    sum = fmaf(Weights<TYPE>::scale(row, cols, 8 * run), part, sum);
+    sum += part;
 }
 
 // 8 weights times c, added to 8 sums.
 template <u32 TYPE> __device__ void axpy8(float c, const u8* row, u32 cols, u32 run, float* sums) {
-    float w[8];
-    Weights<TYPE>::eight(row, run, w);
-    c *= Weights<TYPE>::scale(row, cols, 8 * run);
+    using W = Weights<TYPE>;
+    float w[8], offset = 0;
+    W::eight(row, cols, run, w);
+    if constexpr (W::LEVELS) {
+        const float2 s = W::scale(row, cols, run);
+        offset = c * s.y;
+        c *= s.x;
+    }
 #pragma unroll
     for (u32 i = 0; i < 8; i++) sums[i] = fmaf(c, w[i], sums[i]);
+    if constexpr (W::OFFSETS) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) sums[i] += offset;
+    }
 }
 
 __device__ float act(float x) { return ACT_GELU ? gelu_tanh(x) : silu(x); }

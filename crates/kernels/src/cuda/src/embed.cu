@@ -11,16 +11,14 @@ struct Embed {
 
 // A token a block.
 template <u32 TYPE> __device__ void embed(const Embed& e) {
-    using W = Weights<TYPE>;
     wait_for_previous_kernel();
     let_next_kernel_start();
     const u8* row = e.table + u64(e.tokens[blockIdx.x]) * e.stride;
     float* out = e.out + u64(blockIdx.x) * e.cols;
-    for (u32 i = threadIdx.x; i < e.cols / W::COLUMNS; i += blockDim.x) {
-        float v[W::COLUMNS];
-        W::values(reinterpret_cast<const uint4*>(row)[i], v);
-        const float scale = W::scale(row, e.cols, i * W::COLUMNS) * e.scale;
-        for (u32 c = 0; c < W::COLUMNS; c++) out[i * W::COLUMNS + c] = v[c] * scale;
+    for (u32 run = threadIdx.x; run < e.cols / 8; run += blockDim.x) {
+        float v[8];
+        values8<TYPE>(row, e.cols, run, v);
+        for (u32 i = 0; i < 8; i++) out[8 * run + i] = v[i] * e.scale;
     }
 }
 
@@ -33,25 +31,35 @@ struct Unpack {
 
 // Rows as f16, for products of prompts. A row a block.
 template <u32 TYPE> __device__ void unpack_rows(const Unpack& u) {
-    using W = Weights<TYPE>;
     wait_for_previous_kernel();
     let_next_kernel_start();
     const u8* row = u.rows + u64(blockIdx.x) * u.stride;
     u16* out = u.out + u64(blockIdx.x) * u.cols;
-    for (u32 i = threadIdx.x; i < u.cols / W::COLUMNS; i += blockDim.x) {
-        float v[W::COLUMNS];
-        W::values(reinterpret_cast<const uint4*>(row)[i], v);
-        const float scale = W::scale(row, u.cols, i * W::COLUMNS);
-        for (u32 c = 0; c < W::COLUMNS; c++) out[i * W::COLUMNS + c] = half_bits(v[c] * scale);
+    for (u32 run = threadIdx.x; run < u.cols / 8; run += blockDim.x) {
+        float v[8];
+        values8<TYPE>(row, u.cols, run, v);
+        for (u32 i = 0; i < 8; i++) out[8 * run + i] = half_bits(v[i]);
     }
 }
 
-#define KERNELS_OF(TYPE, name)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) embed_##name(const __grid_constant__ Embed e) { embed<TYPE>(e); }
-KERNELS_OF(BF16, bf16)
-KERNELS_OF(F16, f16)
-KERNELS_OF(F32, f32)
-KERNELS_OF(Q8_0, q8_0)
-KERNELS_OF(Q4_0, q4_0)
-extern "C" __global__ void __launch_bounds__(256) unpack_q8_0(const __grid_constant__ Unpack u) { unpack_rows<Q8_0>(u); }
-extern "C" __global__ void __launch_bounds__(256) unpack_q4_0(const __grid_constant__ Unpack u) { unpack_rows<Q4_0>(u); }
+#define EMBED_OF(TYPE, name) extern "C" __global__ void __launch_bounds__(256) embed_##name(const __grid_constant__ Embed e) { embed<TYPE>(e); }
+#define UNPACK_OF(TYPE, name) extern "C" __global__ void __launch_bounds__(256) unpack_##name(const __grid_constant__ Unpack u) { unpack_rows<TYPE>(u); }
+EMBED_OF(BF16, bf16)
+EMBED_OF(F16, f16)
+EMBED_OF(F32, f32)
+EMBED_OF(Q8_0, q8_0)
+EMBED_OF(Q4_0, q4_0)
+EMBED_OF(Q4_1, q4_1)
+EMBED_OF(Q5_0, q5_0)
+EMBED_OF(Q5_1, q5_1)
+EMBED_OF(Q4_K, q4_k)
+EMBED_OF(Q5_K, q5_k)
+EMBED_OF(Q6_K, q6_k)
+UNPACK_OF(Q8_0, q8_0)
+UNPACK_OF(Q4_0, q4_0)
+UNPACK_OF(Q4_1, q4_1)
+UNPACK_OF(Q5_0, q5_0)
+UNPACK_OF(Q5_1, q5_1)
+UNPACK_OF(Q4_K, q4_k)
+UNPACK_OF(Q5_K, q5_k)
+UNPACK_OF(Q6_K, q6_k)

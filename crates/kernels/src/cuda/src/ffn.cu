@@ -25,10 +25,10 @@ template <bool UP> struct ByRows {
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         p.fill<ROW_BYTES>(row_scored(f, neuron<1>(place)));
     }
-    __device__ static void score(const Ffn& f, const Columns& x, float) {
+    __device__ static void score(const Ffn& f, const Input& x) {
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_rows<WEIGHTS>(0, row, rows, x, shared().room);
+            four_rows<1>(row, rows, shared().room, [&](u32 place, u32) { return dot(place, x); });
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
@@ -40,31 +40,35 @@ template <bool UP> struct ByRows {
     __device__ static float coefficient(float product, float signal) { return UP ? act(product) * signal : product * signal; }
 };
 
+#if RANK > 0
 // Signals of a low-rank predictor.
 struct LowRank {
     static constexpr u32 ROWS = 3;
     static constexpr u32 DEAL = LOW_ROWS;
     static constexpr bool LOW = true;
 
-    __device__ static u32 places() { return low_count() + low_slots(); }
+    __device__ static u32 first_slot() { return low_count() * LOW_PARTS; }
+    __device__ static u32 places() { return first_slot() + low_slots(); }
     __device__ static u32 groups() { return low_groups(); }
     __device__ static u32 group_begin(u32 group) { return low_group_slot(group) * LOW_ROWS; }
     __device__ static u32 arrivals(u32) { return 1; }
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
-        if (place < low_count()) {
-            p.fill<LOW_ROW_BYTES>(f.first + u64(first_low() + place) * LOW_ROW_BYTES);
+        if (place < first_slot()) {
+            const u64 at = u64(first_low() + place / LOW_PARTS) * HIDDEN * 2 + place % LOW_PARTS * LOW_PART_BYTES;
+            p.fill<LOW_PART_BYTES>(f.first + at, place % LOW_PARTS + 1 < LOW_PARTS ? LOW_PART_BYTES : HIDDEN * 2 - (LOW_PARTS - 1) * LOW_PART_BYTES);
         } else {
-            const u32 row = (place - low_count()) * LOW_ROWS;
+            const u32 row = (place - first_slot()) * LOW_ROWS;
             p.fill<LOW_ROWS * LOW_BYTES>(f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, low_bytes(row));
         }
     }
     __device__ static u32 low_bytes(u32 row) { return min(LOW_ROWS, row_count<LOW_ROWS>() - row) * LOW_BYTES; }
-    __device__ static void score(const Ffn& f, const Columns& x, float) {
+    __device__ static void score(const Ffn& f, const Input& x) {
         multiply_low(f, x);
-        score_low(low_count());
+        score_low(first_slot());
     }
     __device__ static float signal(u32 row) { return low_scores()[row]; }
 };
+#endif
 
 #if HIDDEN % 32 == 0
 // Signals of a copy of gate and up in 4 bits.
@@ -80,8 +84,8 @@ struct Copy4 {
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         p.fill<COPY_BYTES>(f.first + u64(neuron<1>(place)) * COPY_BYTES);
     }
-    __device__ static void score(const Ffn& f, const Columns&, float factor) {
-        const Levels x = load_levels(f, factor);
+    __device__ static void score(const Ffn& f, const Input& input) {
+        const Levels x = LEVELS ? input.levels : input_levels(f, input.factor);
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
             four_copies(row, rows, x, shared().room);
@@ -90,8 +94,8 @@ struct Copy4 {
         }
     }
     __device__ static float signal(u32 row) {
-        const float* sums = shared().room + row * WARPS;
-        return act(sum_of_warps(sums, WARPS / 2)) * sum_of_warps(sums + WARPS / 2, WARPS / 2);
+        const float* sums = shared().room + row * ROW_SUMS;
+        return act(sum_of_warps(sums, ROW_SUMS / 2)) * sum_of_warps(sums + ROW_SUMS / 2, ROW_SUMS / 2);
     }
 };
 #endif
@@ -144,16 +148,15 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
         choose<Method>(f);
         return;
     }
-    float factor;
-    const Columns x = load_input(f, norm, factor);
+    const Input x = load_input(f, norm);
     Columns y = {};
-    Method::score(f, x, factor);
+    Method::score(f, x);
     consume_neurons<Method>(Method::places(), x, y);
     gather(f, y);
     // All blocks' sums were there, so all have read what they were told. (The last block has columns, however few there are.)
     if (blockIdx.x == BLOCKS - 1) {
         for (u32 b = threadIdx.x; b < BLOCKS; b += CONSUMERS) put(f.shares + b, EMPTY_HALF);
-        if (Method::LOW)
+        if constexpr (Method::LOW)
             for (u32 r = threadIdx.x; r < RANK; r += CONSUMERS) put(reinterpret_cast<u32*>(f.low) + r, EMPTY);
     }
 }
@@ -184,8 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_con
     }
     const Columns norm = load_norm(f);
     wait_for_previous_kernel();
-    float factor;
-    const Columns x = load_input(f, norm, factor);
+    const Input x = load_input(f, norm);
     Columns y = {};
     consume_neurons<Dense>(0, x, y);
     gather(f, y);
@@ -193,7 +195,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_con
 
 extern "C" __global__ void __launch_bounds__(THREADS) ffn_by_up(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<true>>(f); }
 extern "C" __global__ void __launch_bounds__(THREADS) ffn_by_gate(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<false>>(f); }
+#if RANK > 0
 extern "C" __global__ void __launch_bounds__(THREADS) ffn_low_rank(const __grid_constant__ Ffn f) { ffn_sparse<LowRank>(f); }
+#endif
 #if HIDDEN % 32 == 0
 extern "C" __global__ void __launch_bounds__(THREADS) ffn_copy4(const __grid_constant__ Ffn f) { ffn_sparse<Copy4>(f); }
 #endif

@@ -9,7 +9,7 @@ static_assert(TEAMS * HIDDEN * 4 <= SLOTS * SLOT_BYTES, "every team's sums fit i
 
 __device__ void put_columns(float* to, const Columns& y, bool publish) {
 #pragma unroll
-    for (u32 k = 0; k < 2; k++) {
+    for (u32 k = 0; k < RUNS_EACH; k++) {
         if (!has_run(k)) continue;
         const float* v = y.v + 8 * k;
         float4 lo = make_float4(v[0], v[1], v[2], v[3]), hi = make_float4(v[4], v[5], v[6], v[7]);
@@ -29,18 +29,18 @@ __device__ void put_columns(float* to, const Columns& y, bool publish) {
 __device__ void gather(const Ffn& f, Columns& y) {
     float* room = reinterpret_cast<float*>(shared_memory);
     if (TEAMS > 1) {
-        sync_some(15, CONSUMERS);
+        sync_consumers();
         if (team() > 0) put_columns(room + team() * HIDDEN, y, false);
-        sync_some(15, CONSUMERS);
+        sync_consumers();
         if (team() == 0)
             for (u32 t = 1; t < TEAMS; t++) {
                 const Columns other = load_columns(room + t * HIDDEN);
 #pragma unroll
-                for (u32 i = 0; i < 16; i++) y.v[i] += other.v[i];
+                for (u32 i = 0; i < 8 * RUNS_EACH; i++) y.v[i] += other.v[i];
             }
     }
     if (team() == 0) put_columns(f.partial + blockIdx.x * HIDDEN, y, true);
-    sync_some(15, CONSUMERS);
+    sync_consumers();
 
     constexpr u32 EACH = ceil_div(BLOCKS, STRIPE_GROUPS);
     const u32 quad = threadIdx.x % STRIPE, group = threadIdx.x / STRIPE;
@@ -70,7 +70,7 @@ __device__ void gather(const Ffn& f, Columns& y) {
         sum = make_float4(sum.x + v[i].x, sum.y + v[i].y, sum.z + v[i].z, sum.w + v[i].w);
     }
     if (mine) reinterpret_cast<float4*>(room)[threadIdx.x] = sum;
-    sync_some(15, CONSUMERS);
+    sync_consumers();
     if (threadIdx.x < 4 * quads) {
         for (u32 g = 0; g < STRIPE_GROUPS; g++) total += room[g * STRIPE * 4 + threadIdx.x];
         f.y[c] = total;

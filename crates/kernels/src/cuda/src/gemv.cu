@@ -8,6 +8,8 @@
 //
 //   COLS     length of rows, whole 16-byte vectors
 //   WEIGHTS  their type (weights.cu)
+//
+// Behind the slots and the state lie the levels of x of quantised types (levels.cu).
 
 struct Product {
     const u8* weights;      // [rows, cols], one row behind the other
@@ -38,6 +40,7 @@ constexpr u32 GEMV_WARPS = GEMV_CONSUMERS / 32;
 constexpr u32 GEMV_THREADS = GEMV_CONSUMERS + 64;
 constexpr u32 GEMV_SLOTS_MAX = 16;
 constexpr u32 GEMV_SLOT_ROWS_MAX = 8;
+constexpr u32 GEMV_SLOT_BYTES = 16384;  // about
 // Slots that may be on their way at once: with more, blocks get unequal shares of the memory, and while the kernel before runs, what its blocks tell each other queues up behind weights.
 constexpr u32 GEMV_WINDOW = 4;
 constexpr u32 GEMV_CALM = 2;  // for the first round
@@ -60,70 +63,115 @@ __device__ const Product& product_of(const Gemv& g, u32& row) {
     return g.products[p];
 }
 
-// How a row is multiplied: by a team of warps, whose threads hold the columns of x that they multiply; short rows have several teams.
+// How a row is multiplied: by a team of warps, whose threads hold the parts of x that they multiply; short rows have several teams. A thread's parts are vectors of floats or
+// blocks of levels.
 struct Row {
-    using W = Weights<WEIGHTS>;
-    static constexpr u32 VECTORS = COLS / W::COLUMNS;
-    static constexpr u32 WARPS = VECTORS > 128 ? 8 : VECTORS > 64 ? 4 : VECTORS > 32 ? 2 : 1;  // of a team
+    static constexpr u32 BYTES = Weights<WEIGHTS>::row_bytes(COLS);
+    static constexpr bool LEVELS = Weights<WEIGHTS>::LEVELS;
+    static constexpr u32 PART = LEVELS ? COLUMNS : 16 / (BYTES / COLS);  // columns
+    static constexpr u32 PARTS = COLS / PART;
+    static constexpr u32 WARPS = PARTS > 128 ? 8 : PARTS > 64 ? 4 : PARTS > 32 ? 2 : 1;  // of a team
     static constexpr u32 TEAMS = GEMV_WARPS / WARPS;
     static constexpr u32 TEAM = 32 * WARPS;
-    static constexpr u32 EACH = ceil_div(VECTORS, TEAM);  // vectors of a thread
-    static constexpr u32 BYTES = W::row_bytes(COLS);
+    static constexpr u32 EACH = ceil_div(PARTS, TEAM);  // parts of a thread
 
-    __device__ static u32 vector(u32 k) { return threadIdx.x % TEAM + k * TEAM; }
-    __device__ static bool has(u32 k) { return VECTORS % TEAM == 0 || vector(k) < VECTORS; }
+    __device__ static u32 part(u32 k) { return threadIdx.x % TEAM + k * TEAM; }
+    __device__ static bool has(u32 k) { return PARTS % TEAM == 0 || part(k) < PARTS; }
+};
 
-    // A thread's columns of x or of a norm's weights.
-    struct Columns {
-        float v[EACH * W::COLUMNS];
-    };
-
-    __device__ static Columns load(const float* from) {
-        Columns c = {};
+// The factor of x's norm, from the sum of squares that each thread of a team has seen.
+__device__ float norm_factor(const Gemv& g, float squares, float* sums) {
 #pragma unroll
-        for (u32 k = 0; k < EACH; k++)
+    for (u32 d = 16; d > 0; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = squares;
+    sync_some(1, GEMV_CONSUMERS);
+    squares = 0;
 #pragma unroll
-            for (u32 q = 0; q < W::COLUMNS / 4; q++) {
-                if (!has(k)) continue;
-                const float4 v = reinterpret_cast<const float4*>(from)[vector(k) * (W::COLUMNS / 4) + q];
-                float* to = c.v + k * W::COLUMNS + 4 * q;
-                to[0] = v.x;
-                to[1] = v.y;
-                to[2] = v.z;
-                to[3] = v.w;
+    for (u32 w = 0; w < Row::WARPS; w++) squares += sums[threadIdx.x / Row::TEAM * Row::WARPS + w];
+    return 1.0f / sqrtf(squares / COLS + g.eps);
+}
+
+// x, or its norm, as rows of TYPE are multiplied with it.
+template <u32 TYPE, bool LEVELS = Weights<TYPE>::LEVELS> struct Operand;
+
+template <u32 TYPE> struct Operand<TYPE, false> {
+    using W = Weights<TYPE>;
+    static constexpr u32 BYTES = 0;  // of shared memory
+    float x[Row::EACH * Row::PART], norm[Row::EACH * Row::PART];
+
+    __device__ static void fetch(const float* from, float* to) {
+#pragma unroll
+        for (u32 k = 0; k < Row::EACH; k++)
+#pragma unroll
+            for (u32 q = 0; q < Row::PART / 4; q++) {
+                const float4 v = Row::has(k) ? reinterpret_cast<const float4*>(from)[Row::part(k) * (Row::PART / 4) + q] : make_float4(0, 0, 0, 0);
+                float* at = to + k * Row::PART + 4 * q;
+                at[0] = v.x;
+                at[1] = v.y;
+                at[2] = v.z;
+                at[3] = v.w;
             }
-        return c;
     }
 
-    // x becomes its norm.
-    __device__ static void norm(const Gemv& g, Columns& x, const Columns& weight, float* sums) {
+    // What depends on no other kernel.
+    __device__ void prepare(const Gemv& g) {
+        if (g.norm) fetch(g.norm, norm);
+    }
+
+    __device__ void load(const Gemv& g, float* sums, u8*) {
+        fetch(g.x, x);
+        if (!g.norm) return;
         float squares = 0;
 #pragma unroll
-        for (u32 i = 0; i < EACH * W::COLUMNS; i++) squares = fmaf(x.v[i], x.v[i], squares);
+        for (u32 i = 0; i < Row::EACH * Row::PART; i++) squares = fmaf(x[i], x[i], squares);
+        const float factor = norm_factor(g, squares, sums);
 #pragma unroll
-        for (u32 d = 16; d > 0; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
-        if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = squares;
-        sync_some(1, GEMV_CONSUMERS);
-        squares = 0;
-#pragma unroll
-        for (u32 w = 0; w < WARPS; w++) squares += sums[threadIdx.x / TEAM * WARPS + w];
-        const float factor = 1.0f / sqrtf(squares / COLS + g.eps);
-#pragma unroll
-        for (u32 i = 0; i < EACH * W::COLUMNS; i++) x.v[i] *= factor * weight.v[i];
+        for (u32 i = 0; i < Row::EACH * Row::PART; i++) x[i] *= factor * norm[i];
     }
 
     // This thread's part of the product of a row and x.
-    __device__ static float dot(const u8* row, const Columns& x) {
+    __device__ float dot(const u8* row) const {
         float all = 0;
 #pragma unroll
-        for (u32 k = 0; k < EACH; k++) {
-            if (!has(k)) continue;
-            float values[W::COLUMNS], sum = 0;
-            W::values(reinterpret_cast<const uint4*>(row)[vector(k)], values);
+        for (u32 k = 0; k < Row::EACH; k++) {
+            if (!Row::has(k)) continue;
+            float w[Row::PART], sum = 0;
+            W::values(reinterpret_cast<const uint4*>(row)[Row::part(k)], w);
 #pragma unroll
-            for (u32 c = 0; c < W::COLUMNS; c++) sum = fmaf(values[c], x.v[k * W::COLUMNS + c], sum);
-            all = fmaf(W::scale(row, COLS, vector(k) * W::COLUMNS), sum, all);
+            for (u32 c = 0; c < Row::PART; c++) sum = fmaf(w[c], x[k * Row::PART + c], sum);
+            all += sum;
         }
+        return all;
+    }
+};
+
+template <u32 TYPE> struct Operand<TYPE, true> {
+    static constexpr u32 BYTES = levels_bytes(COLS);
+    Levels x[Row::EACH];
+
+    __device__ void prepare(const Gemv&) {}
+
+    __device__ void load(const Gemv& g, float* sums, u8* room) {
+        float factor = 1;
+        if (g.norm) {
+            float squares = 0;
+            for (u32 i = threadIdx.x % Row::TEAM; i < COLS / 4; i += Row::TEAM) {
+                const float4 v = reinterpret_cast<const float4*>(g.x)[i];
+                squares = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares))));
+            }
+            factor = norm_factor(g, squares, sums);
+        }
+        store_levels<GEMV_CONSUMERS>(g.x, g.norm, factor, COLS, room);
+        sync_some(1, GEMV_CONSUMERS);
+#pragma unroll
+        for (u32 k = 0; k < Row::EACH; k++) x[k] = Row::has(k) ? load_levels(room, COLS, Row::part(k)) : Levels{};
+    }
+
+    __device__ float dot(const u8* row) const {
+        float all = 0;
+#pragma unroll
+        for (u32 k = 0; k < Row::EACH; k++)
+            if (Row::has(k)) all += dot_block<TYPE>(row, COLS, Row::part(k), x[k]);
         return all;
     }
 };
@@ -229,15 +277,14 @@ __device__ void multiply_rows(const Gemv& g) {
         if (threadIdx.x == GEMV_CONSUMERS) RowStream{g, s, ring}.all();
         return;
     }
-    // Neither depends on another kernel.
-    Row::Columns weight;
-    if (g.norm) weight = Row::load(g.norm);
+    Operand<WEIGHTS> x;
+    x.prepare(g);
     wait_for_previous_kernel();
     let_next_kernel_start();
-    Row::Columns x = Row::load(g.x);
-    if (g.norm) Row::norm(g, x, weight, s.squares);
+    x.load(g, s.squares, reinterpret_cast<u8*>(&s + 1));
 
-    constexpr u32 TOGETHER = 2;
+    // Rows that a team takes together, for which it adds up at once.
+    constexpr u32 TOGETHER = GEMV_SLOT_ROWS_MAX * Row::BYTES <= GEMV_SLOT_BYTES + Row::BYTES ? 4 : 2;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % Row::WARPS, team = threadIdx.x / Row::TEAM;
     for (Turn at;; at.next(g.slots)) {
         const u8* const rows = ring + at.slot * g.slot_bytes;
@@ -248,7 +295,7 @@ __device__ void multiply_rows(const Gemv& g) {
             float v[TOGETHER];
             // Of a row that does not exist, the last one: nobody looks at its sum.
 #pragma unroll
-            for (u32 k = 0; k < TOGETHER; k++) v[k] = Row::dot(rows + min(r + k, count - 1) * Row::BYTES, x);
+            for (u32 k = 0; k < TOGETHER; k++) v[k] = x.dot(rows + min(r + k, count - 1) * Row::BYTES);
             const float sum = warp_sums(v);
             const u32 k = lane / (32 / TOGETHER);
             if (lane % (32 / TOGETHER) == 0 && r + k < count) s.parts[at.slot][r + k][warp] = sum;

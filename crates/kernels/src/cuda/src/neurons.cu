@@ -6,10 +6,10 @@ template <class Method> __device__ void fill_neuron(const Ffn& f, Producer& p, u
     p.wait();
     shared().items[p.slot] = {entry_signal(e), 1};
     if constexpr (Method::ROWS == 3) {
-        p.fill<ROW_BYTES>(f.gate + row * f.gate_stride);
+        p.send<ROW_BYTES>(f.gate + row * f.gate_stride);
         p.fill<ROW_BYTES>(f.up + row * f.up_stride);
     } else {
-        p.fill<ROW_BYTES>(Method::row_kept(f, row));
+        p.send<ROW_BYTES>(Method::row_kept(f, row));
     }
     p.fill<DOWN_BYTES>(f.down + row * f.down_stride);
 }
@@ -25,7 +25,7 @@ template <class Method> __device__ void fill_end(Producer& p) {
 }
 
 // Takes a team's neurons, until there are no more.
-template <class Method> __device__ void consume_neurons(u32 start, const Columns& x, Columns& y) {
+template <class Method> __device__ void consume_neurons(u32 start, const Input& x, Columns& y) {
     constexpr u32 DOTS = Method::ROWS - 1;
     const u32 lane = threadIdx.x % 32;
     for (u32 i = 0, item = team();; i++, item += TEAMS) {
@@ -36,7 +36,7 @@ template <class Method> __device__ void consume_neurons(u32 start, const Columns
         float v[DOTS];
         if (DOTS > 1) wait_full(place + 1);
 #pragma unroll
-        for (u32 d = 0; d < DOTS; d++) v[d] = dot<WEIGHTS>(place + d, x);
+        for (u32 d = 0; d < DOTS; d++) v[d] = dot(place + d, x);
         release(place, DOTS);
         const float sum = warp_sums(v);
         // Two sets of sums in turns: nobody writes one again before all have read it.

@@ -1,5 +1,7 @@
 // Scores B (A x) + b of a low-rank predictor. Every block multiplies its rows of A, and all need the whole product for their rows of B.
 
+#if RANK > 0
+
 constexpr u32 LOW_BYTES = RANK * 2;
 // Rows of B in a slot. A team takes four slots at a time, a group; the first group has what is left over, so that its slots are soon free for the last rows.
 constexpr u32 LOW_ROWS = SLOT_BYTES / LOW_BYTES < DEAL_MAX ? SLOT_BYTES / LOW_BYTES : DEAL_MAX;
@@ -19,10 +21,10 @@ __device__ float* low_sums() { return shared().room + ROWS_MAX; }
 __device__ float* low_x() { return shared().room + ROWS_MAX + ROOM_LOW; }
 
 // Multiplies this block's rows of A, and brings all blocks' products to low_x().
-__device__ void multiply_low(const Ffn& f, const Columns& x) {
+__device__ void multiply_low(const Ffn& f, const Input& x) {
     const u32 rows = low_count();
     for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-        four_rows<PREDICTOR>(0, row, rows, x, low_sums());
+        four_rows<LOW_PARTS>(row, rows, low_sums(), [&](u32 place, u32 part) { return dot_part<PREDICTOR>(place, part, x.columns); });
         sync_team();
         const u32 r = row + team_thread();
         if (team_thread() < ROWS_AT_ONCE && r < rows)
@@ -34,7 +36,7 @@ __device__ void multiply_low(const Ffn& f, const Columns& x) {
         while (is_empty(v)) v = peek4(f.low + r);
         *reinterpret_cast<float4*>(low_x() + r) = v;
     }
-    sync_some(15, CONSUMERS);
+    sync_consumers();
 }
 
 // Multiplies this block's rows of B, from `place` on, a row a warp.
@@ -69,3 +71,5 @@ __device__ void score_low(u32 place) {
         if (lane == 0) barrier_arrive(shared().scored[group]);
     }
 }
+
+#endif

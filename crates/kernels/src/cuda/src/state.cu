@@ -53,9 +53,10 @@ constexpr u32 GROUPS_MAX = ROWS_MAX / 4;
 // Batches of neurons to take: the early ones, 32 at a time, and an empty one.
 constexpr u32 BATCHES_MAX = ceil_div(ROWS_MAX, 32) + 2;
 
-// Sums of each warp for all rows; or scores of all rows, sums of a few rows, and A x.
+// Sums of each warp for all rows; or scores of all rows, sums of a few rows, and A x; and before any of them the levels of x.
+constexpr u32 ROW_SUMS = HIDDEN % 32 == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a copy
 constexpr u32 ROOM_LOW = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
-constexpr u32 ROOM = ROWS_MAX * WARPS > ROWS_MAX + ROOM_LOW + RANK ? ROWS_MAX * WARPS : ROWS_MAX + ROOM_LOW + RANK;
+constexpr u32 ROOM = ceil_div(larger(larger(ROWS_MAX * ROW_SUMS, ROWS_MAX + ROOM_LOW + RANK), levels_bytes(HIDDEN) / 4), 4) * 4;  // whole vectors
 
 struct alignas(16) Shared {
     float room[ROOM];            // sums of rows and what the methods make of them
@@ -104,12 +105,17 @@ __device__ u64 nanoseconds() {
     return now;
 }
 
-// The producer: one thread, which fills places in turn. It issues a copy every 300 ns, so it counts slots instead of dividing.
+// Places filled between two looks at what has arrived and at the time: about 9 kB of rows, for a look takes as long as a copy.
+constexpr u32 LOOK_WANTED = larger(9216 / ROW_BYTES, 1);
+constexpr u32 LOOK = LOOK_WANTED < SLOTS / 4 ? LOOK_WANTED : SLOTS / 4;
+
+// The producer: one thread, which fills places in turn. It issues a copy every 300 ns or sooner, so it counts slots instead of dividing.
 struct Producer {
     u32 slot = 0, phase = 0;                   // where the next place lies
-    u32 asked = 0, arrived = 0;                // places filled, and those known to be there
-    u32 arrived_slot = 0, arrived_phase = 0;   // where the first of those lies that are not known to be
+    u32 asked = 0, arrived = 0;                // places filled, and those that are taken to be there
+    u32 arrived_slot = 0, arrived_phase = 0;   // where the first of those lies that are not
     u32 window = CALM_BYTES;                   // bytes that may be on their way
+    u32 unseen = LOOK, unpaced = 0;            // places filled since the last look, and their bytes
     u64 policy = read_once();
     u64 due = nanoseconds();
 
@@ -121,19 +127,35 @@ struct Producer {
     }
     __device__ void wait() { barrier_wait(shared().ring.empty[slot], phase ^ 1); }
 
-    // Streams bytes to the next place; BYTES of them or, at an end, fewer.
-    template <u32 BYTES> __device__ void fill(const u8* from, u32 bytes = BYTES) {
-        wait();
+    // Waits until no more is on its way than may be, if places are of so many bytes, and for the time.
+    __device__ void look(u32 bytes) {
+        u32 last = SLOTS, last_phase = 0;
         // A slot cannot be waited for once it is asked to be filled again.
-        while ((asked - arrived) * BYTES >= window || asked - arrived == SLOTS) {
-            barrier_wait(shared().ring.full[arrived_slot], arrived_phase);
+        while ((asked - arrived) * bytes >= window || asked - arrived + LOOK > SLOTS) {
+            last = arrived_slot;
+            last_phase = arrived_phase;
             next(arrived_slot, arrived_phase);
             arrived++;
         }
+        // Where that has arrived, those asked for before have, or are about to.
+        if (last < SLOTS) barrier_wait(shared().ring.full[last], last_phase);
         if (PACE) {
             while (nanoseconds() < due) {}
-            due += BYTES * PACE / 1000;
+            due += unpaced * PACE / 1000;
         }
+        unseen = unpaced = 0;
+    }
+
+    // Streams bytes to the next place, once it is free; BYTES of them or, at an end, fewer.
+    template <u32 BYTES> __device__ void fill(const u8* from, u32 bytes = BYTES) {
+        wait();
+        send<BYTES>(from, bytes);
+    }
+    // The same to a place that is known to be free.
+    template <u32 BYTES> __device__ void send(const u8* from, u32 bytes = BYTES) {
+        if (unseen == LOOK) look(BYTES);
+        unseen++;
+        unpaced += BYTES;
         u64& full = shared().ring.full[slot];
         barrier_arrive_for_bytes(full, bytes);
         bulk_copy(shared_memory + slot * SLOT_BYTES, from, bytes, full, policy);
@@ -176,18 +198,18 @@ __device__ u32 team_thread() { return threadIdx.x % TEAM; }
 __device__ u32 team_warp() { return threadIdx.x % TEAM / 32; }
 __device__ void sync_team() { sync_some(1 + team(), TEAM); }
 
-// A thread's columns of x or y: runs of 8 from column 8 * team_thread() and from 8 * (TEAM + team_thread()).
+// A thread's columns of x or y: runs of 8 from columns 8 * (team_thread() + k * TEAM).
 struct Columns {
-    float v[16];
+    float v[8 * RUNS_EACH];
 };
 
-__device__ bool has_run(u32 k) { return RUNS == 2 * TEAM || team_thread() + k * TEAM < RUNS; }
+__device__ bool has_run(u32 k) { return RUNS == RUNS_EACH * TEAM || team_thread() + k * TEAM < RUNS; }
 __device__ u32 run(u32 k) { return team_thread() + k * TEAM; }
 
 __device__ Columns load_columns(const float* x) {
     Columns c;
 #pragma unroll
-    for (u32 k = 0; k < 2; k++) {
+    for (u32 k = 0; k < RUNS_EACH; k++) {
         float4 lo = make_float4(0, 0, 0, 0), hi = lo;
         if (has_run(k)) {
             lo = reinterpret_cast<const float4*>(x)[2 * run(k)];
@@ -204,7 +226,7 @@ __device__ Columns load_columns(const float* x) {
 __device__ float norm_factor(const Ffn& f, const Columns& x) {
     float squares = 0;
 #pragma unroll
-    for (u32 i = 0; i < 16; i++) squares = fmaf(x.v[i], x.v[i], squares);
+    for (u32 i = 0; i < 8 * RUNS_EACH; i++) squares = fmaf(x.v[i], x.v[i], squares);
 #pragma unroll
     for (u32 d = 16; d > 0; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
     float* sums = shared().squares[team()];
@@ -219,29 +241,58 @@ __device__ float norm_factor(const Ffn& f, const Columns& x) {
 // What x is multiplied by once it is normed, which no other kernel writes.
 __device__ Columns load_norm(const Ffn& f) { return f.norm ? load_columns(f.norm) : Columns{}; }
 
-// x as it is multiplied, and the factor that its norm takes.
-__device__ Columns load_input(const Ffn& f, const Columns& weight, float& factor) {
-    Columns x = load_columns(f.x);
-    factor = 1;
-    if (!f.norm) return x;
-    factor = norm_factor(f, x);
+// x as it is multiplied: the columns of this thread, the factor that its norm takes, and of levels the block of 32 columns with the thread's number.
+struct Input {
+    Columns columns;
+    float factor;
+    Levels levels;
+};
+
+constexpr u32 ALL = 15;  // the barrier of all consumers
+__device__ void sync_consumers() { sync_some(ALL, CONSUMERS); }
+
+// This thread's block of x times the factor of its norm; for all consumers, before anything else is in the room.
+__device__ Levels input_levels(const Ffn& f, float factor) {
+    u8* room = reinterpret_cast<u8*>(shared().room);
+    store_levels<CONSUMERS>(f.x, f.norm, factor, HIDDEN, room);
+    sync_consumers();
+    const u32 block = team_thread() % HALF;
+    const Levels levels = block < HIDDEN / COLUMNS ? load_levels(room, HIDDEN, block) : Levels{};
+    sync_consumers();
+    return levels;
+}
+
+__device__ Input load_input(const Ffn& f, const Columns& norm) {
+    Input x = {};
+    x.columns = load_columns(f.x);
+    x.factor = 1;
+    if (f.norm) {
+        x.factor = norm_factor(f, x.columns);
 #pragma unroll
-    for (u32 i = 0; i < 16; i++) x.v[i] *= factor * weight.v[i];
+        for (u32 i = 0; i < 8 * RUNS_EACH; i++) x.columns.v[i] *= x.factor * norm.v[i];
+    }
+    if constexpr (LEVELS) x.levels = input_levels(f, x.factor);
     return x;
 }
 
-// This thread's part of the product of the row of TYPE at a place and x.
-template <u32 TYPE> __device__ float dot(u32 place, const Columns& x) {
+// This thread's part of the product of two runs' worth of a row of floats of TYPE at a place, the runs from 2 * part on, and x.
+template <u32 TYPE> __device__ float dot_part(u32 place, u32 part, const Columns& x) {
     float sum[2] = {0, 0};
 #pragma unroll
     for (u32 k = 0; k < 2; k++)
-        if (has_run(k)) dot8<TYPE>(slot(place), HIDDEN, run(k), x.v + 8 * k, sum[k]);
+        if (has_run(2 * part + k)) dot8<TYPE>(slot(place), HIDDEN, run(k), x.v + 16 * part + 8 * k, sum[k]);
     return sum[0] + sum[1];
+}
+
+// The same of a whole row of gate or up.
+template <u32 TYPE = WEIGHTS> __device__ float dot(u32 place, const Input& x) {
+    if constexpr (!Weights<TYPE>::LEVELS) return dot_part<TYPE>(place, 0, x.columns);
+    else return team_thread() < HIDDEN / COLUMNS ? dot_block<TYPE>(slot(place), HIDDEN, team_thread(), x.levels) : 0;
 }
 
 // Adds c times the row of down at a place to y.
 __device__ void axpy(float c, u32 place, Columns& y) {
 #pragma unroll
-    for (u32 k = 0; k < 2; k++)
+    for (u32 k = 0; k < RUNS_EACH; k++)
         if (has_run(k)) axpy8<DOWN>(c, slot(place), HIDDEN, run(k), y.v + 8 * k);
 }
