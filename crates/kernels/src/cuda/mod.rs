@@ -2,12 +2,14 @@
 //! without it gets a [`CudaError`] that says what is missing.
 
 mod attention;
+mod blas;
 mod error;
 pub mod ffn;
 mod jit;
 mod launch;
 mod prompt;
 mod step;
+pub mod train;
 mod weights;
 
 pub use attention::{AttentionCall, AttentionKernels, AttentionShape, KvCache};
