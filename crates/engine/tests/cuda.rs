@@ -435,6 +435,28 @@ fn plans_calibrated_on_the_card_are_those_of_the_cpu() {
 }
 
 #[test]
+fn activations_that_are_no_numbers_are_named_on_the_card_too() {
+    if !has_card() {
+        return;
+    }
+    let mut m = Arc::unwrap_or_clone(model("byte-llama"));
+    let ffn = &mut m.layers[2].ffn;
+    ffn.up = ffn.up.with_rows_replaced(&[7], f32::NAN);
+    let [_, mut card] = both(&Arc::new(m), 72);
+    let method = Method::by_name("cats").unwrap();
+    let request = PlanRequest {
+        method,
+        cut: method.cut(None),
+        form: Form::Practical,
+        sparsity: 0.5,
+        predictor: None,
+        fit: Fit::default(),
+    };
+    let error = calibrate(&mut card, &prose(520), None, &[request], |_, _| ()).unwrap_err();
+    assert!(error.to_string().contains("layer 2"), "{error}");
+}
+
+#[test]
 fn predictors_learn_on_the_card_what_they_learn_on_the_cpu() {
     if !has_card() {
         return;
@@ -462,6 +484,7 @@ fn predictors_learn_on_the_card_what_they_learn_on_the_cpu() {
         for (got, expected) in report.layers.iter().zip(&expected.layers) {
             for (epoch, (a, b)) in got.losses.iter().zip(&expected.losses).enumerate() {
                 let allowed = LOSSES * b.held_out;
+                eprintln!("DIFF {name} {} {epoch} {:.2e}", got.layer, (a.held_out - b.held_out).abs() / b.held_out);
                 assert!(
                     (a.held_out - b.held_out).abs() <= allowed,
                     "{name}, layer {}, epoch {epoch}: {a:?} for {b:?}",
