@@ -18,9 +18,11 @@ use countdown::{
 use safetensors::SafeTensors;
 use std::{path::Path, sync::Arc};
 
-/// The share of a loss that it may be off after two epochs: sums in another order move parameters by their rounding, and of parameters whose gradient is next to
-/// nothing the optimiser takes the sign.
-const LOSSES: f64 = 2e-3;
+/// The share of a loss that it may be off after two epochs. Sums in another order move parameters by their rounding, and where a gradient is next to nothing the
+/// optimiser takes its sign; 3e-7 were seen.
+const LOSSES: f64 = 1e-5;
+/// The same where weights are rounded to three values: some of them to another one. 6e-5 were seen.
+const TERNARY_LOSSES: f64 = 1e-3;
 
 /// Whether there is a card; says so where there is none.
 fn has_card() -> bool {
@@ -481,17 +483,20 @@ fn predictors_learn_on_the_card_what_they_learn_on_the_cpu() {
         let (expected_plan, expected) = run(&mut cpu, folders[0].path()).unwrap();
         let (plan, report) = run(&mut card, folders[1].path()).unwrap();
         let name = kind.name();
+        let losses = match kind {
+            PredictorKind::Ternary => TERNARY_LOSSES,
+            _ => LOSSES,
+        };
         for (got, expected) in report.layers.iter().zip(&expected.layers) {
             for (epoch, (a, b)) in got.losses.iter().zip(&expected.losses).enumerate() {
-                let allowed = LOSSES * b.held_out;
-                eprintln!("DIFF {name} {} {epoch} {:.2e}", got.layer, (a.held_out - b.held_out).abs() / b.held_out);
+                let allowed = losses * b.held_out;
                 assert!(
                     (a.held_out - b.held_out).abs() <= allowed,
                     "{name}, layer {}, epoch {epoch}: {a:?} for {b:?}",
                     got.layer
                 );
                 if let (Some(a), Some(b)) = (a.training, b.training) {
-                    assert!((a - b).abs() <= LOSSES * b, "{name}: {a} for {b}");
+                    assert!((a - b).abs() <= losses * b, "{name}: {a} for {b}");
                 }
             }
             assert!(

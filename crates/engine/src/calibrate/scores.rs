@@ -100,10 +100,13 @@ pub(super) struct Group {
     pub(super) layers: Vec<LayerStats>,
 }
 
+/// A number of tokens, and squares summed over them.
+type Moments = (f32, f32);
+
 pub(super) struct LayerStats {
     /// Per neuron the number of tokens with a positive and with a negative signal, and the squares of the factor that the signal
     /// leaves out, summed over them.
-    sides: Vec<[(f32, f32); 2]>,
+    sides: Vec<[Moments; 2]>,
     /// How signals are scored, once the constants are known.
     pub(super) score: Score,
     pub(super) scores: Histogram,
@@ -167,16 +170,16 @@ impl Group {
             (n + f64::from(a.0 + b.0), q + f64::from(a.1 + b.1))
         });
         let mean = (squares / count.max(1.0)) as f32;
-        let constant = |norm: &f32, (n, q): (f32, f32)| norm * ((q + mean) / (n + 1.0)).sqrt();
-        let side = |of: &dyn Fn(&[(f32, f32); 2]) -> (f32, f32)| -> Vec<f32> {
+        let constant = |norm: &f32, (n, q): Moments| norm * ((q + mean) / (n + 1.0)).sqrt();
+        let side = |of: fn(&[Moments; 2]) -> Moments| -> Vec<f32> {
             let pairs = norms.iter().zip(&stats.sides);
             pairs.map(|(n, sides)| constant(n, of(sides))).collect()
         };
         let (positive, negative): (Vec<f32>, Vec<f32>) = match self.scoring.cut {
             _ if is_whole => (norms.to_vec(), norms.to_vec()),
-            Cut::Signed => (side(&|[a, _]| *a), side(&|[_, b]| *b)),
+            Cut::Signed => (side(|[a, _]| *a), side(|[_, b]| *b)),
             Cut::Neuron | Cut::Layer => {
-                let merged = side(&|[a, b]| (a.0 + b.0, a.1 + b.1));
+                let merged = side(|[a, b]| (a.0 + b.0, a.1 + b.1));
                 (merged.clone(), merged)
             }
         };

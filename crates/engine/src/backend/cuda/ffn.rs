@@ -119,71 +119,91 @@ impl CudaBackend {
         out: Option<&mut Buffer>,
     ) -> Result<()> {
         let alone = call.rule.filter(|_| self.is_alone(call.rule));
-        let (cuda, step) = (&self.cuda, &self.step);
-        let (tokens, inter, act) = (call.tokens, call.weights.gate.rows(), self.act);
-        let (prompt, gate, up) = (&mut self.prompt, &mut self.gate, &mut self.up);
-        let w = |m| self.weights.matrix(m);
-        let rows = Orientation::RowPerOutput;
-        let input = (&x.data, 0, tokens);
-        prompt
-            .matmul(cuda, step, w(&call.weights.gate), rows, input, gate)
-            .and_then(|()| prompt.matmul(cuda, step, w(&call.weights.up), rows, input, up))
-            .map_err(error)?;
-        let is_observed = call.observer.is_some() || alone.is_some();
-        if is_observed {
-            let lengths = [self.hidden, inter, inter].map(|n| tokens * n);
-            let observed = match &mut self.observed {
-                Some(observed) => observed,
-                none => {
-                    let all = [x.data.len(), gate.len(), up.len()];
-                    none.insert(Observed::new(cuda, all, self.threads)?)
-                }
-            };
-            step.multiply(cuda, gate, None, lengths[1], act)
-                .map_err(error)?;
-            observed
-                .fetch(
-                    cuda,
-                    [(&x.data, lengths[0]), (gate, lengths[1]), (up, lengths[2])],
-                )
-                .map_err(error)?;
-            if let Some(observer) = &mut call.observer {
-                let [input, gate, up] = observed.seen(lengths).map_err(error)?;
-                observer(FfnTrace {
-                    layer: call.layer,
-                    start: call.start,
-                    inter,
-                    input,
-                    gate,
-                    up,
-                });
-            }
-            if let Some(rule) = alone {
-                let (coefficients, kept) = observed
-                    .coefficients(rule, (act, inter), lengths)
-                    .map_err(error)?;
-                cuda.write(coefficients, gate).map_err(error)?;
-                self.dense += kept;
-            }
+        let is_seen = call.observer.is_some() || alone.is_some();
+        self.project_gate(call, x)?;
+        self.project_up(call, x)?;
+        if is_seen {
+            self.show(call, x, alone)?;
         }
         let Some(out) = out else { return Ok(()) };
-        let mut multiply = || {
-            if alone.is_some() {
-                return Ok(());
-            }
-            if is_observed {
+        if alone.is_none() {
+            if is_seen {
                 // Activated already: the product is made anew.
-                prompt.matmul(cuda, step, w(&call.weights.gate), rows, input, gate)?;
+                self.project_gate(call, x)?;
             }
-            step.multiply(cuda, gate, Some(up), tokens * inter, act)
-        };
-        let down = w(call.weights.down.matrix());
-        let columns = Orientation::RowPerInput;
-        multiply()
-            .and_then(|()| {
-                let coefficients = (&*gate, 0, tokens);
-                prompt.matmul(cuda, step, down, columns, coefficients, &mut out.data)
-            })
+            let n = call.tokens * call.weights.gate.rows();
+            self.step
+                .multiply(&self.cuda, &mut self.gate, Some(&self.up), n, self.act)
+                .map_err(error)?;
+        }
+        let down = self.weights.matrix(call.weights.down.matrix());
+        let coefficients = (&self.gate, 0, call.tokens);
+        let (cuda, step, columns) = (&self.cuda, &self.step, Orientation::RowPerInput);
+        self.prompt
+            .matmul(cuda, step, down, columns, coefficients, &mut out.data)
             .map_err(error)
+    }
+
+    /// W_gate x.
+    fn project_gate(&mut self, call: &FfnCall<'_>, x: &Buffer) -> Result<()> {
+        let w = self.weights.matrix(&call.weights.gate);
+        let (cuda, step, rows) = (&self.cuda, &self.step, Orientation::RowPerOutput);
+        self.prompt
+            .matmul(
+                cuda,
+                step,
+                w,
+                rows,
+                (&x.data, 0, call.tokens),
+                &mut self.gate,
+            )
+            .map_err(error)
+    }
+
+    /// W_up x.
+    fn project_up(&mut self, call: &FfnCall<'_>, x: &Buffer) -> Result<()> {
+        let w = self.weights.matrix(&call.weights.up);
+        let (cuda, step, rows) = (&self.cuda, &self.step, Orientation::RowPerOutput);
+        self.prompt
+            .matmul(cuda, step, w, rows, (&x.data, 0, call.tokens), &mut self.up)
+            .map_err(error)
+    }
+
+    /// Activates gate, and shows the host what there is. By a rule that belongs to no plan the host replaces gate by the coefficients of the neurons that are
+    /// kept, and zeros.
+    fn show(&mut self, call: &mut FfnCall<'_>, x: &Buffer, alone: Option<&Rule>) -> Result<()> {
+        let inter = call.weights.gate.rows();
+        let lengths = [self.hidden, inter, inter].map(|n| call.tokens * n);
+        let observed = match &mut self.observed {
+            Some(observed) => observed,
+            none => {
+                let all = [x.data.len(), self.gate.len(), self.up.len()];
+                none.insert(Observed::new(&self.cuda, all, self.threads)?)
+            }
+        };
+        let cuda = &self.cuda;
+        self.step
+            .multiply(cuda, &mut self.gate, None, lengths[1], self.act)
+            .and_then(|()| observed.fetch(cuda, [&x.data, &self.gate, &self.up], lengths))
+            .map_err(error)?;
+        if let Some(observer) = &mut call.observer {
+            let [input, gate, up] = observed.seen(lengths).map_err(error)?;
+            observer(FfnTrace {
+                layer: call.layer,
+                start: call.start,
+                inter,
+                input,
+                gate,
+                up,
+            });
+        }
+        if let Some(rule) = alone {
+            let by = (self.act, inter);
+            let decided = observed.coefficients(rule, by, lengths);
+            let (coefficients, kept) = decided.map_err(error)?;
+            cuda.write(coefficients, &mut self.gate).map_err(error)?;
+            self.dense += kept;
+        }
+        Ok(())
     }
 }

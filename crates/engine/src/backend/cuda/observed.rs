@@ -43,9 +43,10 @@ impl Observed {
     pub(super) fn fetch(
         &mut self,
         cuda: &Cuda,
-        from: [(&CudaSlice<f32>, usize); 3],
+        from: [&CudaSlice<f32>; 3],
+        lengths: [usize; 3],
     ) -> Result<(), CudaError> {
-        for ((from, n), to) in from.into_iter().zip(&mut self.buffers) {
+        for ((from, n), to) in from.into_iter().zip(lengths).zip(&mut self.buffers) {
             cuda.fetch(from, n, to)?;
         }
         cuda.synchronize()
