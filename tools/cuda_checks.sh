@@ -20,6 +20,7 @@ if [ -z "$folder" ]; then
     }
     build ffn countdown-kernels cuda
     build step countdown-kernels cuda_step
+    build train countdown-kernels cuda_train
     build model countdown cuda
 fi
 
@@ -36,13 +37,13 @@ check() {
     rows+="| $name | $verdict | $(grep -oE 'test result:.*passed|ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -2 | paste -sd';' | sed 's/; 0 failed//') |"$'\n'
 }
 
-for t in ffn step model; do check "$t" 240 "$folder/$t" --nocapture --test-threads=1; done
+for t in ffn step train model; do check "$t" 240 "$folder/$t" --nocapture --test-threads=1; done
 # The sanitizer slows kernels down a hundredfold: shapes of a few columns, and one model.
-small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms}
+small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms logits_become_slopes slopes_of_products}
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         for s in $small; do
-            for t in ffn step; do
+            for t in ffn step train; do
                 "$folder/$t" --list 2>/dev/null | grep -q "$s" || continue
                 check "$tool, $s" "${SANITIZER_SECONDS:-120}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/$t" "$s" --nocapture --test-threads=1
             done

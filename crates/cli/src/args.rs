@@ -55,6 +55,13 @@ pub(crate) struct DeviceArgs {
     pub(crate) device: Option<DeviceChoice>,
 }
 
+impl DeviceArgs {
+    /// The CPU, for commands that run on nothing else.
+    pub(crate) const CPU: DeviceArgs = DeviceArgs {
+        device: Some(DeviceChoice::Only(Device::Cpu)),
+    };
+}
+
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceChoice {

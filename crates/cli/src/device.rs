@@ -18,6 +18,19 @@ pub(crate) fn kernel_cache() -> Option<PathBuf> {
 }
 
 impl DeviceArgs {
+    /// A session without plans, on a card if that is asked for or possible.
+    pub(crate) fn session(
+        self,
+        console: &Console,
+        model: &Arc<Model>,
+        options: &SessionOptions,
+    ) -> Result<Session> {
+        match self.on_card(console, model, &[], options)? {
+            Some(session) => Ok(session),
+            None => Ok(Session::new(model.clone(), options)?),
+        }
+    }
+
     /// A session on a card, if that is asked for or possible; `None` is for the CPU.
     ///
     /// What keeps a card from running the model is an error where a card is asked for, and otherwise said.

@@ -1,7 +1,7 @@
 //! Which plan is in force: one from a file, one from the cache, or one fitted now and cached.
 
 use crate::{
-    args::{PlanChoice, SessionArgs, Wish},
+    args::{DeviceArgs, PlanChoice, SessionArgs, Wish},
     console::Console,
     failure::Result,
     load::{self, form_name},
@@ -55,6 +55,7 @@ pub(crate) fn session(
         model: &model,
         tokenizer,
         threads,
+        device: args.device,
     };
     let plan = planner.plan(choice, args.plan.calibration.as_deref())?;
     let on_card = {
@@ -211,6 +212,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) model: &'a Arc<Model>,
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) threads: usize,
+    /// What runs the model while plans are fitted.
+    pub(crate) device: DeviceArgs,
 }
 
 impl Planner<'_> {
@@ -322,17 +325,19 @@ impl Planner<'_> {
         requests: &[PlanRequest],
         text: &CalibrationText,
     ) -> Result<Vec<SparsityPlan>> {
-        let mut plans = self.fit(requests, text)?;
-        if !plans.is_empty() {
-            let bar = Progress::bar(self.console, "measuring what is skipped");
-            measure_realised(
-                &mut self.calibration_session()?,
-                &self.calibration_tokens(requests, text)?,
-                load::opening(self.tokenizer),
-                &mut plans,
-                |done, all| bar.update(done, all),
-            )?;
+        if requests.is_empty() {
+            return Ok(Vec::new());
         }
+        let (mut session, tokens) = self.calibration(requests, text)?;
+        let mut plans = self.fit_in(&mut session, &tokens, requests)?;
+        let bar = Progress::bar(self.console, "measuring what is skipped");
+        measure_realised(
+            &mut session,
+            &tokens,
+            load::opening(self.tokenizer),
+            &mut plans,
+            |done, all| bar.update(done, all),
+        )?;
         Ok(plans)
     }
 
@@ -345,14 +350,39 @@ impl Planner<'_> {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
+        let (mut session, tokens) = self.calibration(requests, text)?;
+        self.fit_in(&mut session, &tokens, requests)
+    }
+
+    fn fit_in(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        requests: &[PlanRequest],
+    ) -> Result<Vec<SparsityPlan>> {
         let bar = Progress::bar(self.console, "calibrating");
+        let opening = load::opening(self.tokenizer);
         Ok(calibrate(
-            &mut self.calibration_session()?,
-            &self.calibration_tokens(requests, text)?,
-            load::opening(self.tokenizer),
+            session,
+            tokens,
+            opening,
             requests,
-            |done, all| bar.update(done, all),
+            |done, all| {
+                bar.update(done, all);
+            },
         )?)
+    }
+
+    /// What plans are fitted with: a session, and the text's tokens.
+    fn calibration(
+        &self,
+        requests: &[PlanRequest],
+        text: &CalibrationText,
+    ) -> Result<(Session, Vec<u32>)> {
+        Ok((
+            self.calibration_session()?,
+            self.calibration_tokens(requests, text)?,
+        ))
     }
 
     /// None where no request needs any.
@@ -375,7 +405,7 @@ impl Planner<'_> {
             threads: Some(self.threads),
             ..SessionOptions::default()
         };
-        Ok(Session::new(self.model.clone(), &options)?)
+        self.device.session(self.console, self.model, &options)
     }
 
     fn cached(&self, wish: &Wish, file: &Path) -> Option<Arc<SparsityPlan>> {

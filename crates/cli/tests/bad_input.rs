@@ -182,6 +182,16 @@ fn files_that_are_not_there_or_not_what_they_should_be() {
             ),
             Case("eval -m MODEL --perplexity @folder --ctx 64", 1, "folder"),
             Case(
+                "calibrate -m MODEL --method cats --sparsity 0.5 --text @text --device cuda:99 -o @p",
+                1,
+                "CUDA",
+            ),
+            Case(
+                "train -m MODEL --predictor low-rank --rank 8 --sparsity 0.5 --text @text --device cuda:99 -o @p",
+                1,
+                "CUDA",
+            ),
+            Case(
                 "calibrate -m MODEL --method cats --sparsity 0.5 --text @short -o @p",
                 2,
                 "9 tokens",

@@ -9,7 +9,11 @@ use crate::{
     sparsity::{Rule, SparsityPlan},
 };
 use countdown_kernels::{DType, cpu::Team};
-use std::{num::NonZero, path::PathBuf, sync::Arc};
+use std::{
+    num::NonZero,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Contexts above this must be asked for.
 const DEFAULT_CONTEXT: usize = 4096;
@@ -76,6 +80,8 @@ pub struct Session {
     batch: usize,
     threads: usize,
     cache_dtype: DType,
+    runs_on: Device,
+    kernel_cache: Option<PathBuf>,
     /// The tokens in the cache, in order.
     history: Vec<u32>,
     stats: Stats,
@@ -155,6 +161,8 @@ impl Session {
             batch,
             threads,
             cache_dtype: options.cache_dtype,
+            runs_on: options.device,
+            kernel_cache: options.kernel_cache.clone(),
             history: Vec::with_capacity(context),
             stats: Stats::default(),
             model,
@@ -190,6 +198,14 @@ impl Session {
     /// Threads that compute, the caller's included.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+    /// What computes.
+    pub fn runs_on(&self) -> Device {
+        self.runs_on
+    }
+    /// Folder where device code is kept, if it is.
+    pub fn kernel_cache(&self) -> Option<&Path> {
+        self.kernel_cache.as_deref()
     }
     /// Positions in the cache.
     pub fn context(&self) -> usize {

@@ -162,6 +162,7 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
             model: &model,
             tokenizer: &tokenizer,
             threads: most,
+            device: args.device,
         };
         for path in &args.sweep.plan {
             plans.push(planner.open(path)?);

@@ -1,7 +1,7 @@
 //! `countdown calibrate`: fits plans and writes them.
 
 use crate::{
-    args::{self, ComputeArgs, FitArgs, ModelArgs, Wish},
+    args::{self, ComputeArgs, DeviceArgs, FitArgs, ModelArgs, Wish},
     console::{Console, print},
     failure::{Failure, Result},
     load::{self, form_name},
@@ -32,6 +32,8 @@ pub(crate) struct CalibrateArgs {
     model: ModelArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// How to decide which neurons a token needs
     #[arg(long, value_name = "NAME", value_parser = args::methods())]
     method: &'static Method,
@@ -84,6 +86,7 @@ pub(crate) fn run(console: &Console, args: &CalibrateArgs) -> Result<()> {
         model: &model,
         tokenizer: &tokenizer,
         threads,
+        device: args.device,
     };
     let requests: Vec<PlanRequest> = match &args.predictor_of {
         None => planner.requests(&wishes)?,

@@ -1,7 +1,7 @@
 //! `countdown train`: trains predictors and writes the plan that uses them.
 
 use crate::{
-    args::{self, ComputeArgs, FitArgs, ModelArgs, Wish},
+    args::{self, ComputeArgs, DeviceArgs, FitArgs, ModelArgs, Wish},
     chart::{self, Axis, Chart, Legend, Mark, Point, Scale, Series, Stroke, Style},
     console::{Console, print},
     failure::{Failure, Result},
@@ -12,7 +12,7 @@ use crate::{
 };
 use clap::Args;
 use countdown::{
-    DownLayout, Session, SessionOptions, SparsityPlan,
+    DownLayout, SessionOptions, SparsityPlan,
     sparsity::{Form, Method, PREDICTED, PredictorKind},
     train::{LayerReport, Target, TrainProgress, TrainReport, TrainRequest, train},
 };
@@ -38,6 +38,8 @@ pub(crate) struct TrainArgs {
     model: ModelArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// The predictor's shape
     #[arg(long, value_name = "KIND", value_parser = args::predictors())]
     predictor: PredictorKind,
@@ -145,6 +147,7 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
             model: &model,
             tokenizer: &tokenizer,
             threads,
+            device: args.device,
         };
         return copy(args, &planner, &text);
     }
@@ -155,7 +158,8 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
         threads: Some(threads),
         ..SessionOptions::default()
     };
-    let mut session = Session::new(model, &options)?;
+    let mut session = args.device.session(console, &model, &options)?;
+    console.detail(format_args!("training on {}", session.device()));
     let folder = args.resume.clone().unwrap_or_else(|| beside(&args.output));
     let mut report = Reporter::new(console, session.model().layers.len());
     let opening = load::opening(&tokenizer);

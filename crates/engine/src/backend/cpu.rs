@@ -1,6 +1,9 @@
 //! The CPU backend.
 
-use super::{Backend, ByPlan, FfnCall, FfnTrace, Issue, RmsNorm};
+use super::{
+    Backend, ByPlan, FfnCall, FfnTrace, Issue, RmsNorm,
+    kept::{multiply_kept, select},
+};
 use crate::{
     arch::{Act, Config, LayerSpec, Rope},
     error::{Error, Result},
@@ -22,10 +25,7 @@ use countdown_kernels::{
     },
     quant,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 /// Forces an instruction set: scalar, neon, avx2, avx512.
 pub(crate) const ISA_VARIABLE: &str = "COUNTDOWN_ISA";
@@ -308,24 +308,8 @@ impl Cpu {
             self.estimator
                 .signals(team, self.kernels, p, self.act, x, signals);
         }
-        let (up, signals) = (&self.up[..n], &self.signals);
-        let kept = AtomicUsize::new(0);
-        self.team.split(&mut self.gate[..n], inter, |at, part| {
-            let mut selection = Selection::with_capacity(inter);
-            for (t, gate) in part.chunks_exact_mut(inter).enumerate() {
-                let row = at + t * inter..at + (t + 1) * inter;
-                let up = &up[row.clone()];
-                let estimated = rule.predictor.as_ref().map(|_| &signals[row]);
-                select(rule, gate, up, estimated, &mut selection);
-                kept.fetch_add(selection.kept().len(), Relaxed);
-                let mut stay = selection.kept().iter().peekable();
-                for (i, (g, u)) in gate.iter_mut().zip(up).enumerate() {
-                    let stays = stay.next_if(|k| **k as usize == i).is_some();
-                    *g = if stays { *g * u } else { 0.0 };
-                }
-            }
-        });
-        kept.into_inner()
+        let (gate, up) = (&mut self.gate[..n], &self.up[..n]);
+        multiply_kept(&mut self.team, rule, inter, gate, up, &self.signals)
     }
 }
 
@@ -335,16 +319,6 @@ fn add_bias(bias: &Option<Vec<f32>>, out: &mut [f32]) {
         for row in out.chunks_exact_mut(bias.len()) {
             row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
         }
-    }
-}
-
-/// Selects the neurons of a token by its activated gate and its up, or by what a predictor made of them.
-fn select(rule: &Rule, gate: &[f32], up: &[f32], estimated: Option<&[f32]>, into: &mut Selection) {
-    match (estimated, rule.signal) {
-        (Some(signals), _) => rule.select(signals.iter().copied(), into),
-        (None, Signal::Gate) => rule.select(gate.iter().copied(), into),
-        (None, Signal::Up) => rule.select(up.iter().copied(), into),
-        (None, Signal::Product) => rule.select(gate.iter().zip(up).map(|(g, u)| g * u), into),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
+mod kept;
 
 use crate::{
     arch::{Config, LayerSpec},

@@ -53,6 +53,16 @@ impl Histogram {
         self.total += 1;
     }
 
+    /// Adds what another has counted, and leaves it empty.
+    pub(super) fn take(&mut self, other: &mut Histogram) {
+        self.total += std::mem::take(&mut other.total);
+        for (bin, part) in self.bins.iter_mut().zip(&mut other.bins) {
+            bin.count += part.count;
+            bin.cost += part.cost;
+            *part = Bin::default();
+        }
+    }
+
     /// The value that a share `q` of all scores does not exceed, linear within a bin; below every score for q = 0.
     pub(super) fn quantile(&self, q: f64) -> f32 {
         let wanted = q * self.total as f64;

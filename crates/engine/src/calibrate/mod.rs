@@ -17,12 +17,12 @@ pub use scores::down_norms;
 use crate::{
     backend::{FfnTrace, Phase},
     error::{Error, Result},
+    layerwise::Layerwise,
     model::Model,
     session::Session,
     sparsity::{CalibrationText, Form, Keep, Provenance, Rule, SparsityPlan, ideal_drop},
 };
 use scores::{Group, LayerStats};
-use std::sync::Arc;
 
 /// Tokens a window; contexts of a few hundred tokens are where decoding happens.
 const WINDOW: usize = 512;
@@ -122,7 +122,7 @@ impl Calibration<'_> {
         let (first, second) = windows.split_at(windows.len() / 2);
         let advance = &mut |tokens| work.advance(tokens);
         observe(session, first, advance, |t| {
-            groups.iter_mut().for_each(|g| g.add_moments(t));
+            groups.iter_mut().for_each(|g| g.add_moments(machine, t));
         })?;
         for g in groups.iter_mut() {
             for (layer, norms) in norms.iter().enumerate() {
@@ -277,10 +277,25 @@ pub(crate) fn warm<'a>(t: &FfnTrace<'a>) -> Option<FfnTrace<'a>> {
     })
 }
 
-/// Whether the coefficients of a trace are numbers.
-fn is_finite(t: &FfnTrace<'_>) -> bool {
-    let sum: f32 = t.gate.iter().zip(t.up).map(|(g, u)| g * u).sum();
-    sum.is_finite()
+/// Whether the coefficients of a trace and its inputs are numbers.
+pub(crate) fn is_finite(t: &FfnTrace<'_>) -> bool {
+    // A sum is finite only if every term is; side by side, so that it vectorises.
+    let mut sums = [0f32; 16];
+    let (gate, gate_rest) = t.gate.as_chunks::<16>();
+    let (up, up_rest) = t.up.as_chunks::<16>();
+    for (gate, up) in gate.iter().zip(up) {
+        let pairs = gate.iter().zip(up);
+        sums.iter_mut()
+            .zip(pairs)
+            .for_each(|(s, (g, u))| *s += g * u);
+    }
+    let (input, input_rest) = t.input.as_chunks::<16>();
+    for x in input {
+        sums.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+    }
+    let rest = gate_rest.iter().zip(up_rest).map(|(g, u)| g * u);
+    let rest: f32 = rest.chain(input_rest.iter().copied()).sum();
+    (rest + sums.iter().sum::<f32>()).is_finite()
 }
 
 /// Runs windows densely and shows `each` what counts, the tokens behind the warm-up; `advance` is told the tokens run.
@@ -309,12 +324,12 @@ pub(crate) fn observe(
     Ok(())
 }
 
-/// Feeds some of the windows that [`calibrate`] cuts `tokens` into under each practical plan, and notes what it realises: the share of
-/// neurons skipped by all tokens but a window's first ones, which are a prompt. `progress(done, all)` counts tokens. The session is left
-/// empty and dense.
+/// Runs some of the windows that [`calibrate`] cuts `tokens` into under each practical plan, and notes what it realises: the share of
+/// neurons skipped by all tokens but a window's first ones, which are a prompt. Layer by layer, so that any plan can be measured
+/// wherever the model runs. `progress(done, all)` counts tokens. The session is left empty and dense.
 ///
 /// # Errors
-/// Whatever running the model under a plan gives.
+/// [`Error::Plan`] for a plan of another model, and whatever running the model gives.
 pub fn measure_realised(
     session: &mut Session,
     tokens: &[u32],
@@ -324,23 +339,28 @@ pub fn measure_realised(
 ) -> Result<()> {
     let windows = windows(session, tokens, bos);
     let windows = &windows[..windows.len().div_ceil(2).min(CHECKED_WINDOWS)];
+    let prompt = windows
+        .iter()
+        .map(|w| w.len() / 2)
+        .fold(WARM_UP, usize::min);
     let measured = |p: &&mut SparsityPlan| p.provenance.form == Form::Practical;
-    let all = plans.iter_mut().filter(measured).count() * count(windows);
+    let tokens = count(windows);
+    let all = plans.iter_mut().filter(measured).count() * tokens;
     let mut done = 0;
     for plan in plans.iter_mut().filter(measured) {
-        session.set_plan(Some(Arc::new(plan.clone())))?;
-        session.reset();
-        for window in windows {
-            session.truncate(0);
-            let (prompt, rest) = window.split_at(WARM_UP.min(window.len() / 2));
-            session.trace(prompt, Phase::Prompt, &mut |_| ())?;
-            session.trace(rest, Phase::Decode, &mut |_| ())?;
-            done += window.len();
-            progress(done, all);
+        plan.check_fits(session.model())?;
+        let layers = plan.rules.len();
+        let (mut kept, mut neurons) = (0, 0);
+        let mut pass = Layerwise::new(session, windows)?;
+        for (layer, rule) in plan.rules.iter().enumerate() {
+            kept += pass.advance(prompt, Some(rule), |_, _| ())?;
+            let inter = pass.session().model().config.layers[layer].inter;
+            neurons += inter * (tokens - prompt * windows.len());
+            progress(done + tokens * (layer + 1) / layers, all);
         }
-        plan.provenance.realised = Some(session.stats().realised_sparsity());
+        done += tokens;
+        plan.provenance.realised = Some(1.0 - kept as f64 / neurons.max(1) as f64);
     }
-    session.set_plan(None)?;
     session.reset();
     Ok(())
 }

@@ -45,7 +45,7 @@ pub(super) fn rules(
             let Some(t) = warm(&t) else { return };
             are_numbers &= is_finite(&t);
             if window < half {
-                group.add_moments(&t);
+                group.add_moments(machine, &t);
                 return;
             }
             if !fixed {

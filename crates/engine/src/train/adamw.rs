@@ -1,11 +1,12 @@
 //! AdamW: decoupled weight decay, linear warm-up, then inverse square root.
 
+use super::arithmetic::AdamStep;
 use countdown_kernels::cpu::Team;
 use std::ops::Range;
 
 /// What the optimiser is told.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct AdamW {
+pub(crate) struct AdamW {
     /// The learning rate at the end of the warm-up.
     pub rate: f32,
     /// Decoupled weight decay.
@@ -15,13 +16,13 @@ pub struct AdamW {
 }
 
 /// Decays of the moments, and what keeps the division from zero: the values of the original paper.
-const BETA1: f32 = 0.9;
-const BETA2: f32 = 0.999;
-const EPSILON: f32 = 1e-8;
+pub(super) const BETA1: f32 = 0.9;
+pub(super) const BETA2: f32 = 0.999;
+pub(super) const EPSILON: f32 = 1e-8;
 
 /// The running moments of a vector of parameters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Moments {
+pub(crate) struct Moments {
     /// Steps taken.
     pub steps: usize,
     /// Means of gradients.
@@ -32,7 +33,7 @@ pub struct Moments {
 
 impl Moments {
     /// Nothing seen yet.
-    pub fn new(parameters: usize) -> Moments {
+    pub(crate) fn new(parameters: usize) -> Moments {
         Moments {
             steps: 0,
             first: vec![0.0; parameters],
@@ -53,7 +54,7 @@ struct Piece<'a> {
 
 impl AdamW {
     /// Warm-up over a tenth of `steps` and the paper's decay of 0.01.
-    pub fn new(rate: f32, steps: usize) -> AdamW {
+    pub(crate) fn new(rate: f32, steps: usize) -> AdamW {
         AdamW {
             rate,
             decay: 0.01,
@@ -62,66 +63,75 @@ impl AdamW {
     }
 
     /// The learning rate of a step, counted from 1.
-    pub fn rate_at(&self, step: usize) -> f32 {
+    pub(crate) fn rate_at(&self, step: usize) -> f32 {
         let (step, warm_up) = (step as f32, self.warm_up.max(1) as f32);
         self.rate * (step / warm_up).min((warm_up / step).sqrt())
     }
 
-    /// One step down the sum of `gradients`. Only `decayed` parameters decay.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn step(
-        &self,
-        team: &mut Team,
-        parameters: &mut [f32],
-        moments: &mut Moments,
-        gradients: &[&[f32]],
-        decayed: Range<usize>,
-    ) {
-        let n = parameters.len();
-        assert!(moments.first.len() == n && gradients.iter().all(|g| g.len() == n));
-        moments.steps += 1;
-        let rate = self.rate_at(moments.steps);
-        let correction = |beta: f32| 1.0 - f64::from(beta).powi(moments.steps as i32);
-        let first_scale = (1.0 / correction(BETA1)) as f32;
-        let second_scale = (1.0 / correction(BETA2)) as f32;
-        let mut pieces: Vec<Piece> = parameters
-            .chunks_mut(PIECE)
-            .zip(moments.first.chunks_mut(PIECE))
-            .zip(moments.second.chunks_mut(PIECE))
-            .enumerate()
-            .map(|(i, ((parameters, first), second))| Piece {
-                start: i * PIECE,
-                parameters,
-                first,
-                second,
-            })
-            .collect();
-        team.split(&mut pieces, 1, |_, pieces| {
-            let mut sum = vec![0f32; PIECE];
-            for p in pieces {
-                let range = p.start..p.start + p.parameters.len();
-                let sum = &mut sum[..range.len()];
-                sum.fill(0.0);
-                for g in gradients {
-                    let part = &g[range.clone()];
-                    sum.iter_mut().zip(part).for_each(|(s, g)| *s += g);
-                }
-                let factors = p.parameters.iter_mut().zip(&mut *p.first);
-                for (((w, m), v), g) in factors.zip(&mut *p.second).zip(&*sum) {
-                    *m = BETA1 * *m + (1.0 - BETA1) * g;
-                    *v = BETA2 * *v + (1.0 - BETA2) * g * g;
-                    *w -= rate * (*m * first_scale) / ((*v * second_scale).sqrt() + EPSILON);
-                }
-                let from = decayed.start.clamp(range.start, range.end) - range.start;
-                let to = decayed.end.clamp(range.start, range.end) - range.start;
-                for w in &mut p.parameters[from..to.max(from)] {
-                    *w -= rate * self.decay * *w;
-                }
-            }
-        });
+    /// What a step does, counted from 1.
+    pub(crate) fn at(&self, step: usize) -> AdamStep {
+        let scale = |beta: f32| (1.0 / (1.0 - f64::from(beta).powi(step as i32))) as f32;
+        AdamStep {
+            rate: self.rate_at(step),
+            decay: self.decay,
+            scales: [BETA1, BETA2].map(scale),
+        }
     }
+}
+
+/// One step down the sum of `gradients`, for parameters and their moments. Only `decayed` parameters decay.
+///
+/// # Panics
+/// If the lengths differ.
+pub(super) fn step(
+    team: &mut Team,
+    step: AdamStep,
+    [parameters, first, second]: [&mut Vec<f32>; 3],
+    gradients: &[&Vec<f32>],
+    decayed: Range<usize>,
+) {
+    let n = parameters.len();
+    assert!(first.len() == n && second.len() == n && gradients.iter().all(|g| g.len() == n));
+    let AdamStep {
+        rate,
+        decay,
+        scales: [first_scale, second_scale],
+    } = step;
+    let mut pieces: Vec<Piece> = parameters
+        .chunks_mut(PIECE)
+        .zip(first.chunks_mut(PIECE))
+        .zip(second.chunks_mut(PIECE))
+        .enumerate()
+        .map(|(i, ((parameters, first), second))| Piece {
+            start: i * PIECE,
+            parameters,
+            first,
+            second,
+        })
+        .collect();
+    team.split(&mut pieces, 1, |_, pieces| {
+        let mut sum = vec![0f32; PIECE];
+        for p in pieces {
+            let range = p.start..p.start + p.parameters.len();
+            let sum = &mut sum[..range.len()];
+            sum.fill(0.0);
+            for g in gradients {
+                let part = &g[range.clone()];
+                sum.iter_mut().zip(part).for_each(|(s, g)| *s += g);
+            }
+            let factors = p.parameters.iter_mut().zip(&mut *p.first);
+            for (((w, m), v), g) in factors.zip(&mut *p.second).zip(&*sum) {
+                *m = BETA1 * *m + (1.0 - BETA1) * g;
+                *v = BETA2 * *v + (1.0 - BETA2) * g * g;
+                *w -= rate * (*m * first_scale) / ((*v * second_scale).sqrt() + EPSILON);
+            }
+            let from = decayed.start.clamp(range.start, range.end) - range.start;
+            let to = decayed.end.clamp(range.start, range.end) - range.start;
+            for w in &mut p.parameters[from..to.max(from)] {
+                *w -= rate * decay * *w;
+            }
+        }
+    });
 }
 
 #[cfg(test)]
@@ -150,7 +160,8 @@ mod tests {
             let (mut w, mut moments) = (start.clone(), Moments::new(n));
             for step in 1..=3 {
                 let half: Vec<f32> = gradient(step).iter().map(|g| 0.5 * g).collect();
-                o.step(&mut team, &mut w, &mut moments, &[&half, &half], 10..n - 10);
+                let state = [&mut w, &mut moments.first, &mut moments.second];
+                super::step(&mut team, o.at(step), state, &[&half, &half], 10..n - 10);
             }
             w
         };

@@ -1,9 +1,9 @@
 //! From a student's parameters to the predictor that steps run.
 
 use super::{
+    host::transpose,
     init::Standard,
     students::{LowRank, Product, Ternary},
-    work::transpose,
 };
 use crate::{
     error::{Error, Result},

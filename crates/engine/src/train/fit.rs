@@ -3,24 +3,20 @@
 
 use super::{
     adamw::{AdamW, Moments},
+    arithmetic::{Arithmetic, Labelled, Work},
     init::Standard,
     layer_data::LayerData,
-    students::{Shard, Student},
-    work::Work,
+    students::{Gradient, Shard},
 };
 use crate::error::{Error, Result};
-use countdown_kernels::cpu::Team;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
 
-/// Tokens that a thread takes at a time: enough for products to be quick, few enough for their activations to stay in cache.
-const SHARD: usize = 256;
-
 /// How a student is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// Passes over all tokens.
     pub epochs: usize,
     /// Learning rate at the end of the warm-up.
@@ -42,7 +38,7 @@ pub struct EpochLoss {
 
 /// All that an interrupted training goes on from.
 #[derive(Clone, Debug, PartialEq)]
-pub struct State {
+pub(crate) struct State {
     /// Where training stands.
     pub parameters: Vec<f32>,
     /// The optimiser's memory.
@@ -55,63 +51,78 @@ pub struct State {
 
 impl State {
     /// Epochs finished.
-    pub fn epochs(&self) -> usize {
+    pub(crate) fn epochs(&self) -> usize {
         self.losses.len().saturating_sub(1)
     }
 
     /// The epoch whose parameters are the best; 0 is the start.
-    pub fn best_epoch(&self) -> usize {
+    pub(crate) fn best_epoch(&self) -> usize {
         let losses = self.losses.iter().enumerate();
         let least = losses.min_by(|a, b| a.1.held_out.total_cmp(&b.1.held_out));
         least.map_or(0, |(i, _)| i)
     }
 }
 
-/// A thread's share of a minibatch.
-struct Lane {
-    work: Work,
-    gradient: Vec<f32>,
-    x: Vec<f32>,
-    labels: Vec<u32>,
-    loss: f64,
+/// A shard of a minibatch, with what it is computed with.
+struct Lane<A: Arithmetic> {
+    work: Work<A>,
+    gradient: A::Vector,
+    x: A::Vector,
+    labels: A::Words,
+    /// What is loaded from host memory.
+    host_x: Vec<f32>,
+    host_labels: Vec<u32>,
+    loss: Result<f64>,
 }
 
 /// Trains one student on one layer.
-pub struct Trainer<'a> {
-    student: &'a dyn Student,
-    standard: &'a Standard,
+pub(crate) struct Trainer<'a, A: Arithmetic> {
+    student: &'a dyn Gradient<A>,
+    /// Mean and factor of inputs, and the student's constants.
+    change: [A::Vector; 2],
+    constants: A::Vector,
     schedule: Schedule,
-    team: Team,
-    lanes: Vec<Lane>,
+    by: A,
+    /// Tokens a lane.
+    shard: usize,
+    lanes: Vec<Lane<A>>,
 }
 
-impl<'a> Trainer<'a> {
-    /// Memory for minibatches, and threads.
+impl<'a, A: Arithmetic> Trainer<'a, A> {
+    /// Memory for minibatches.
     ///
     /// # Errors
-    /// [`Error::Machine`] where threads are missing.
-    pub fn new(
-        student: &'a dyn Student,
-        standard: &'a Standard,
+    /// [`Error::Machine`] where threads or a card's memory are missing (so below).
+    pub(crate) fn new(
+        student: &'a dyn Gradient<A>,
+        standard: &Standard,
         schedule: Schedule,
-        threads: usize,
-    ) -> Result<Trainer<'a>> {
+        by: A,
+    ) -> Result<Trainer<'a, A>> {
         let lane = || {
+            let own = by.alone()?;
             Ok(Lane {
-                work: Work::new()?,
-                gradient: vec![0.0; student.parameters()],
-                x: Vec::new(),
-                labels: Vec::new(),
-                loss: 0.0,
+                gradient: own.take(vec![0.0; student.parameters()])?,
+                x: own.take(Vec::new())?,
+                labels: own.no_words()?,
+                host_x: Vec::new(),
+                host_labels: Vec::new(),
+                loss: Ok(0.0),
+                work: Work::new(own)?,
             })
         };
-        let lanes = schedule.batch.div_ceil(SHARD).max(1);
+        let shard = by.shard(schedule.batch);
+        let lanes = schedule.batch.div_ceil(shard).max(1);
+        let change = [&standard.mean, &standard.factor];
+        let [mean, factor] = change.map(|v| by.take(v.clone()));
         Ok(Trainer {
             lanes: (0..lanes).map(|_| lane()).collect::<Result<_>>()?,
-            team: crate::session::team(threads)?,
+            change: [mean?, factor?],
+            constants: by.take(student.constants().to_vec())?,
             student,
-            standard,
             schedule,
+            by,
+            shard,
         })
     }
 
@@ -119,60 +130,66 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// As [`Trainer::epoch`].
-    pub fn start(&mut self, data: &mut LayerData, parameters: Vec<f32>) -> Result<State> {
-        let mut state = State {
-            moments: Moments::new(parameters.len()),
-            best: parameters.clone(),
-            losses: Vec::new(),
-            parameters,
-        };
-        let held_out = self.held_out(data, &state.parameters)?;
-        state.losses.push(EpochLoss {
-            training: None,
-            held_out,
-        });
-        Ok(state)
+    pub(crate) fn start(&mut self, data: &mut LayerData, parameters: Vec<f32>) -> Result<State> {
+        let moments = Moments::new(parameters.len());
+        let best = parameters.clone();
+        let live = self.by.take(parameters)?;
+        let held_out = self.held_out(data, &live)?;
+        Ok(State {
+            parameters: self.by.give(live)?,
+            moments,
+            best,
+            losses: vec![EpochLoss {
+                training: None,
+                held_out,
+            }],
+        })
     }
 
-    /// One pass over all tokens in an order of its own.
+    /// One pass over all tokens in an order of its own. After an error the state holds nothing.
     ///
     /// # Errors
     /// [`Error::Input`] where the loss is no number any more; [`Error::Read`] where inputs in a file cannot be read.
-    pub fn epoch(&mut self, data: &mut LayerData, state: &mut State) -> Result<()> {
+    pub(crate) fn epoch(&mut self, data: &mut LayerData, state: &mut State) -> Result<()> {
         let tokens = data.samples.tokens();
         let batch = self.schedule.batch.min(tokens);
         let steps = tokens.div_ceil(batch) * self.schedule.epochs;
         let optimiser = AdamW::new(self.schedule.rate, steps);
         let order = order(tokens, self.schedule.seed, state.epochs());
+        let mut parameters = self.by.take(std::mem::take(&mut state.parameters))?;
+        let mut first = self.by.take(std::mem::take(&mut state.moments.first))?;
+        let mut second = self.by.take(std::mem::take(&mut state.moments.second))?;
         let mut sum = 0.0;
         for batch in order.chunks(batch) {
-            for (lane, tokens) in self.lanes.iter_mut().zip(batch.chunks(SHARD)) {
-                lane.x.resize(tokens.len() * data.hidden(), 0.0);
-                data.samples.gather(tokens, &mut lane.x)?;
-                lane.labels.clear();
+            for (lane, tokens) in self.lanes.iter_mut().zip(batch.chunks(self.shard)) {
+                lane.host_x.resize(tokens.len() * data.hidden(), 0.0);
+                data.samples.gather(tokens, &mut lane.host_x)?;
+                lane.host_labels.clear();
                 for &t in tokens {
-                    lane.labels.extend_from_slice(data.labels.row(t as usize));
+                    lane.host_labels
+                        .extend_from_slice(data.labels.row(t as usize));
                 }
             }
-            let lanes = batch.len().div_ceil(SHARD);
+            let lanes = batch.len().div_ceil(self.shard);
             let scale = 1.0 / (batch.len() * data.inter()) as f32;
-            sum += self.gradients(lanes, scale, &state.parameters);
-            let gradients: Vec<&[f32]> = self.lanes[..lanes]
-                .iter()
-                .map(|l| &l.gradient[..])
-                .collect();
-            optimiser.step(
-                &mut self.team,
-                &mut state.parameters,
-                &mut state.moments,
+            sum += self.gradients(lanes, scale, data, &parameters)?;
+            let gradients: Vec<&A::Vector> =
+                self.lanes[..lanes].iter().map(|l| &l.gradient).collect();
+            state.moments.steps += 1;
+            self.by.adamw(
+                optimiser.at(state.moments.steps),
+                [&mut parameters, &mut first, &mut second],
                 &gradients,
                 self.student.decayed(),
-            );
+            )?;
         }
         let loss = EpochLoss {
             training: Some(sum / (tokens * data.inter()) as f64),
-            held_out: self.held_out(data, &state.parameters)?,
+            held_out: self.held_out(data, &parameters)?,
         };
+        state.parameters = self.by.give(parameters)?;
+        state.moments.first = self.by.give(first)?;
+        state.moments.second = self.by.give(second)?;
         if loss.held_out < state.losses[state.best_epoch()].held_out {
             state.best.clone_from(&state.parameters);
         }
@@ -181,43 +198,62 @@ impl<'a> Trainer<'a> {
     }
 
     /// Standardises the inputs of the first lanes and computes their gradients. Returns the loss summed over all.
-    fn gradients(&mut self, lanes: usize, scale: f32, parameters: &[f32]) -> f64 {
-        let (student, standard) = (self.student, self.standard);
-        let lanes = &mut self.lanes[..lanes];
-        self.team.split(lanes, 1, |_, lanes| {
-            for lane in lanes {
-                standard.apply(&mut lane.x);
-                let shard = Shard {
-                    x: &lane.x,
+    fn gradients(
+        &mut self,
+        lanes: usize,
+        scale: f32,
+        data: &LayerData,
+        parameters: &A::Vector,
+    ) -> Result<f64> {
+        let (hidden, inter) = (data.hidden(), data.inter());
+        let (student, constants) = (self.student, &self.constants);
+        let [mean, factor] = &self.change;
+        let one = |lane: &mut Lane<A>| {
+            let tokens = lane.host_x.len() / hidden;
+            let by = &mut lane.work.by;
+            by.load(&lane.host_x, &mut lane.x)?;
+            by.load_words(&lane.host_labels, &mut lane.labels)?;
+            by.standardise(&mut lane.x, tokens, [mean, factor])?;
+            let shard = Shard {
+                x: &lane.x,
+                labelled: Labelled {
                     labels: &lane.labels,
+                    tokens,
+                    inter,
                     scale,
-                };
-                lane.loss = student.gradient(parameters, shard, &mut lane.work, &mut lane.gradient);
-            }
-        });
-        lanes.iter().map(|l| l.loss).sum()
+                },
+                constants,
+            };
+            student.gradient(parameters, &shard, &mut lane.work, &mut lane.gradient)
+        };
+        let lanes = &mut self.lanes[..lanes];
+        self.by.each(lanes, |lane| lane.loss = one(lane));
+        let losses = lanes.iter_mut();
+        losses
+            .map(|l| std::mem::replace(&mut l.loss, Ok(0.0)))
+            .sum()
     }
 
-    fn held_out(&mut self, data: &LayerData, parameters: &[f32]) -> Result<f64> {
+    fn held_out(&mut self, data: &LayerData, parameters: &A::Vector) -> Result<f64> {
         let (held, hidden) = (&data.held, data.hidden());
         let tokens = held.labels.tokens();
         let mut sum = 0.0;
-        let many = self.lanes.len() * SHARD;
+        let many = self.lanes.len() * self.shard;
         for first in (0..tokens).step_by(many) {
             let end = (first + many).min(tokens);
-            let starts = (first..end).step_by(SHARD);
+            let starts = (first..end).step_by(self.shard);
             let lanes = starts.len();
             for (lane, start) in self.lanes.iter_mut().zip(starts) {
-                let range = start..(start + SHARD).min(end);
-                lane.x.clear();
-                lane.x
-                    .extend_from_slice(&held.x[range.start * hidden..range.end * hidden]);
-                lane.labels.clear();
+                let range = start..(start + self.shard).min(end);
+                let rows = &held.x[range.start * hidden..range.end * hidden];
+                lane.host_x.clear();
+                lane.host_x.extend_from_slice(rows);
+                lane.host_labels.clear();
                 for t in range {
-                    lane.labels.extend_from_slice(held.labels.row(t));
+                    lane.host_labels.extend_from_slice(held.labels.row(t));
                 }
             }
-            sum += self.gradients(lanes, 1.0, parameters);
+            sum += self.gradients(lanes, 1.0, data, parameters)?;
         }
         let loss = sum / (tokens * data.inter()) as f64;
         if loss.is_finite() {

@@ -5,9 +5,10 @@
 //! matrices: a truncation of M L is the best of its rank, and L's inverse brings it back.
 
 use super::{
+    host::transpose,
     linalg::{cholesky, invert_lower, leading_space},
+    machine::Products,
     students::{LowRank, Product, Student, Ternary},
-    work::{Products, Work, transpose},
 };
 use crate::error::{Error, Result};
 
@@ -18,7 +19,7 @@ const FLOOR: f32 = 0.05;
 
 /// A change of inputs: `(x - mean) * factor`, channel by channel.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standard {
+pub(crate) struct Standard {
     /// `[hidden]`.
     pub mean: Vec<f32>,
     /// `[hidden]`; 0 for channels that never vary.
@@ -27,17 +28,12 @@ pub struct Standard {
 
 impl Standard {
     /// Changes inputs `[tokens, hidden]` in place.
-    pub fn apply(&self, x: &mut [f32]) {
-        for row in x.chunks_exact_mut(self.mean.len()) {
-            let change = self.mean.iter().zip(&self.factor);
-            row.iter_mut()
-                .zip(change)
-                .for_each(|(x, (m, f))| *x = (*x - m) * f);
-        }
+    pub(crate) fn apply(&self, x: &mut [f32]) {
+        standardise(x, &self.mean, &self.factor);
     }
 
     /// Makes `a` `[rank, hidden]` take inputs that were not changed; returns the constant that it lacks then, `[rank]`.
-    pub fn fold(&self, a: &mut [f32]) -> Vec<f32> {
+    pub(crate) fn fold(&self, a: &mut [f32]) -> Vec<f32> {
         a.chunks_exact_mut(self.mean.len())
             .map(|row| {
                 row.iter_mut().zip(&self.factor).for_each(|(a, f)| *a *= f);
@@ -45,6 +41,16 @@ impl Standard {
                 -products.sum::<f64>() as f32
             })
             .collect()
+    }
+}
+
+/// `x = (x - mean) * factor`, row by row.
+pub(super) fn standardise(x: &mut [f32], mean: &[f32], factor: &[f32]) {
+    for row in x.chunks_exact_mut(mean.len()) {
+        let change = mean.iter().zip(factor);
+        row.iter_mut()
+            .zip(change)
+            .for_each(|(x, (m, f))| *x = (*x - m) * f);
     }
 }
 
@@ -71,19 +77,19 @@ impl Metric {
         let mut transposed = Vec::new();
         transpose(x, hidden, &mut transposed);
         let mut c = vec![0.0; hidden * hidden];
-        products.times(&transposed, x, tokens, &mut c);
+        products.times(&transposed, x, tokens, &mut c)?;
         c.iter_mut().for_each(|v| *v /= tokens as f32);
         let mean = c.iter().step_by(hidden + 1).sum::<f32>() / hidden as f32;
         // Relative to the channel, and to all: inputs need not be of one scale.
         for v in c.iter_mut().step_by(hidden + 1) {
             *v += RIDGE * (*v + 0.01 * mean) + f32::MIN_POSITIVE;
         }
-        let l = cholesky(&c, hidden)
+        let l = cholesky(&c, hidden, products.team())
             .ok_or_else(|| Error::NotFinite("the covariance of a layer's inputs".into()))?;
         let narrow = |v: &[f64]| v.iter().map(|x| *x as f32).collect();
         Ok(Metric {
             hidden,
-            inverse: narrow(&invert_lower(&l, hidden)),
+            inverse: narrow(&invert_lower(&l, hidden, products.team())),
             factor: narrow(&l),
         })
     }
@@ -91,7 +97,7 @@ impl Metric {
     /// The regression of labels on inputs, whitened: `L^-1 X^T Y / tokens`, `[hidden, inter]`, where Y are labels less their
     /// frequency, over the spread that such labels have. That is a step of logistic regression from logits that only know
     /// the frequencies.
-    fn regression(&self, sample: &Sample<'_>, products: &mut Products) -> Vec<f32> {
+    fn regression(&self, sample: &Sample<'_>, products: &mut Products) -> Result<Vec<f32>> {
         let inter = sample.frequencies.len();
         let tokens = sample.x.len() / self.hidden;
         let scale: Vec<f32> = spreads(sample.frequencies)
@@ -109,12 +115,12 @@ impl Metric {
                 y.extend(row.iter().zip(known).map(|(y, (p, s))| (y - p) * s));
             }
             transpose(x, self.hidden, &mut transposed);
-            products.times(&transposed, &y, x.len() / self.hidden, &mut part);
+            products.times(&transposed, &y, x.len() / self.hidden, &mut part)?;
             moments.iter_mut().zip(&part).for_each(|(m, p)| *m += p);
         }
         moments.iter_mut().for_each(|m| *m /= tokens as f32);
-        products.times(&self.inverse, &moments, self.hidden, &mut part);
-        part
+        products.times(&self.inverse, &moments, self.hidden, &mut part)?;
+        Ok(part)
     }
 }
 
@@ -147,15 +153,15 @@ pub(super) fn low_rank(
 ) -> Result<Vec<f32>> {
     let (hidden, inter, rank) = (student.hidden, student.inter, student.rank);
     let metric = Metric::of(sample.x, hidden, products)?;
-    let m = metric.regression(sample, products);
+    let m = metric.regression(sample, products)?;
     let mut gram = vec![0.0; hidden * hidden];
-    products.times_transposed(&m, &m, inter, &mut gram);
-    let space = leading_space(&gram, hidden, rank, seed, products);
+    products.times_transposed(&m, &m, inter, &mut gram)?;
+    let space = leading_space(&gram, hidden, rank, seed, products)?;
     let mut parameters = vec![0.0; student.parameters()];
     let (a, rest) = parameters.split_at_mut(rank * hidden);
     let (b, bias) = rest.split_at_mut(rank * inter);
-    products.times(&space, &metric.inverse, hidden, a);
-    products.times(&space, &m, hidden, b);
+    products.times(&space, &metric.inverse, hidden, a)?;
+    products.times(&space, &m, hidden, b)?;
     let spreads = spreads(sample.frequencies);
     for row in b.chunks_exact_mut(inter) {
         row.iter_mut().zip(&spreads).for_each(|(b, s)| *b /= s);
@@ -176,12 +182,12 @@ pub(super) fn ternary(
 ) -> Result<Vec<f32>> {
     let (hidden, inter) = (student.hidden, student.inter);
     let metric = Metric::of(sample.x, hidden, products)?;
-    let m = metric.regression(sample, products);
+    let m = metric.regression(sample, products)?;
     let mut back = Vec::new();
     transpose(&metric.inverse, hidden, &mut back);
     let mut parameters = vec![0.0; student.parameters()];
     let (w, bias) = parameters.split_at_mut(hidden * inter);
-    products.times(&back, &m, hidden, w);
+    products.times(&back, &m, hidden, w)?;
     let mut sizes = vec![0f32; inter];
     for row in w.chunks_exact(inter) {
         sizes.iter_mut().zip(row).for_each(|(s, w)| *s += w.abs());
@@ -222,11 +228,11 @@ pub(super) fn product(
 ) -> Result<Vec<f32>> {
     let (hidden, inter, rank) = (student.hidden, student.inter, student.rank);
     let metric = Metric::of(sample.x, hidden, products)?;
-    let gate = Projection::new(weights.gate, standard, &metric, products);
-    let up = Projection::new(weights.up, standard, &metric, products);
+    let gate = Projection::new(weights.gate, standard, &metric, products)?;
+    let up = Projection::new(weights.up, standard, &metric, products)?;
 
     let few = &sample.x[..sample.x.len().min(REGRESSED * hidden)];
-    let (gate_sizes, up_sizes) = sensitivities(student, &gate, &up, few, products);
+    let (gate_sizes, up_sizes) = sensitivities(student, &gate, &up, few, products)?;
     let mut gram = vec![0.0; hidden * hidden];
     let mut part = gram.clone();
     for (projection, sizes) in [(&gate, gate_sizes), (&up, up_sizes)] {
@@ -236,10 +242,10 @@ pub(super) fn product(
         }
         let mut transposed = Vec::new();
         transpose(&scaled, hidden, &mut transposed);
-        products.times(&transposed, &scaled, inter, &mut part);
+        products.times(&transposed, &scaled, inter, &mut part)?;
         gram.iter_mut().zip(&part).for_each(|(g, p)| *g += p);
     }
-    let space = leading_space(&gram, hidden, rank, seed, products);
+    let space = leading_space(&gram, hidden, rank, seed, products)?;
 
     let mut parameters = vec![0.0; student.parameters()];
     let (a, rest) = parameters.split_at_mut(rank * hidden);
@@ -247,15 +253,15 @@ pub(super) fn product(
     let (b_up, rest) = rest.split_at_mut(rank * inter);
     let (gate_bias, rest) = rest.split_at_mut(inter);
     let (up_bias, squash) = rest.split_at_mut(inter);
-    products.times(&space, &metric.inverse, hidden, a);
-    products.times_transposed(&space, &gate.whitened, hidden, b_gate);
-    products.times_transposed(&space, &up.whitened, hidden, b_up);
+    products.times(&space, &metric.inverse, hidden, a)?;
+    products.times_transposed(&space, &gate.whitened, hidden, b_gate)?;
+    products.times_transposed(&space, &up.whitened, hidden, b_up)?;
     gate_bias.copy_from_slice(&gate.bias);
     up_bias.copy_from_slice(&up.bias);
     squash.fill(0.0);
 
     let mut scores = vec![0.0; few.len() / hidden * inter];
-    student.scores(&parameters, few, &mut Work::new()?, &mut scores);
+    student.scores(&parameters, few, products.host(), &mut scores);
     let cut = super::metrics::quantile(&mut scores, sparsity).max(f32::MIN_POSITIVE.sqrt());
     student.floor = FLOOR * cut * cut;
     let last = parameters.len() - 1;
@@ -274,7 +280,12 @@ struct Projection {
 }
 
 impl Projection {
-    fn new(w: &[f32], standard: &Standard, metric: &Metric, products: &mut Products) -> Self {
+    fn new(
+        w: &[f32],
+        standard: &Standard,
+        metric: &Metric,
+        products: &mut Products,
+    ) -> Result<Self> {
         let hidden = metric.hidden;
         let spread: Vec<f32> = standard
             .factor
@@ -290,22 +301,22 @@ impl Projection {
             row.iter_mut().zip(&spread).for_each(|(w, s)| *w *= s);
         }
         let mut whitened = vec![0.0; w.len()];
-        products.times(&weights, &metric.factor, hidden, &mut whitened);
-        Projection {
+        products.times(&weights, &metric.factor, hidden, &mut whitened)?;
+        Ok(Projection {
             weights,
             whitened,
             bias,
-        }
+        })
     }
 
     /// Its values on inputs, `[tokens, inter]`.
-    fn values(&self, x: &[f32], hidden: usize, products: &mut Products) -> Vec<f32> {
+    fn values(&self, x: &[f32], hidden: usize, products: &mut Products) -> Result<Vec<f32>> {
         let mut out = vec![0.0; x.len() / hidden * self.bias.len()];
-        products.times_transposed(x, &self.weights, hidden, &mut out);
+        products.times_transposed(x, &self.weights, hidden, &mut out)?;
         for row in out.chunks_exact_mut(self.bias.len()) {
             row.iter_mut().zip(&self.bias).for_each(|(v, b)| *v += b);
         }
-        out
+        Ok(out)
     }
 }
 
@@ -316,10 +327,10 @@ fn sensitivities(
     up: &Projection,
     x: &[f32],
     products: &mut Products,
-) -> (Vec<f32>, Vec<f32>) {
+) -> Result<(Vec<f32>, Vec<f32>)> {
     let (hidden, inter) = (student.hidden, student.inter);
-    let mut gates = gate.values(x, hidden, products);
-    let ups = up.values(x, hidden, products);
+    let mut gates = gate.values(x, hidden, products)?;
+    let ups = up.values(x, hidden, products)?;
     let mut slopes = vec![0.0; gates.len()];
     super::elementwise::activate(student.act, &mut gates, &mut slopes);
     let (mut by_gate, mut by_up) = (vec![0f32; inter], vec![0f32; inter]);
@@ -336,7 +347,7 @@ fn sensitivities(
             *s = (*s / tokens).sqrt() * w;
         }
     }
-    (by_gate, by_up)
+    Ok((by_gate, by_up))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Labels: which neurons a token needs, one bit each.
 
 use super::elementwise::WORD;
+use countdown_kernels::cpu::Team;
 
 /// What makes a neuron important to a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -44,66 +45,76 @@ impl Target {
 
 /// Bits `[tokens, inter]`, each token's beginning at a word.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Labels {
+pub(crate) struct Labels {
     inter: usize,
     words: Vec<u32>,
-    order: Vec<f32>,
     /// How often each neuron is labelled.
     counts: Vec<u32>,
 }
 
 impl Labels {
     /// No tokens yet, of `inter` neurons each.
-    pub fn new(inter: usize) -> Labels {
+    pub(crate) fn new(inter: usize) -> Labels {
         Labels {
             inter,
             words: Vec::new(),
-            order: Vec::new(),
             counts: vec![0; inter],
         }
     }
 
-    /// Labels the `k` largest scores of a token. Of scores equal to the last one that is labelled, the first neurons' are.
+    /// Labels the `k` largest scores of each token. Of scores equal to the last one that is labelled, the first neurons' are.
     ///
     /// # Panics
-    /// If there are other than `inter` scores or fewer than `k`.
-    pub fn push_top(&mut self, scores: &[f32], k: usize) {
+    /// If scores are no whole number of tokens, or there are fewer than `k` neurons.
+    pub(crate) fn push_top(&mut self, team: &mut Team, scores: &[f32], k: usize) {
+        let inter = self.inter;
         assert!(
-            scores.len() == self.inter && k <= self.inter,
+            scores.len().is_multiple_of(inter) && k <= inter,
             "labels: scores"
         );
-        let start = self.words.len();
-        self.words.resize(start + self.words_per_token(), 0);
-        top(scores, k, &mut self.order, |i| {
-            self.words[start + i / WORD] |= 1 << (i % WORD);
-            self.counts[i] += 1;
+        let (start, words) = (self.words.len(), self.words_per_token());
+        self.words.resize(start + scores.len() / inter * words, 0);
+        let new = &mut self.words[start..];
+        team.split(new, words, |at, new| {
+            let mut order = Vec::new();
+            let scores = scores[at / words * inter..].chunks_exact(inter);
+            for (new, scores) in new.chunks_exact_mut(words).zip(scores) {
+                top(scores, k, &mut order, |i| new[i / WORD] |= 1 << (i % WORD));
+            }
         });
+        for row in new.chunks_exact(words) {
+            for (word, counts) in row.iter().zip(self.counts.chunks_mut(WORD)) {
+                for (i, count) in counts.iter_mut().enumerate() {
+                    *count += word >> i & 1;
+                }
+            }
+        }
     }
 
     /// Words a token.
-    pub fn words_per_token(&self) -> usize {
+    pub(crate) fn words_per_token(&self) -> usize {
         self.inter.div_ceil(WORD)
     }
     /// Tokens labelled.
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.words.len() / self.words_per_token()
     }
     /// A token's bits; bit `i % 32` of word `i / 32` is neuron `i`.
-    pub fn row(&self, token: usize) -> &[u32] {
+    pub(crate) fn row(&self, token: usize) -> &[u32] {
         let n = self.words_per_token();
         &self.words[token * n..(token + 1) * n]
     }
     /// Whether the token needs the neuron.
-    pub fn get(&self, token: usize, neuron: usize) -> bool {
+    pub(crate) fn get(&self, token: usize, neuron: usize) -> bool {
         bit(self.row(token), neuron)
     }
     /// How many tokens need each neuron, `[inter]`.
-    pub fn counts(&self) -> &[u32] {
+    pub(crate) fn counts(&self) -> &[u32] {
         &self.counts
     }
     /// The share of tokens that need each neuron, drawn towards the mean as by one more token: `[inter]`, never 0 or 1
     /// unless all are.
-    pub fn frequencies(&self) -> Vec<f32> {
+    pub(crate) fn frequencies(&self) -> Vec<f32> {
         let tokens = self.tokens() as f32;
         let all: u64 = self.counts.iter().map(|c| u64::from(*c)).sum();
         let mean = all as f32 / (tokens * self.inter as f32).max(1.0);
@@ -154,10 +165,11 @@ mod tests {
         let mut scores = vec![0.0; 40];
         scores[3] = 1.0;
         scores[39] = 2.0;
-        labels.push_top(&scores, 3);
+        let mut team = Team::new(1).unwrap();
+        labels.push_top(&mut team, &scores, 3);
         let on: Vec<usize> = (0..40).filter(|&i| labels.get(0, i)).collect();
         assert_eq!(on, [0, 3, 39]);
-        labels.push_top(&[1.0; 40], 2);
+        labels.push_top(&mut team, &[1.0; 40], 2);
         assert!(labels.get(1, 0) && labels.get(1, 1) && !labels.get(1, 2));
         assert_eq!(labels.tokens(), 2);
         let f = labels.frequencies();

@@ -1,14 +1,16 @@
 //! One layer from its data to its finished predictor.
 
 use super::{
+    arithmetic::Arithmetic,
     finish,
     fit::{EpochLoss, Schedule, State, Trainer},
+    host::Host,
     init::{self, GateAndUp, Sample, Standard},
     layer_data::{LayerData, Spread},
+    machine::Machine,
     metrics::{Quality, QualitySums, quantile},
     request::TrainRequest,
-    students::{LowRank, Product, Student, Ternary},
-    work::Products,
+    students::{Gradient, LowRank, Product, Student, Ternary},
 };
 use crate::{
     arch::Act,
@@ -90,6 +92,14 @@ impl Shape {
         }
     }
 
+    fn gradient<A: Arithmetic>(&self) -> &dyn Gradient<A> {
+        match self {
+            Shape::LowRank(s) => s,
+            Shape::Product(s) => s,
+            Shape::Ternary(s) => s,
+        }
+    }
+
     /// How inputs are changed for it.
     pub(super) fn standard(&self, data: &LayerData) -> Standard {
         data.standard(match self {
@@ -106,7 +116,7 @@ impl Shape {
         standard: &Standard,
         data: &mut LayerData,
         seed: u64,
-        threads: usize,
+        machine: &Machine,
     ) -> Result<Vec<f32>> {
         let taken = spread(data.samples.tokens(), SAMPLE);
         let mut x = vec![0.0; taken.len() * data.hidden()];
@@ -127,7 +137,7 @@ impl Shape {
             needs: &needs,
             frequencies: &data.labels.frequencies(),
         };
-        let products = &mut Products::new(threads)?;
+        let products = &mut machine.products()?;
         match self {
             Shape::LowRank(s) => init::low_rank(s, &sample, seed, products),
             Shape::Ternary(s) => init::ternary(s, &sample, products),
@@ -180,11 +190,29 @@ pub(super) fn train(
     standard: &Standard,
     data: &mut LayerData,
     schedule: Schedule,
-    threads: usize,
+    machine: &Machine,
+    begin: Begin,
+    saved: impl FnMut(&State) -> Result<()>,
+) -> Result<State> {
+    match &machine.card {
+        Some(card) => train_by(card.clone(), shape, standard, data, schedule, begin, saved),
+        None => {
+            let host = Host::new(machine.threads)?;
+            train_by(host, shape, standard, data, schedule, begin, saved)
+        }
+    }
+}
+
+fn train_by<A: Arithmetic>(
+    by: A,
+    shape: &Shape,
+    standard: &Standard,
+    data: &mut LayerData,
+    schedule: Schedule,
     begin: Begin,
     mut saved: impl FnMut(&State) -> Result<()>,
 ) -> Result<State> {
-    let mut trainer = Trainer::new(shape.student(), standard, schedule, threads)?;
+    let mut trainer = Trainer::new(shape.gradient::<A>(), standard, schedule, by)?;
     let mut state = match begin {
         Begin::From(state) => state,
         Begin::At(parameters) => trainer.start(data, parameters)?,
@@ -211,11 +239,11 @@ pub(super) fn measure(
     act: Act,
     down: &Matrix,
     data: &mut LayerData,
-    threads: usize,
+    machine: &Machine,
 ) -> Result<(Quality, Quality)> {
     let (hidden, inter) = (data.hidden(), data.inter());
-    let mut products = Products::new(threads)?;
-    let (mut team, kernels) = (crate::session::team(threads)?, kernels()?);
+    let mut down = machine.packed(down.view(), MEASURED)?;
+    let (mut team, kernels) = (crate::session::team(machine.threads)?, kernels()?);
     let mut estimator = Estimator::default();
     let weighs = request.labels.counts_norms() && !predictor.scores_by_value();
     let norms = data.norms().to_vec();
@@ -249,9 +277,9 @@ pub(super) fn measure(
             .collect();
         let exact = &held.coefficients[first * inter..end * inter];
         let keep = |t: usize, i: usize| all[t * inter + i] > cut;
-        by_predictor.add(keep, &labels, exact, down.view(), &mut products);
+        by_predictor.add(keep, &labels, exact, &mut down)?;
         let keep = |t: usize, i: usize| held.labels.get(first + t, i);
-        by_labels.add(keep, &labels, exact, down.view(), &mut products);
+        by_labels.add(keep, &labels, exact, &mut down)?;
     }
     Ok((by_predictor.quality(), by_labels.quality()))
 }

@@ -8,11 +8,12 @@ use super::{
 };
 use crate::{
     backend::FfnTrace,
+    calibrate::is_finite,
     error::{Error, Result},
 };
 
 /// Inputs and labels of one layer: tokens to train on, and tokens that are held out.
-pub struct LayerData {
+pub(crate) struct LayerData {
     layer: usize,
     /// Norms of the columns of down, `[inter]`.
     norms: Vec<f32>,
@@ -34,7 +35,7 @@ pub(super) struct HeldOut {
 
 /// What tokens are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// To be trained on.
     Training,
     /// To be measured on.
@@ -43,7 +44,7 @@ pub enum Part {
 
 impl LayerData {
     /// No tokens yet of the layer, whose down columns have these norms; inputs will be kept in `samples`.
-    pub fn new(layer: usize, norms: Vec<f32>, hidden: usize, samples: Samples) -> LayerData {
+    pub(crate) fn new(layer: usize, norms: Vec<f32>, hidden: usize, samples: Samples) -> LayerData {
         let inter = norms.len();
         LayerData {
             layer,
@@ -62,60 +63,61 @@ impl LayerData {
     /// Adds what the FFN saw of some tokens, and the neurons that `scorer` finds they need.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for inputs or coefficients that are no numbers; [`Error::Write`] where the disk is full.
-    pub fn push(&mut self, part: Part, t: &FfnTrace<'_>, scorer: &mut Scorer<'_>) -> Result<()> {
-        let (hidden, needed) = (self.sums.len(), scorer.needed());
+    /// [`Error::NotFinite`] for inputs or coefficients that are no numbers; [`Error::Write`] where the disk is full;
+    /// [`Error::Machine`] where a card fails.
+    pub(crate) fn push(
+        &mut self,
+        part: Part,
+        t: &FfnTrace<'_>,
+        scorer: &mut Scorer<'_>,
+    ) -> Result<()> {
+        let hidden = self.sums.len();
+        if !is_finite(t) {
+            let place = format!("an activation of layer {}", self.layer);
+            return Err(Error::NotFinite(place));
+        }
         let batch = BATCH * t.inter;
-        let batches = t.gate.chunks(batch).zip(t.up.chunks(batch));
-        for ((gate, up), input) in batches.zip(t.input.chunks(BATCH * hidden)) {
-            let scores = scorer.scores(gate, up).chunks_exact(t.inter);
-            let rows = gate.chunks_exact(t.inter).zip(up.chunks_exact(t.inter));
-            for ((x, (gate, up)), scores) in input.chunks_exact(hidden).zip(rows).zip(scores) {
-                let coefficients = gate.iter().zip(up).map(|(g, u)| g * u);
-                let sum: f32 = coefficients.clone().sum();
-                if !(sum + x.iter().sum::<f32>()).is_finite() {
-                    return Err(Error::NotFinite(format!(
-                        "an activation of layer {}",
-                        self.layer
-                    )));
-                }
-                match part {
-                    Part::Training => {
-                        for ((s, q), x) in self.sums.iter_mut().zip(x) {
-                            *s += f64::from(*x);
-                            *q += f64::from(*x).powi(2);
-                        }
-                        self.labels.push_top(scores, needed);
-                    }
-                    Part::HeldOut => {
-                        self.held.x.extend_from_slice(x);
-                        self.held.coefficients.extend(coefficients);
-                        self.held.labels.push_top(scores, needed);
-                    }
-                }
-            }
+        for (gate, up) in t.gate.chunks(batch).zip(t.up.chunks(batch)) {
+            let labels = match part {
+                Part::Training => &mut self.labels,
+                Part::HeldOut => &mut self.held.labels,
+            };
+            scorer.label(gate, up, labels)?;
         }
         match part {
-            Part::Training => self.samples.push(t.input),
-            Part::HeldOut => Ok(()),
+            Part::Training => {
+                for x in t.input.chunks_exact(hidden) {
+                    for ((s, q), x) in self.sums.iter_mut().zip(x) {
+                        *s += f64::from(*x);
+                        *q += f64::from(*x).powi(2);
+                    }
+                }
+                self.samples.push(t.input)
+            }
+            Part::HeldOut => {
+                self.held.x.extend_from_slice(t.input);
+                let coefficients = t.gate.iter().zip(t.up).map(|(g, u)| g * u);
+                self.held.coefficients.extend(coefficients);
+                Ok(())
+            }
         }
     }
 
     /// Inputs a token.
-    pub fn hidden(&self) -> usize {
+    pub(crate) fn hidden(&self) -> usize {
         self.sums.len()
     }
     /// Neurons.
-    pub fn inter(&self) -> usize {
+    pub(crate) fn inter(&self) -> usize {
         self.norms.len()
     }
     /// Norms of the columns of down, `[inter]`.
-    pub fn norms(&self) -> &[f32] {
+    pub(crate) fn norms(&self) -> &[f32] {
         &self.norms
     }
 
     /// The change that gives every channel mean 0 and, if `spread` is [`Spread::Unit`], variance 1 over the training tokens.
-    pub fn standard(&self, spread: Spread) -> Standard {
+    pub(crate) fn standard(&self, spread: Spread) -> Standard {
         let n = self.samples.tokens().max(1) as f64;
         let mean = |s: &(f64, f64)| s.0 / n;
         let deviation = |s: &(f64, f64)| (s.1 / n - mean(s).powi(2)).max(0.0).sqrt();
@@ -133,7 +135,7 @@ impl LayerData {
     }
 
     /// The loss of one who knows how often each neuron is needed, and nothing else: mean over held-out tokens and neurons.
-    pub fn chance(&self) -> f64 {
+    pub(crate) fn chance(&self) -> f64 {
         let p = self.labels.frequencies();
         let tokens = self.held.labels.tokens();
         let held = self.held.labels.counts();
@@ -152,7 +154,7 @@ impl LayerData {
 
 /// What becomes of the spread of inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spread {
+pub(crate) enum Spread {
     /// Every channel's variance becomes 1.
     Unit,
     /// Every channel keeps its own: for weights that cannot take a factor in.

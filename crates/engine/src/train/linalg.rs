@@ -1,45 +1,76 @@
 //! The little linear algebra that initialisation needs: a Cholesky factor, its inverse, and the leading eigenvectors of a
 //! symmetric matrix. Matrices are row-major, `[n, n]`.
 
-use super::work::Products;
+use super::machine::Products;
+use crate::error::Result;
+use countdown_kernels::cpu::Team;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
 
+/// Rows or columns that are finished together, so that the others can be worked on side by side.
+const BLOCK: usize = 32;
+
 /// The lower triangular L with `L L^T = c`; `None` where `c` is not positive definite.
-pub(super) fn cholesky(c: &[f32], n: usize) -> Option<Vec<f64>> {
+pub(super) fn cholesky(c: &[f32], n: usize, team: &mut Team) -> Option<Vec<f64>> {
     let mut l = vec![0f64; n * n];
-    for i in 0..n {
-        let (done, row) = l.split_at_mut(i * n);
-        let row = &mut row[..n];
-        for j in 0..i {
-            let other = &done[j * n..j * n + n];
-            row[j] = (f64::from(c[i * n + j]) - dot(&row[..j], &other[..j])) / other[j];
+    let entry = |i: usize, j: usize, row: &[f64], other: &[f64]| {
+        f64::from(c[i * n + j]) - dot(&row[..j], &other[..j])
+    };
+    for first in (0..n).step_by(BLOCK) {
+        let end = (first + BLOCK).min(n);
+        for i in first..end {
+            let (done, row) = l.split_at_mut(i * n);
+            let row = &mut row[..n];
+            for j in first..i {
+                let other = &done[j * n..j * n + n];
+                row[j] = entry(i, j, row, other) / other[j];
+            }
+            let square = entry(i, i, row, row);
+            if !(square > 0.0 && square.is_finite()) {
+                return None;
+            }
+            row[i] = square.sqrt();
         }
-        let square = f64::from(c[i * n + i]) - dot(&row[..i], &row[..i]);
-        if !(square > 0.0 && square.is_finite()) {
-            return None;
-        }
-        row[i] = square.sqrt();
+        // These columns of the rows below.
+        let (done, below) = l.split_at_mut(end * n);
+        team.split(below, n, |at, rows| {
+            for (i, row) in (end + at / n..).zip(rows.chunks_exact_mut(n)) {
+                for j in first..end {
+                    let other = &done[j * n..j * n + n];
+                    row[j] = entry(i, j, row, other) / other[j];
+                }
+            }
+        });
     }
     Some(l)
 }
 
 /// The inverse of a lower triangular matrix.
-pub(super) fn invert_lower(l: &[f64], n: usize) -> Vec<f64> {
-    let mut inverse = vec![0f64; n * n];
-    for i in 0..n {
-        let (done, row) = inverse.split_at_mut(i * n);
-        let row = &mut row[..n];
-        for j in 0..i {
-            let factor = l[i * n + j];
-            axpy(-factor, &done[j * n..j * n + j + 1], &mut row[..=j]);
+pub(super) fn invert_lower(l: &[f64], n: usize, team: &mut Team) -> Vec<f64> {
+    // Column by column, each in a row of its own.
+    let mut columns = vec![0f64; n * n];
+    team.split(&mut columns, BLOCK * n, |at, columns| {
+        for (block, columns) in columns.chunks_mut(BLOCK * n).enumerate() {
+            let first = at / n + block * BLOCK;
+            for i in first..n {
+                let row = &l[i * n..i * n + n];
+                for (c, column) in (first..=i).zip(columns.chunks_exact_mut(n)) {
+                    let unit = f64::from(u8::from(i == c));
+                    column[i] = (unit - dot(&row[c..i], &column[c..i])) / row[i];
+                }
+            }
         }
-        row[i] = 1.0;
-        let diagonal = l[i * n + i];
-        row[..=i].iter_mut().for_each(|x| *x /= diagonal);
-    }
+    });
+    let mut inverse = vec![0f64; n * n];
+    team.split(&mut inverse, n, |at, rows| {
+        for (i, row) in (at / n..).zip(rows.chunks_exact_mut(n)) {
+            for (c, x) in row[..=i].iter_mut().enumerate() {
+                *x = columns[c * n + i];
+            }
+        }
+    });
     inverse
 }
 
@@ -55,44 +86,63 @@ pub(super) fn leading_space(
     rank: usize,
     seed: u64,
     products: &mut Products,
-) -> Vec<f32> {
+) -> Result<Vec<f32>> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut basis: Vec<f32> = (0..rank * n).map(|_| uniform(&mut random)).collect();
-    orthonormalise(&mut basis, n, &mut random);
+    orthonormalise(&mut basis, n, &mut random, products.team());
     let mut next = vec![0.0; rank * n];
     for _ in 0..ROUNDS {
-        products.times(&basis, g, n, &mut next);
+        products.times(&basis, g, n, &mut next)?;
         std::mem::swap(&mut basis, &mut next);
-        orthonormalise(&mut basis, n, &mut random);
+        orthonormalise(&mut basis, n, &mut random, products.team());
     }
-    basis
+    Ok(basis)
 }
 
 fn uniform(random: &mut ChaCha8Rng) -> f32 {
     random.next_u32() as f32 / u32::MAX as f32 - 0.5
 }
 
-/// Gram-Schmidt over rows, each made orthogonal twice. A row that the ones before it span is drawn anew.
-fn orthonormalise(rows: &mut [f32], n: usize, random: &mut ChaCha8Rng) {
+/// What is left of a vector counts as nothing below this share of it.
+const NOTHING: f64 = 1e-6;
+
+/// Makes `v` orthogonal to the rows of `others`, which are orthonormal, twice; returns whether anything is left of it.
+fn project(v: &mut [f64], others: &[f64]) -> bool {
+    let before = dot(v, v).sqrt();
+    for _ in 0..2 {
+        for other in others.chunks_exact(v.len()) {
+            axpy(-dot(other, v), other, v);
+        }
+    }
+    let norm = dot(v, v).sqrt();
+    norm > NOTHING * before && norm > 0.0
+}
+
+/// Gram-Schmidt over rows, a block at a time: side by side against all blocks before it, then among themselves. A row that the ones
+/// before it span is drawn anew.
+fn orthonormalise(rows: &mut [f32], n: usize, random: &mut ChaCha8Rng, team: &mut Team) {
     let mut done: Vec<f64> = Vec::with_capacity(rows.len());
-    for row in rows.chunks_exact_mut(n) {
-        let mut v: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
-        loop {
-            let before = dot(&v, &v).sqrt();
-            for _ in 0..2 {
-                for other in done.chunks_exact(n) {
-                    axpy(-dot(other, &v), other, &mut v);
+    for rows in rows.chunks_mut(BLOCK * n) {
+        let mut block: Vec<f64> = rows.iter().map(|x| f64::from(*x)).collect();
+        let before = done.len();
+        team.split(&mut block, n, |_, vectors| {
+            for v in vectors.chunks_exact_mut(n) {
+                if !project(v, &done) {
+                    v.fill(0.0);
                 }
             }
-            let norm = dot(&v, &v).sqrt();
-            if norm > 1e-6 * before && norm > 0.0 {
-                v.iter_mut().for_each(|x| *x /= norm);
-                break;
+        });
+        for (row, v) in rows.chunks_exact_mut(n).zip(block.chunks_exact_mut(n)) {
+            let mut is_left = project(v, &done[before..]);
+            while !is_left {
+                v.iter_mut().for_each(|x| *x = f64::from(uniform(random)));
+                is_left = project(v, &done);
             }
-            v.iter_mut().for_each(|x| *x = f64::from(uniform(random)));
+            let norm = dot(v, v).sqrt();
+            v.iter_mut().for_each(|x| *x /= norm);
+            row.iter_mut().zip(&*v).for_each(|(r, x)| *r = *x as f32);
+            done.extend_from_slice(v);
         }
-        row.iter_mut().zip(&v).for_each(|(r, x)| *r = *x as f32);
-        done.extend(v);
     }
 }
 
@@ -116,15 +166,16 @@ fn axpy(factor: f64, x: &[f64], y: &mut [f64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::machine::Machine;
 
     /// A positive definite matrix whose eigenvalues fall by half from one to the next, and its eigenvectors as rows.
     fn known(n: usize) -> (Vec<f32>, Vec<f32>) {
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let mut v: Vec<f32> = (0..n * n).map(|_| uniform(&mut random)).collect();
-        orthonormalise(&mut v, n, &mut random);
+        orthonormalise(&mut v, n, &mut random, &mut Team::new(2).unwrap());
         let mut c = vec![0f32; n * n];
         for (k, row) in v.chunks_exact(n).enumerate() {
-            let value = 0.5f32.powi(k as i32);
+            let value = 0.5f32.powi(k.min(20) as i32);
             for i in 0..n {
                 for j in 0..n {
                     c[i * n + j] += value * row[i] * row[j];
@@ -136,10 +187,17 @@ mod tests {
 
     #[test]
     fn factor_times_its_transpose_is_the_matrix_and_the_inverse_undoes_it() {
-        let n = 13;
+        for n in [13, BLOCK, 2 * BLOCK + 7] {
+            factor_and_inverse(n);
+        }
+    }
+
+    fn factor_and_inverse(n: usize) {
         let (c, _) = known(n);
-        let l = cholesky(&c, n).unwrap();
-        let inverse = invert_lower(&l, n);
+        let mut team = Team::new(2).unwrap();
+        let l = cholesky(&c, n, &mut team).unwrap();
+        assert_eq!(l, cholesky(&c, n, &mut Team::new(1).unwrap()).unwrap());
+        let inverse = invert_lower(&l, n, &mut team);
         for i in 0..n {
             for j in 0..n {
                 let product = dot(&l[i * n..i * n + n], &l[j * n..j * n + n]);
@@ -152,15 +210,15 @@ mod tests {
             }
         }
         let negative: Vec<f32> = c.iter().map(|x| -x).collect();
-        assert!(cholesky(&negative, n).is_none());
+        assert!(cholesky(&negative, n, &mut team).is_none());
     }
 
     #[test]
     fn the_leading_space_holds_the_leading_eigenvectors() {
         let n = 20;
         let (c, vectors) = known(n);
-        let mut products = Products::new(1).unwrap();
-        let basis = leading_space(&c, n, 4, 1, &mut products);
+        let mut products = Machine::host(1).products().unwrap();
+        let basis = leading_space(&c, n, 4, 1, &mut products).unwrap();
         for (k, v) in vectors.chunks_exact(n).take(4).enumerate() {
             let inside: f32 = basis
                 .chunks_exact(n)
@@ -172,8 +230,8 @@ mod tests {
 
     #[test]
     fn a_matrix_of_lower_rank_still_gives_a_whole_basis() {
-        let mut products = Products::new(1).unwrap();
-        let basis = leading_space(&[0.0; 36], 6, 6, 1, &mut products);
+        let mut products = Machine::host(1).products().unwrap();
+        let basis = leading_space(&[0.0; 36], 6, 6, 1, &mut products).unwrap();
         for (i, a) in basis.chunks_exact(6).enumerate() {
             for (j, b) in basis.chunks_exact(6).enumerate() {
                 let dot: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();

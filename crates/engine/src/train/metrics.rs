@@ -1,8 +1,7 @@
 //! How good a predictor is on tokens that it was not trained on.
 
-use super::labels::bit;
-use super::work::Products;
-use countdown_kernels::MatRef;
+use super::{labels::bit, machine::Packed};
+use crate::error::Result;
 
 /// The value that a share `q` of `values` does not exceed, which reorders them; below all for q = 0.
 pub(super) fn quantile(values: &mut [f32], q: f64) -> f32 {
@@ -43,7 +42,10 @@ pub(super) struct QualitySums {
 
 impl QualitySums {
     /// Adds tokens: what was kept `[tokens, inter]` (by `keep(token, neuron)`), their labels, their exact coefficients
-    /// `[tokens, inter]`, and the transposed down projection `[inter, hidden]`.
+    /// `[tokens, inter]`, and products of the transposed down projection `[inter, hidden]`.
+    ///
+    /// # Errors
+    /// What a card says.
     ///
     /// # Panics
     /// If lengths do not fit.
@@ -52,9 +54,8 @@ impl QualitySums {
         keep: impl Fn(usize, usize) -> bool,
         labels: &[u32],
         coefficients: &[f32],
-        down: MatRef<'_>,
-        products: &mut Products,
-    ) {
+        down: &mut Packed<'_>,
+    ) -> Result<()> {
         let inter = down.rows();
         let tokens = coefficients.len() / inter;
         let words = labels.len() / tokens;
@@ -87,10 +88,11 @@ impl QualitySums {
         self.neurons += coefficients.len() as f64;
         let mut y = vec![0.0; tokens * down.cols()];
         let squares = |y: &[f32]| y.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-        products.times_packed(coefficients, down, &mut y);
+        down.times(coefficients, &mut y)?;
         self.squares += squares(&y);
-        products.times_packed(&lost, down, &mut y);
+        down.times(&lost, &mut y)?;
         self.squares_lost += squares(&y);
+        Ok(())
     }
 
     /// What the sums come to; ratios of nothing are 0.
@@ -109,7 +111,8 @@ impl QualitySums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use countdown_kernels::DType;
+    use crate::train::machine::Machine;
+    use countdown_kernels::{DType, MatRef};
 
     #[test]
     fn sums_come_to_what_a_hand_counts() {
@@ -121,8 +124,8 @@ mod tests {
         let labels = [0b0011, 0b1100];
         let kept = [[true, false, true, false], [false, false, true, true]];
         let mut sums = QualitySums::default();
-        let mut products = Products::new(1).unwrap();
-        sums.add(|t, i| kept[t][i], &labels, &s, down, &mut products);
+        let mut down = Machine::host(1).packed(down, 2).unwrap();
+        sums.add(|t, i| kept[t][i], &labels, &s, &mut down).unwrap();
         let q = sums.quality();
         assert_eq!(q.sparsity, 0.5);
         assert_eq!(q.precision, 0.75);

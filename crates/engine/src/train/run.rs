@@ -10,12 +10,14 @@ use super::{
     labels::needed,
     layer::{self, Begin, LayerReport, Shape},
     layer_data::{LayerData, Part},
+    machine::Machine,
     request::TrainRequest,
     samples::Samples,
     scorer::Scorer,
     state,
 };
 use crate::{
+    backend::Device,
     calibrate::{self, PlanRequest, calibrate, down_norms, measure_realised},
     error::{Error, Result},
     files,
@@ -94,6 +96,8 @@ pub struct Identity {
     pub batch: usize,
     /// The seed.
     pub seed: u64,
+    /// What computes: cpu or cuda, which round differently.
+    pub device: String,
 }
 
 /// Trains a predictor for every layer on `tokens`, which are cut into windows, each opened by `bos` if there is one; then fits
@@ -131,10 +135,11 @@ pub fn train(
     let identity = Identity::of(session, tokens, request);
     identity.claim(folder)?;
     let windows = calibrate::windows(session, tokens, bos);
+    let machine = Machine::like(session)?;
     let mut run = Run {
         request,
         folder,
-        threads: session.threads(),
+        machine: &machine,
         norms: down_norms(&model),
         count: windows.iter().map(Vec::len).sum(),
         progress: &mut progress,
@@ -180,6 +185,10 @@ impl Identity {
             rate: request.rate,
             batch: request.batch,
             seed: request.seed,
+            device: match session.runs_on() {
+                Device::Cpu => "cpu".into(),
+                Device::Cuda(_) => "cuda".into(),
+            },
         }
     }
 
@@ -244,7 +253,7 @@ struct Unfinished {
 struct Run<'a> {
     request: &'a TrainRequest,
     folder: &'a Path,
-    threads: usize,
+    machine: &'a Machine,
     /// Norms of the columns of down, by layer.
     norms: Vec<Vec<f32>>,
     /// Tokens of all windows.
@@ -303,13 +312,13 @@ impl Run<'_> {
     ) -> Result<(Predictor, LayerReport)> {
         let mut data = self.collect(layer, pass)?;
         self.tell(layer, 0, None);
-        let (request, threads) = (self.request, self.threads);
+        let (request, machine) = (self.request, self.machine);
         let (config, ffn) = (&self.model.config, &self.model.layers[layer].ffn);
         let down = down(self.model, layer);
         let seed = request.seed.wrapping_add(layer as u64);
         let mut shape = Shape::new(request, config.act, &data);
         let standard = shape.standard(&data);
-        let start = shape.start(request, ffn, &standard, &mut data, seed, threads)?;
+        let start = shape.start(request, ffn, &standard, &mut data, seed, machine)?;
         let begin = match self.unfinished(layer, start.len())? {
             Some(state) => Begin::From(state),
             None => Begin::At(start),
@@ -326,7 +335,7 @@ impl Run<'_> {
             &standard,
             &mut data,
             schedule,
-            threads,
+            machine,
             begin,
             |s| {
                 let vectors = [
@@ -347,7 +356,7 @@ impl Run<'_> {
         )?;
         let predictor = shape.finish(&state.best, &standard)?;
         let (quality, bound) =
-            layer::measure(&predictor, request, config.act, down, &mut data, threads)?;
+            layer::measure(&predictor, request, config.act, down, &mut data, machine)?;
         let report = LayerReport {
             layer,
             tokens: data.samples.tokens(),
@@ -386,7 +395,7 @@ impl Run<'_> {
         let norms = &self.norms[layer];
         let needed = needed(norms.len(), self.request.sparsity);
         let (target, down) = (self.request.labels, down(self.model, layer).view());
-        let mut scorer = Scorer::new(target, needed, norms, down, self.threads)?;
+        let mut scorer = Scorer::new(target, needed, norms, down, self.machine)?;
         let samples = self.samples(hidden, norms.len())?;
         let mut data = LayerData::new(layer, norms.clone(), hidden, samples);
         let mut failed = Ok(());

@@ -13,7 +13,7 @@ enum Store {
 }
 
 /// Inputs `[tokens, hidden]` that are written in order and read in any.
-pub struct Samples {
+pub(crate) struct Samples {
     hidden: usize,
     tokens: usize,
     store: Store,
@@ -21,7 +21,7 @@ pub struct Samples {
 
 impl Samples {
     /// Samples in memory, room for `tokens` of them being taken at once.
-    pub fn in_memory(hidden: usize, tokens: usize) -> Samples {
+    pub(crate) fn in_memory(hidden: usize, tokens: usize) -> Samples {
         Samples {
             hidden,
             tokens: 0,
@@ -33,7 +33,7 @@ impl Samples {
     ///
     /// # Errors
     /// [`Error::Write`] if the file cannot be made.
-    pub fn in_file(hidden: usize, path: &Path) -> Result<Samples> {
+    pub(crate) fn in_file(hidden: usize, path: &Path) -> Result<Samples> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -61,7 +61,7 @@ impl Samples {
     ///
     /// # Panics
     /// If `x` is no whole number of tokens.
-    pub fn push(&mut self, x: &[f32]) -> Result<()> {
+    pub(crate) fn push(&mut self, x: &[f32]) -> Result<()> {
         assert!(x.len().is_multiple_of(self.hidden), "samples: length");
         match &mut self.store {
             Store::Memory(all) => all.extend_from_slice(x),
@@ -78,7 +78,7 @@ impl Samples {
     }
 
     /// Tokens in all.
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
 
@@ -89,7 +89,7 @@ impl Samples {
     ///
     /// # Panics
     /// If a token is beyond the last, or `out` has another length.
-    pub fn gather(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
+    pub(crate) fn gather(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
         let hidden = self.hidden;
         assert_eq!(out.len(), tokens.len() * hidden, "samples: output");
         assert!(

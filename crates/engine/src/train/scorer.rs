@@ -1,32 +1,32 @@
 //! Scores of neurons: how much a token needs each.
 
 use super::{
-    labels::{Target, top},
-    work::{Products, sized},
+    host::sized,
+    labels::{Labels, Target, top},
+    machine::{Machine, Packed},
 };
 use crate::error::Result;
-use countdown_kernels::MatRef;
+use countdown_kernels::{MatRef, cpu::Team};
 
 /// Tokens to score at a time: enough for products to be quick, few enough for their scores to take little memory.
 pub(super) const BATCH: usize = 128;
 
 /// Scores one layer's neurons by a target.
-pub struct Scorer<'a> {
+pub(crate) struct Scorer<'a> {
     target: Target,
     /// Neurons kept a token.
     needed: usize,
     /// Norms of the rows of `down`, `[inter]`.
     norms: &'a [f32],
-    /// The transposed down projection, `[inter, hidden]`.
-    down: MatRef<'a>,
-    products: Products,
+    /// Products of the transposed down projection, `[inter, hidden]`, for the target that takes them.
+    down: Option<Packed<'a>>,
     /// `[tokens, inter]`, of the last tokens scored.
     scores: Vec<f32>,
     /// Coefficients of the neurons left out, 0 for others: `[tokens, inter]`.
     left_out: Vec<f32>,
     /// What they add to the output: `[tokens, hidden]`.
     residual: Vec<f32>,
-    order: Vec<f32>,
+    team: Team,
 }
 
 impl<'a> Scorer<'a> {
@@ -34,24 +34,24 @@ impl<'a> Scorer<'a> {
     /// of whose rows are given.
     ///
     /// # Errors
-    /// [`crate::Error::Machine`] where threads or kernels are missing.
-    pub fn new(
+    /// [`crate::Error::Machine`] where threads, kernels or a card's memory are missing.
+    pub(crate) fn new(
         target: Target,
         needed: usize,
         norms: &'a [f32],
         down: MatRef<'a>,
-        threads: usize,
+        machine: &Machine,
     ) -> Result<Scorer<'a>> {
+        let down = (target == Target::Output).then(|| machine.packed(down, BATCH));
         Ok(Scorer {
             target,
             needed,
             norms,
-            down,
-            products: Products::new(threads)?,
+            down: down.transpose()?,
             scores: Vec::new(),
             left_out: Vec::new(),
             residual: Vec::new(),
-            order: Vec::new(),
+            team: crate::session::team(machine.threads)?,
         })
     }
 
@@ -64,34 +64,50 @@ impl<'a> Scorer<'a> {
             }
     }
 
-    /// Neurons to label a token.
-    pub fn needed(&self) -> usize {
-        self.needed
+    /// Labels the neurons that some tokens need.
+    ///
+    /// # Errors
+    /// As [`Scorer::scores`].
+    ///
+    /// # Panics
+    /// As [`Scorer::scores`].
+    pub(super) fn label(&mut self, gate: &[f32], up: &[f32], labels: &mut Labels) -> Result<()> {
+        self.scores(gate, up)?;
+        labels.push_top(&mut self.team, &self.scores, self.needed);
+        Ok(())
     }
 
     /// The scores of some tokens, `[tokens, inter]`, from `gate`, which is act(W_gate x), and `up`, of the same shape.
     ///
+    /// # Errors
+    /// [`crate::Error::Machine`] where a card fails.
+    ///
     /// # Panics
     /// If `gate` and `up` are no whole number of tokens.
-    pub fn scores(&mut self, gate: &[f32], up: &[f32]) -> &[f32] {
+    pub(crate) fn scores(&mut self, gate: &[f32], up: &[f32]) -> Result<&[f32]> {
         let inter = self.norms.len();
         assert!(gate.len() == up.len() && gate.len().is_multiple_of(inter));
         sized(&mut self.scores, gate.len());
-        let rows = gate.chunks_exact(inter).zip(up.chunks_exact(inter));
-        for (out, (gate, up)) in self.scores.chunks_exact_mut(inter).zip(rows) {
-            let factors = gate.iter().zip(up).zip(self.norms);
-            for (out, ((g, u), n)) in out.iter_mut().zip(factors) {
-                *out = match self.target {
-                    Target::Magnitude => (g * u).abs(),
-                    Target::Weighted | Target::Output => (g * u).abs() * n,
-                    Target::Gate => g.abs(),
-                };
+        let (target, norms) = (self.target, self.norms);
+        self.team.split(&mut self.scores, inter, |at, out| {
+            let rows = gate[at..].chunks_exact(inter);
+            let rows = rows.zip(up[at..].chunks_exact(inter));
+            for (out, (gate, up)) in out.chunks_exact_mut(inter).zip(rows) {
+                let factors = gate.iter().zip(up).zip(norms);
+                for (out, ((g, u), n)) in out.iter_mut().zip(factors) {
+                    *out = match target {
+                        Target::Magnitude => (g * u).abs(),
+                        Target::Weighted | Target::Output => (g * u).abs() * n,
+                        Target::Gate => g.abs(),
+                    };
+                }
             }
+        });
+        if let Some(mut down) = self.down.take() {
+            self.refine(gate, up, &mut down)?;
+            self.down = Some(down);
         }
-        if self.target == Target::Output {
-            self.refine(gate, up);
-        }
-        &self.scores
+        Ok(&self.scores)
     }
 
     /// From scores of neurons alone to scores given what else is left out.
@@ -100,20 +116,22 @@ impl<'a> Scorer<'a> {
     /// neurons than dimensions, they undo the same residual several times over, and a full step can lose more than it
     /// gains, as in Jacobi's iteration. So it is a half: the mean of what a neuron's choice is found to gain, and of what
     /// it gains by itself.
-    fn refine(&mut self, gate: &[f32], up: &[f32]) {
-        let (inter, hidden) = (self.down.rows(), self.down.cols());
+    fn refine(&mut self, gate: &[f32], up: &[f32], down: &mut Packed<'_>) -> Result<()> {
+        let (inter, hidden) = (down.rows(), down.cols());
         self.left_out.clear();
         self.left_out
             .extend(gate.iter().zip(up).map(|(g, u)| g * u));
-        let rows = self.left_out.chunks_exact_mut(inter);
-        for (left_out, scores) in rows.zip(self.scores.chunks_exact(inter)) {
-            top(scores, self.needed, &mut self.order, |i| left_out[i] = 0.0);
-        }
+        let (needed, scores) = (self.needed, &self.scores);
+        self.team.split(&mut self.left_out, inter, |at, left_out| {
+            let mut order = Vec::new();
+            let rows = left_out.chunks_exact_mut(inter);
+            for (left_out, scores) in rows.zip(scores[at..].chunks_exact(inter)) {
+                top(scores, needed, &mut order, |i| left_out[i] = 0.0);
+            }
+        });
         let residual = sized(&mut self.residual, gate.len() / inter * hidden);
-        self.products
-            .times_packed(&self.left_out, self.down, residual);
-        self.products
-            .times_packed_transposed(residual, self.down, &mut self.scores);
+        down.times(&self.left_out, residual)?;
+        down.times_transposed(residual, &mut self.scores)?;
         let factors = gate.iter().zip(up).zip(self.norms.iter().cycle());
         let out = self.scores.iter_mut().zip(&self.left_out);
         for ((out, left_out), ((g, u), n)) in out.zip(factors) {
@@ -121,6 +139,7 @@ impl<'a> Scorer<'a> {
             let alone = (g * u * n).powi(2) * if kept { 1.0 } else { -1.0 };
             *out = 0.5 * (growth(g * u, *out, alone) + alone);
         }
+        Ok(())
     }
 }
 
@@ -134,7 +153,6 @@ fn growth(s: f32, along: f32, alone: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Labels;
     use countdown_kernels::DType;
     use rand_chacha::{
         ChaCha8Rng,
@@ -171,7 +189,7 @@ mod tests {
         fn scorer(&self, target: Target, needed: usize) -> Scorer<'_> {
             let bytes = bytemuck::cast_slice(&self.down);
             let down = MatRef::new(DType::F32, self.norms.len(), self.hidden, bytes).unwrap();
-            Scorer::new(target, needed, &self.norms, down, 1).unwrap()
+            Scorer::new(target, needed, &self.norms, down, &Machine::host(1)).unwrap()
         }
 
         /// The square of what the output loses.
@@ -206,7 +224,7 @@ mod tests {
             (Target::Weighted, [2.0, 15.0]),
             (Target::Gate, [2.0, 0.5]),
         ] {
-            assert_eq!(layer.scorer(target, 1).scores(&gate, &up), scores);
+            assert_eq!(layer.scorer(target, 1).scores(&gate, &up).unwrap(), scores);
         }
     }
 
@@ -216,7 +234,7 @@ mod tests {
         let layer = Layer::new(inter, hidden);
         let [gate, up] = factors(tokens, inter);
         let mut scorer = layer.scorer(Target::Output, needed);
-        let scores = scorer.scores(&gate, &up);
+        let scores = scorer.scores(&gate, &up).unwrap();
         for t in 0..tokens {
             let row = t * inter..(t + 1) * inter;
             let factors = gate[row.clone()].iter().zip(&up[row.clone()]);
@@ -248,11 +266,9 @@ mod tests {
                 let needed = super::super::labels::needed(inter, sparsity);
                 let lost = [Target::Weighted, Target::Output].map(|target| {
                     let mut scorer = layer.scorer(target, needed);
-                    let scores = scorer.scores(&gate, &up);
+                    let scores = scorer.scores(&gate, &up).unwrap();
                     let mut labels = Labels::new(inter);
-                    for row in scores.chunks_exact(inter) {
-                        labels.push_top(row, needed);
-                    }
+                    labels.push_top(&mut Team::new(1).unwrap(), scores, needed);
                     let token = |t: usize| {
                         let row = t * inter..(t + 1) * inter;
                         let factors = gate[row.clone()].iter().zip(&up[row]);

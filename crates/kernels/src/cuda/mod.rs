@@ -2,6 +2,7 @@
 //! without it gets a [`CudaError`] that says what is missing.
 
 mod attention;
+mod blas;
 mod blocks;
 mod error;
 pub mod ffn;
@@ -9,6 +10,7 @@ mod jit;
 mod launch;
 mod prompt;
 mod step;
+pub mod train;
 mod weights;
 
 pub use attention::{AttentionCall, AttentionKernels, AttentionShape, KvCache};

@@ -1,18 +1,11 @@
 //! Several tokens: products through cuBLAS.
 
-use super::{Cuda, CudaError, StepKernels, Weights};
-use crate::DType;
-use cudarc::{
-    cublas::{
-        CudaBlas, result,
-        sys::{
-            cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType,
-            is_culib_present,
-        },
-    },
-    driver::CudaSlice,
+use super::{
+    Cuda, CudaError, StepKernels, Weights,
+    blas::{Blas, Lies, Operand},
 };
-use std::ffi::c_void;
+use crate::DType;
+use cudarc::{cublas::sys::cudaDataType, driver::CudaSlice};
 
 /// How weights lie in a product `y = x W^T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +18,7 @@ pub enum Orientation {
 
 /// Products of many rows, with the memory for their operands.
 pub struct PromptKernels {
-    blas: CudaBlas,
+    blas: Blas,
     /// Inputs in the weights' type.
     rounded: CudaSlice<u16>,
     /// Quantised weights, unpacked.
@@ -38,13 +31,8 @@ impl PromptKernels {
     /// # Errors
     /// [`CudaError::NoBlas`], or what the driver and cuBLAS say.
     pub fn new(cuda: &Cuda, inputs: usize, weights: usize) -> Result<PromptKernels, CudaError> {
-        // SAFETY: loading the library runs nothing but its own initialisation.
-        if !unsafe { is_culib_present() } {
-            return Err(CudaError::NoBlas);
-        }
-        let blas = CudaBlas::new(cuda.stream.clone());
         Ok(PromptKernels {
-            blas: blas.map_err(|source| CudaError::Blas { source })?,
+            blas: Blas::new(cuda)?,
             rounded: cuda.zeros(inputs.max(1))?,
             unpacked: cuda.zeros(weights.max(1))?,
         })
@@ -90,36 +78,21 @@ impl PromptKernels {
                 (cuda.address(&self.rounded), kind)
             }
         };
-        // cuBLAS counts columns first, so it sees all matrices transposed: out^T = W x^T.
-        let transposed = match orientation {
-            Orientation::RowPerOutput => cublasOperation_t::CUBLAS_OP_T,
-            Orientation::RowPerInput => cublasOperation_t::CUBLAS_OP_N,
+        let x = Operand {
+            at: input,
+            lies: Lies::Straight,
         };
-        let (one, zero) = (1f32, 0f32);
-        // SAFETY: all three are on the card and as long as was checked; factors are of the type of the computation.
-        let done = unsafe {
-            result::gemm_ex(
-                *self.blas.handle(),
-                transposed,
-                cublasOperation_t::CUBLAS_OP_N,
-                outputs as i32,
-                tokens as i32,
-                inputs as i32,
-                std::ptr::from_ref(&one).cast(),
-                weights as *const c_void,
-                kind,
-                w.cols as i32,
-                input as *const c_void,
-                kind,
-                inputs as i32,
-                std::ptr::from_ref(&zero).cast(),
-                cuda.address(out) as *mut c_void,
-                cudaDataType::CUDA_R_32F,
-                outputs as i32,
-                cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )
+        let w = Operand {
+            at: weights,
+            lies: match orientation {
+                Orientation::RowPerOutput => Lies::Transposed,
+                Orientation::RowPerInput => Lies::Straight,
+            },
         };
-        done.map_err(|source| CudaError::Blas { source })
+        // SAFETY: all three are on the card and as long as was checked.
+        unsafe {
+            self.blas
+                .multiply((x, w, kind), [tokens, inputs, outputs], cuda.address(out))
+        }
     }
 }

@@ -9,7 +9,7 @@ mod results;
 mod table;
 
 use crate::{
-    args::{ComputeArgs, ModelArgs, at_least, steppings},
+    args::{ComputeArgs, DeviceArgs, ModelArgs, at_least, steppings},
     console::{Console, print},
     failure::{Failure, Result},
     load,
@@ -111,6 +111,7 @@ pub(crate) fn run(console: &Console, args: &CompareArgs) -> Result<()> {
         model: &model,
         tokenizer: &tokenizer,
         threads,
+        device: DeviceArgs::CPU,
     };
     let candidates = candidates(&args.field, &planner)?;
     let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();

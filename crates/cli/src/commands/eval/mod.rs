@@ -131,6 +131,7 @@ impl Measured {
             model: &model,
             tokenizer: &tokenizer,
             threads,
+            device: args.device,
         };
         let mut plans = Vec::new();
         for path in &args.sweep.plan {

@@ -1,10 +1,11 @@
 //! FFNs on a card: by the kernels of steps, or by products for prompts.
 
-use super::{Buffer, CudaBackend, RmsNorm, error, plan::NO_RANK};
+use super::{Buffer, CudaBackend, RmsNorm, error, observed::Observed, plan::NO_RANK};
 use crate::{
-    backend::{FfnCall, FfnTrace},
+    backend::{ByPlan, FfnCall, FfnTrace},
     error::{Error, Result},
     model::Ffn,
+    sparsity::Rule,
 };
 use countdown_kernels::{
     DType,
@@ -49,6 +50,11 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Whether a rule belongs to no plan: the host decides by it.
+    pub(super) fn is_alone(&self, rule: Option<&Rule>) -> bool {
+        rule.is_some() && self.in_force == ByPlan::Dense
+    }
+
     /// FFNs by the kernels of steps, token by token; of the output's own rows without `x`.
     pub(super) fn ffn_steps(
         &mut self,
@@ -58,17 +64,10 @@ impl CudaBackend {
         mut out: Output<'_>,
     ) {
         let inter = call.weights.gate.rows();
-        let rule = match (call.rule, self.plans.first()) {
-            (None, _) => None,
-            (Some(_), Some(plan)) => Some(&plan.rules[call.layer]),
-            (Some(_), None) => {
-                self.failed.get_or_insert(Error::Machine {
-                    cause: "a rule was given to a card without a plan".into(),
-                    remedy: "calibrate and train on the CPU (--device cpu)".into(),
-                });
-                return;
-            }
-        };
+        let rule = call.rule.map(|_| {
+            let plan = self.plans.first();
+            &plan.expect("steps follow a plan that is set").rules[call.layer]
+        });
         let shape = self.ffn_shape(call.weights, rule.and_then(|r| r.rank()));
         let shape = shape.expect("types were checked when the model was uploaded");
         let found = self.ffns.iter_mut().find(|(s, _)| *s == shape);
@@ -100,47 +99,111 @@ impl CudaBackend {
         self.check(done);
     }
 
-    /// FFNs of several tokens, densely.
+    /// FFNs of several tokens, densely or by a rule of no plan; the coefficients of neurons that it does not keep become zero.
     pub(super) fn ffn_prompt(
         &mut self,
         call: &mut FfnCall<'_>,
         x: &Buffer,
         out: Option<&mut Buffer>,
     ) {
-        let (cuda, step) = (&self.cuda, &self.step);
-        let (tokens, inter, act) = (call.tokens, call.weights.gate.rows(), self.act);
-        let (prompt, gate, up) = (&mut self.prompt, &mut self.gate, &mut self.up);
-        let w = |m| self.weights.matrix(m);
-        let rows = Orientation::RowPerOutput;
-        let x = (&x.data, 0, tokens);
-        let run = || {
-            prompt.matmul(cuda, step, w(&call.weights.gate), rows, x, gate)?;
-            prompt.matmul(cuda, step, w(&call.weights.up), rows, x, up)?;
-            if let Some(observer) = &mut call.observer {
-                step.multiply(cuda, gate, None, tokens * inter, act)?;
-                let mut seen = [self.hidden, inter, inter].map(|n| vec![0.0; tokens * n]);
-                let [input, seen_gate, seen_up] = &mut seen;
-                cuda.read(x.0, input)?;
-                cuda.read(gate, seen_gate)?;
-                cuda.read(up, seen_up)?;
-                observer(FfnTrace {
-                    layer: call.layer,
-                    start: call.start,
-                    inter,
-                    input,
-                    gate: seen_gate,
-                    up: seen_up,
-                });
+        let done = self.try_ffn_prompt(call, x, out);
+        if let Err(e) = done {
+            self.failed.get_or_insert(e);
+        }
+    }
+
+    fn try_ffn_prompt(
+        &mut self,
+        call: &mut FfnCall<'_>,
+        x: &Buffer,
+        out: Option<&mut Buffer>,
+    ) -> Result<()> {
+        let alone = call.rule.filter(|_| self.is_alone(call.rule));
+        let is_seen = call.observer.is_some() || alone.is_some();
+        self.project_gate(call, x)?;
+        self.project_up(call, x)?;
+        if is_seen {
+            self.show(call, x, alone)?;
+        }
+        let Some(out) = out else { return Ok(()) };
+        if alone.is_none() {
+            if is_seen {
                 // Activated already: the product is made anew.
-                prompt.matmul(cuda, step, w(&call.weights.gate), rows, x, gate)?;
+                self.project_gate(call, x)?;
             }
-            let Some(out) = out else { return Ok(()) };
-            step.multiply(cuda, gate, Some(up), tokens * inter, act)?;
-            let down = w(call.weights.down.matrix());
-            let columns = Orientation::RowPerInput;
-            prompt.matmul(cuda, step, down, columns, (gate, 0, tokens), &mut out.data)
+            let n = call.tokens * call.weights.gate.rows();
+            self.step
+                .multiply(&self.cuda, &mut self.gate, Some(&self.up), n, self.act)
+                .map_err(error)?;
+        }
+        let down = self.weights.matrix(call.weights.down.matrix());
+        let coefficients = (&self.gate, 0, call.tokens);
+        let (cuda, step, columns) = (&self.cuda, &self.step, Orientation::RowPerInput);
+        self.prompt
+            .matmul(cuda, step, down, columns, coefficients, &mut out.data)
+            .map_err(error)
+    }
+
+    /// W_gate x.
+    fn project_gate(&mut self, call: &FfnCall<'_>, x: &Buffer) -> Result<()> {
+        let w = self.weights.matrix(&call.weights.gate);
+        let (cuda, step, rows) = (&self.cuda, &self.step, Orientation::RowPerOutput);
+        self.prompt
+            .matmul(
+                cuda,
+                step,
+                w,
+                rows,
+                (&x.data, 0, call.tokens),
+                &mut self.gate,
+            )
+            .map_err(error)
+    }
+
+    /// W_up x.
+    fn project_up(&mut self, call: &FfnCall<'_>, x: &Buffer) -> Result<()> {
+        let w = self.weights.matrix(&call.weights.up);
+        let (cuda, step, rows) = (&self.cuda, &self.step, Orientation::RowPerOutput);
+        self.prompt
+            .matmul(cuda, step, w, rows, (&x.data, 0, call.tokens), &mut self.up)
+            .map_err(error)
+    }
+
+    /// Activates gate, and shows the host what there is. By a rule that belongs to no plan the host replaces gate by the coefficients of the neurons that are
+    /// kept, and zeros.
+    fn show(&mut self, call: &mut FfnCall<'_>, x: &Buffer, alone: Option<&Rule>) -> Result<()> {
+        let inter = call.weights.gate.rows();
+        let lengths = [self.hidden, inter, inter].map(|n| call.tokens * n);
+        let observed = match &mut self.observed {
+            Some(observed) => observed,
+            none => {
+                let all = [x.data.len(), self.gate.len(), self.up.len()];
+                none.insert(Observed::new(&self.cuda, all, self.threads)?)
+            }
         };
-        let done = run();
-        self.check(done);
+        let cuda = &self.cuda;
+        self.step
+            .multiply(cuda, &mut self.gate, None, lengths[1], self.act)
+            .and_then(|()| observed.fetch(cuda, [&x.data, &self.gate, &self.up], lengths))
+            .map_err(error)?;
+        if let Some(observer) = &mut call.observer {
+            let [input, gate, up] = observed.seen(lengths).map_err(error)?;
+            observer(FfnTrace {
+                layer: call.layer,
+                start: call.start,
+                inter,
+                input,
+                gate,
+                up,
+            });
+        }
+        if let Some(rule) = alone {
+            let by = (self.act, inter);
+            let decided = observed.coefficients(rule, by, lengths);
+            let (coefficients, kept) = decided.map_err(error)?;
+            cuda.write(coefficients, &mut self.gate).map_err(error)?;
+            self.dense += kept;
+        }
+        Ok(())
     }
 }

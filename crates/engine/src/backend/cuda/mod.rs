@@ -3,6 +3,7 @@
 
 mod ffn;
 mod memory;
+mod observed;
 mod plan;
 mod weights;
 
@@ -23,6 +24,7 @@ use countdown_kernels::{
     },
 };
 use memory::Need;
+use observed::Observed;
 use plan::{DevicePlan, Steps};
 use std::{path::Path, sync::Arc};
 use weights::{DeviceWeights, turns};
@@ -31,7 +33,7 @@ use weights::{DeviceWeights, turns};
 const LOGIT_ROWS: usize = 32;
 
 /// As the engine reports it.
-fn error(e: CudaError) -> Error {
+pub(crate) fn error(e: CudaError) -> Error {
     let remedy = match &e {
         CudaError::Weights { .. } => {
             "use --device cpu, or a model whose rows are whole blocks and short enough for a card's shared memory"
@@ -84,13 +86,17 @@ pub(crate) struct CudaBackend {
     fetched_kept: HostBuffer<u32>,
     is_kept_fetched: bool,
     layers: usize,
-    /// Layers whose FFNs followed a rule since [`Backend::take_kept`], with their tokens; and neurons computed by those that did not.
+    /// Layers whose FFNs followed the plan since [`Backend::take_kept`], with their tokens; and neurons computed by those that did not.
     counted: Vec<(usize, usize)>,
     dense: usize,
     /// Dense steps.
     steps: Steps,
-    /// Plans seen, the one in force first.
+    /// Plans seen, the one in force first, if there is one.
     plans: Vec<DevicePlan>,
+    in_force: ByPlan,
+    /// For FFNs that are observed, or follow a rule of no plan; made when the first is.
+    observed: Option<Observed>,
+    threads: usize,
     issuing: Option<Issuing>,
     /// What went wrong first.
     failed: Option<Error>,
@@ -177,6 +183,9 @@ impl CudaBackend {
             dense: 0,
             steps: Steps::None,
             plans: Vec::new(),
+            in_force: ByPlan::Dense,
+            observed: None,
+            threads,
             issuing: None,
             failed: None,
             weights,
@@ -267,10 +276,12 @@ impl Backend for CudaBackend {
     fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()> {
         // Plans that nobody else has are not coming back.
         self.plans.retain(|p| Arc::strong_count(&p.plan) > 1);
+        self.in_force = ByPlan::Dense;
         let Some(plan) = plan else { return Ok(()) };
         let seen = self.plans.iter().position(|p| Arc::ptr_eq(&p.plan, plan));
         if let Some(at) = seen {
             self.plans.swap(0, at);
+            self.in_force = ByPlan::Sparse;
             return Ok(());
         }
         let uploaded = DevicePlan::upload(&self.cuda, model, plan)?;
@@ -279,6 +290,7 @@ impl Backend for CudaBackend {
             self.compile(shape)?;
         }
         self.plans.insert(0, uploaded);
+        self.in_force = ByPlan::Sparse;
         Ok(())
     }
 
@@ -478,6 +490,9 @@ impl Backend for CudaBackend {
     }
 
     fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) {
+        if self.is_alone(call.rule) {
+            return self.ffn_prompt(&mut call, x, Some(out));
+        }
         let is_prompt = call.rule.is_none() && call.tokens > 1;
         if call.observer.is_some() || is_prompt {
             let whole = is_prompt.then_some(&mut *out);
@@ -498,7 +513,7 @@ impl Backend for CudaBackend {
         spare: &mut Buffer,
         (x, scale): (&mut Buffer, f32),
     ) {
-        let is_step = call.tokens == 1 || call.rule.is_some();
+        let is_step = (call.tokens == 1 || call.rule.is_some()) && !self.is_alone(call.rule);
         if call.observer.is_none() && is_step && scale == 1.0 {
             return self.ffn_steps(&call, None, Some(norm), Output::Add(&mut x.data));
         }

@@ -1,5 +1,11 @@
 use super::*;
-use crate::train::{students::Shard, work::Work};
+use crate::train::{
+    arithmetic::{Labelled, Work},
+    host::Host,
+    labels::Labels,
+    machine::Machine,
+    students::{Gradient, Shard},
+};
 use countdown_kernels::cpu::Act;
 use rand_chacha::{
     ChaCha8Rng,
@@ -33,14 +39,13 @@ fn toy() -> Toy {
         normal(3 * HIDDEN, 2),
         normal(3 * INTER, 3),
     );
-    let mut products = Products::new(1).unwrap();
+    let mut products = Machine::host(1).products().unwrap();
     let (mut z, mut scores) = (vec![0.0; TOKENS * 3], vec![0.0; TOKENS * INTER]);
-    products.times_transposed(&x, &a, HIDDEN, &mut z);
-    products.times(&z, &b, 3, &mut scores);
-    let mut labels = crate::train::Labels::new(INTER);
-    scores
-        .chunks_exact(INTER)
-        .for_each(|s| labels.push_top(s, 10));
+    let host = products.host();
+    host.product_transposed(&x, &a, HIDDEN, &mut z);
+    host.product(&z, &b, 3, &mut scores);
+    let mut labels = Labels::new(INTER);
+    labels.push_top(&mut host.team, &scores, 10);
     let needs = (0..TOKENS * INTER)
         .map(|i| f32::from(u8::from(labels.get(i / INTER, i % INTER))))
         .collect();
@@ -60,15 +65,21 @@ impl Toy {
             frequencies: &self.frequencies,
         }
     }
-    fn loss(&self, student: &dyn Student, parameters: &[f32]) -> f64 {
+    fn loss(&self, student: &dyn Gradient<Host>, parameters: &[f32]) -> f64 {
         let shard = Shard {
             x: &self.x,
-            labels: &self.words,
-            scale: 1.0,
+            labelled: Labelled {
+                labels: &self.words,
+                tokens: TOKENS,
+                inter: INTER,
+                scale: 1.0,
+            },
+            constants: &student.constants().to_vec(),
         };
         let mut gradient = vec![0.0; parameters.len()];
-        let mut work = Work::new().unwrap();
-        student.gradient(parameters, shard, &mut work, &mut gradient) / (TOKENS * INTER) as f64
+        let mut work = Work::new(Host::new(1).unwrap()).unwrap();
+        let loss = student.gradient(&parameters.to_vec(), &shard, &mut work, &mut gradient);
+        loss.unwrap() / (TOKENS * INTER) as f64
     }
     /// The loss of knowing frequencies alone.
     fn chance(&self) -> f64 {
@@ -80,7 +91,7 @@ impl Toy {
 #[test]
 fn reduced_rank_regression_finds_the_directions_that_decide() {
     let toy = toy();
-    let mut products = Products::new(2).unwrap();
+    let mut products = Machine::host(2).products().unwrap();
     let mut losses = Vec::new();
     for rank in [1, 3, 8] {
         let student = LowRank {
@@ -108,7 +119,7 @@ fn the_ternary_start_beats_frequencies_alone() {
         hidden: HIDDEN,
         inter: INTER,
     };
-    let mut products = Products::new(1).unwrap();
+    let mut products = Machine::host(1).products().unwrap();
     let parameters = ternary(&student, &toy.sample(), &mut products).unwrap();
     let loss = toy.loss(&student, &parameters);
     assert!(loss < 0.9 * toy.chance(), "{loss}, chance {}", toy.chance());
@@ -131,7 +142,7 @@ fn a_product_of_full_rank_is_the_ffn_itself() {
         weight: vec![1.0; INTER],
         floor: 0.0,
     };
-    let mut products = Products::new(1).unwrap();
+    let mut products = Machine::host(1).products().unwrap();
     let weights = GateAndUp {
         gate: &gate,
         up: &up,

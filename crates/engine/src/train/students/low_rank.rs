@@ -1,16 +1,19 @@
 //! Logits of low rank: `B (A x) + b`.
 
-use super::{Shard, Student};
-use crate::train::{
-    elementwise::logit_loss,
-    work::{Work, sized, transpose},
+use super::{Gradient, Shard, Student};
+use crate::{
+    error::Result,
+    train::{
+        arithmetic::{Arithmetic, Work},
+        host::Host,
+    },
 };
 use std::ops::Range;
 
 /// Logits of low rank. Parameters: A `[rank, hidden]`, then B transposed `[rank, inter]`, then b `[inter]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // the field's own names
-pub struct LowRank {
+pub(crate) struct LowRank {
     pub hidden: usize,
     pub inter: usize,
     pub rank: usize,
@@ -18,7 +21,7 @@ pub struct LowRank {
 
 impl LowRank {
     /// A, B transposed and b of a vector of parameters.
-    pub fn parts<'a>(&self, parameters: &'a [f32]) -> (&'a [f32], &'a [f32], &'a [f32]) {
+    pub(crate) fn parts<'a>(&self, parameters: &'a [f32]) -> (&'a [f32], &'a [f32], &'a [f32]) {
         let (a, rest) = parameters.split_at(self.rank * self.hidden);
         let (b, bias) = rest.split_at(self.rank * self.inter);
         (a, b, bias)
@@ -34,47 +37,49 @@ impl Student for LowRank {
         0..self.rank * (self.hidden + self.inter)
     }
 
-    fn gradient(
-        &self,
-        parameters: &[f32],
-        shard: Shard<'_>,
-        work: &mut Work,
-        gradient: &mut [f32],
-    ) -> f64 {
+    fn scores(&self, parameters: &[f32], x: &[f32], host: &mut Host, out: &mut [f32]) {
         let (a, b, bias) = self.parts(parameters);
-        let (da, rest) = gradient.split_at_mut(a.len());
-        let (db, dbias) = rest.split_at_mut(b.len());
-        let tokens = shard.x.len() / self.hidden;
-        let p = &mut work.products;
-
-        let z = sized(&mut work.inner, tokens * self.rank);
-        p.times_transposed(shard.x, a, self.hidden, z);
-        let logits = sized(&mut work.first, tokens * self.inter);
-        p.times(z, b, self.rank, logits);
-
-        dbias.fill(0.0);
-        let rows = logits.chunks_exact_mut(self.inter);
-        let loss = rows
-            .zip(shard.label_rows(tokens))
-            .map(|(row, labels)| logit_loss(row, bias, labels, shard.scale, dbias))
-            .sum();
-
-        transpose(z, self.rank, &mut work.transposed);
-        p.times(&work.transposed, logits, tokens, db);
-        let dz = sized(&mut work.inner_grad, tokens * self.rank);
-        p.times_transposed(logits, b, self.inter, dz);
-        transpose(dz, self.rank, &mut work.transposed);
-        p.times(&work.transposed, shard.x, tokens, da);
-        loss
-    }
-
-    fn scores(&self, parameters: &[f32], x: &[f32], work: &mut Work, out: &mut [f32]) {
-        let (a, b, bias) = self.parts(parameters);
-        let z = sized(&mut work.inner, x.len() / self.hidden * self.rank);
-        work.products.times_transposed(x, a, self.hidden, z);
-        work.products.times(z, b, self.rank, out);
+        let mut z = vec![0.0; x.len() / self.hidden * self.rank];
+        host.product_transposed(x, a, self.hidden, &mut z);
+        host.product(&z, b, self.rank, out);
         for row in out.chunks_exact_mut(self.inter) {
             row.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
         }
+    }
+}
+
+impl<A: Arithmetic> Gradient<A> for LowRank {
+    fn gradient(
+        &self,
+        parameters: &A::Vector,
+        shard: &Shard<'_, A>,
+        work: &mut Work<A>,
+        gradient: &mut A::Vector,
+    ) -> Result<f64> {
+        let (hidden, inter, rank) = (self.hidden, self.inter, self.rank);
+        let tokens = shard.labelled.tokens;
+        let (a, b) = (0, rank * hidden);
+        let bias = b + rank * inter;
+        let at = |place| (parameters, place);
+        let Work {
+            by,
+            inner: z,
+            inner_grad: dz,
+            first: logits,
+            ..
+        } = work;
+        by.room(z, tokens * rank)?;
+        by.room(dz, tokens * rank)?;
+        by.room(logits, tokens * inter)?;
+
+        let x = (shard.x, 0);
+        by.times_transposed(x, at(a), [tokens, hidden, rank], (z, 0))?;
+        by.times((z, 0), at(b), [tokens, rank, inter], (logits, 0))?;
+        let to = (&mut *gradient, bias);
+        let loss = by.logit_loss(logits, at(bias), shard.labelled, to)?;
+        by.transposed_times((z, 0), (logits, 0), [rank, tokens, inter], (gradient, b))?;
+        by.times_transposed((logits, 0), at(b), [tokens, inter, rank], (dz, 0))?;
+        by.transposed_times((dz, 0), x, [rank, tokens, hidden], (gradient, a))?;
+        Ok(loss)
     }
 }

@@ -8,52 +8,59 @@ mod ternary;
 #[cfg(test)]
 mod tests;
 
-pub use low_rank::LowRank;
-pub use product::Product;
-pub use ternary::Ternary;
+pub(crate) use low_rank::LowRank;
+pub(crate) use product::Product;
+pub(crate) use ternary::Ternary;
 
-use super::work::Work;
+use super::{
+    arithmetic::{Arithmetic, Labelled, Work},
+    host::Host,
+};
+use crate::error::Result;
 use std::ops::Range;
 
 /// A shard of a minibatch.
-#[derive(Clone, Copy)]
-pub struct Shard<'a> {
+pub(crate) struct Shard<'a, A: Arithmetic> {
     /// Inputs, `[tokens, hidden]`.
-    pub x: &'a [f32],
-    /// Labels, `[tokens]` rows of [`super::Labels::words_per_token`] words.
-    pub labels: &'a [u32],
-    /// Factor of the gradient: one by the elements of the whole minibatch, for a mean.
-    pub scale: f32,
-}
-
-impl Shard<'_> {
-    /// Each token's words.
-    fn label_rows(&self, tokens: usize) -> std::slice::ChunksExact<'_, u32> {
-        self.labels.chunks_exact(self.labels.len() / tokens)
-    }
+    pub x: &'a A::Vector,
+    /// What they need.
+    pub labelled: Labelled<'a, A::Words>,
+    /// See [`Student::constants`].
+    pub constants: &'a A::Vector,
 }
 
 /// A predictor while it is trained.
-pub trait Student: Sync {
+pub(crate) trait Student: Sync {
     /// Parameters in all.
     fn parameters(&self) -> usize;
 
     /// The parameters that weight decay draws towards zero: factors, not biases.
     fn decayed(&self) -> Range<usize>;
 
-    /// Overwrites `gradient` by `shard.scale` times the gradient of the shard's loss. Returns the loss summed over tokens and
-    /// neurons.
+    /// Numbers that the loss takes beside parameters.
+    fn constants(&self) -> &[f32] {
+        &[]
+    }
+
+    /// Writes what the finished predictor compares with its cut, `[tokens, inter]`, for inputs `[tokens, hidden]`.
     ///
     /// # Panics
     /// If a length does not fit (so below).
+    fn scores(&self, parameters: &[f32], x: &[f32], host: &mut Host, out: &mut [f32]);
+}
+
+/// A student's gradient, in closed form.
+pub(crate) trait Gradient<A: Arithmetic>: Student {
+    /// Overwrites `gradient` by the scale times the gradient of the shard's loss. Returns the loss summed over tokens and
+    /// neurons.
+    ///
+    /// # Errors
+    /// [`Error::Machine`](crate::Error::Machine) where a card fails.
     fn gradient(
         &self,
-        parameters: &[f32],
-        shard: Shard<'_>,
-        work: &mut Work,
-        gradient: &mut [f32],
-    ) -> f64;
-
-    /// Writes what the finished predictor compares with its cut, `[tokens, inter]`, for inputs `[tokens, hidden]`.
-    fn scores(&self, parameters: &[f32], x: &[f32], work: &mut Work, out: &mut [f32]);
+        parameters: &A::Vector,
+        shard: &Shard<'_, A>,
+        work: &mut Work<A>,
+        gradient: &mut A::Vector,
+    ) -> Result<f64>;
 }

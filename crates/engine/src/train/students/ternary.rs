@@ -1,9 +1,12 @@
 //! Logits of a full matrix whose values are -1, 0 or 1 times one scale.
 
-use super::{Shard, Student};
-use crate::train::{
-    elementwise::logit_loss,
-    work::{Work, sized, transpose},
+use super::{Gradient, Shard, Student};
+use crate::{
+    error::Result,
+    train::{
+        arithmetic::{Arithmetic, Work},
+        host::Host,
+    },
 };
 use std::ops::Range;
 
@@ -13,19 +16,19 @@ use std::ops::Range;
 /// unchanged (straight-through).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // the field's own names
-pub struct Ternary {
+pub(crate) struct Ternary {
     pub hidden: usize,
     pub inter: usize,
 }
 
 impl Ternary {
     /// Weights, transposed, and b of a vector of parameters.
-    pub fn parts<'a>(&self, parameters: &'a [f32]) -> (&'a [f32], &'a [f32]) {
+    pub(crate) fn parts<'a>(&self, parameters: &'a [f32]) -> (&'a [f32], &'a [f32]) {
         parameters.split_at(self.hidden * self.inter)
     }
 
     /// The scale of weights: the mean of their absolute values.
-    pub fn scale(weights: &[f32]) -> f32 {
+    pub(crate) fn scale(weights: &[f32]) -> f32 {
         let sum: f64 = weights
             .chunks(256)
             .map(|w| f64::from(w.iter().map(|w| w.abs()).sum::<f32>()))
@@ -34,7 +37,7 @@ impl Ternary {
     }
 
     /// What the predictor multiplies with: each weight rounded to -1, 0 or 1 times `scale`.
-    pub fn rounded(weights: &[f32], scale: f32, out: &mut Vec<f32>) {
+    pub(crate) fn rounded(weights: &[f32], scale: f32, out: &mut Vec<f32>) {
         let half = 0.5 * scale;
         out.clear();
         out.extend(weights.iter().map(|&w| {
@@ -56,40 +59,42 @@ impl Student for Ternary {
         0..self.hidden * self.inter
     }
 
-    fn gradient(
-        &self,
-        parameters: &[f32],
-        shard: Shard<'_>,
-        work: &mut Work,
-        gradient: &mut [f32],
-    ) -> f64 {
+    fn scores(&self, parameters: &[f32], x: &[f32], host: &mut Host, out: &mut [f32]) {
         let (weights, bias) = self.parts(parameters);
-        let (dw, dbias) = gradient.split_at_mut(weights.len());
-        let tokens = shard.x.len() / self.hidden;
-        let p = &mut work.products;
-
-        Ternary::rounded(weights, Ternary::scale(weights), &mut work.weights);
-        let logits = sized(&mut work.first, tokens * self.inter);
-        p.times(shard.x, &work.weights, self.hidden, logits);
-
-        dbias.fill(0.0);
-        let rows = logits.chunks_exact_mut(self.inter);
-        let loss = rows
-            .zip(shard.label_rows(tokens))
-            .map(|(row, labels)| logit_loss(row, bias, labels, shard.scale, dbias))
-            .sum();
-
-        transpose(shard.x, self.hidden, &mut work.transposed);
-        p.times(&work.transposed, logits, tokens, dw);
-        loss
-    }
-
-    fn scores(&self, parameters: &[f32], x: &[f32], work: &mut Work, out: &mut [f32]) {
-        let (weights, bias) = self.parts(parameters);
-        Ternary::rounded(weights, Ternary::scale(weights), &mut work.weights);
-        work.products.times(x, &work.weights, self.hidden, out);
+        let mut rounded = Vec::new();
+        Ternary::rounded(weights, Ternary::scale(weights), &mut rounded);
+        host.product(x, &rounded, self.hidden, out);
         for row in out.chunks_exact_mut(self.inter) {
             row.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
         }
+    }
+}
+
+impl<A: Arithmetic> Gradient<A> for Ternary {
+    fn gradient(
+        &self,
+        parameters: &A::Vector,
+        shard: &Shard<'_, A>,
+        work: &mut Work<A>,
+        gradient: &mut A::Vector,
+    ) -> Result<f64> {
+        let (hidden, inter) = (self.hidden, self.inter);
+        let tokens = shard.labelled.tokens;
+        let bias = hidden * inter;
+        let Work {
+            by,
+            first: logits,
+            weights,
+            ..
+        } = work;
+        by.room(logits, tokens * inter)?;
+
+        by.ternary((parameters, 0), bias, weights)?;
+        let x = (shard.x, 0);
+        by.times(x, (weights, 0), [tokens, hidden, inter], (logits, 0))?;
+        let to = (&mut *gradient, bias);
+        let loss = by.logit_loss(logits, (parameters, bias), shard.labelled, to)?;
+        by.transposed_times(x, (logits, 0), [hidden, tokens, inter], (gradient, 0))?;
+        Ok(loss)
     }
 }

@@ -1,9 +1,6 @@
 use super::*;
-use crate::train::{
-    labels::{Labels, needed},
-    work::Work,
-};
-use countdown_kernels::cpu::Act;
+use crate::train::labels::{Labels, needed};
+use countdown_kernels::cpu::{Act, Team};
 
 const HIDDEN: usize = 6;
 const INTER: usize = 37;
@@ -19,26 +16,41 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
 
 fn labels() -> Vec<u32> {
     let mut labels = Labels::new(INTER);
-    for scores in numbers(TOKENS * INTER, 5).chunks_exact(INTER) {
-        labels.push_top(scores, needed(INTER, 0.7));
-    }
+    let (mut team, scores) = (Team::new(1).unwrap(), numbers(TOKENS * INTER, 5));
+    labels.push_top(&mut team, &scores, needed(INTER, 0.7));
     (0..TOKENS).flat_map(|t| labels.row(t).to_vec()).collect()
 }
 
-/// Holds the gradient against differences along each of its axes and along random directions.
-fn check(student: &dyn Student, parameters: &[f32], only: Range<usize>) {
-    let (x, labels) = (numbers(TOKENS * HIDDEN, 1), labels());
+/// The gradient of a student on the test's tokens and their labels, on the host; and the loss.
+fn gradient(
+    student: &dyn Gradient<Host>,
+    parameters: &[f32],
+    (x, labels): (&Vec<f32>, &Vec<u32>),
+    scale: f32,
+) -> (Vec<f32>, f64) {
     let shard = Shard {
-        x: &x,
-        labels: &labels,
-        scale: 1.0 / (TOKENS * INTER) as f32,
+        x,
+        labelled: Labelled {
+            labels,
+            tokens: TOKENS,
+            inter: INTER,
+            scale,
+        },
+        constants: &student.constants().to_vec(),
     };
-    let mut work = Work::new().unwrap();
+    let mut work = Work::new(Host::new(1).unwrap()).unwrap();
     let mut gradient = vec![f32::NAN; student.parameters()];
-    let mut scratch = gradient.clone();
-    student.gradient(parameters, shard, &mut work, &mut gradient);
-    let mut loss =
-        |at: &[f32]| student.gradient(at, shard, &mut work, &mut scratch) / (TOKENS * INTER) as f64;
+    let loss = student.gradient(&parameters.to_vec(), &shard, &mut work, &mut gradient);
+    (gradient, loss.unwrap())
+}
+
+/// Holds the gradient against differences along each of its axes and along random directions.
+fn check(student: &dyn Gradient<Host>, parameters: &[f32], only: Range<usize>) {
+    let (x, labels) = (numbers(TOKENS * HIDDEN, 1), labels());
+    let elements = (TOKENS * INTER) as f32;
+    let of = |at: &[f32]| gradient(student, at, (&x, &labels), 1.0 / elements);
+    let (gradient, _) = of(parameters);
+    let loss = |at: &[f32]| of(at).1 / f64::from(elements);
     let largest = gradient.iter().fold(0f32, |m, g| m.max(g.abs()));
     assert!(largest > 1e-4, "the test's point is flat");
     for i in only {
@@ -112,16 +124,8 @@ fn ternary_gradients_are_those_of_the_rounded_weights() {
     same.extend_from_slice(bias);
 
     let (x, labels) = (numbers(TOKENS * HIDDEN, 1), labels());
-    let shard = Shard {
-        x: &x,
-        labels: &labels,
-        scale: 1.0,
-    };
-    let mut work = Work::new().unwrap();
-    let mut gradient = vec![0.0; student.parameters()];
-    let mut expected = vec![0.0; full.parameters()];
-    student.gradient(&parameters, shard, &mut work, &mut gradient);
-    full.gradient(&same, shard, &mut work, &mut expected);
+    let (gradient, _) = gradient(&student, &parameters, (&x, &labels), 1.0);
+    let (expected, _) = self::gradient(&full, &same, (&x, &labels), 1.0);
     for (a, b) in gradient.iter().zip(&expected[HIDDEN * HIDDEN..]) {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
     }
@@ -142,7 +146,7 @@ fn the_products_score_is_the_ffns_own_at_full_rank() {
     (0..HIDDEN).for_each(|i| parameters[i * HIDDEN + i] = 1.0);
     let x = numbers(2 * HIDDEN, 4);
     let mut out = vec![0.0; 2 * INTER];
-    student.scores(&parameters, &x, &mut Work::new().unwrap(), &mut out);
+    student.scores(&parameters, &x, &mut Host::new(1).unwrap(), &mut out);
     let at = student.parts(&parameters);
     for t in 0..2 {
         for i in 0..INTER {
