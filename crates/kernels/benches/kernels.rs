@@ -4,7 +4,7 @@
 //! yields to plain loads, the measure of all others.
 
 use countdown_kernels::{
-    Bytes, DType, Layout, MatRef, Place,
+    Bytes, DType, Layout, MatRef,
     cpu::{
         Act, Input, Kernels, Team,
         ffn::{FfnWork, SparseFfn, sparse_ffn_rows},
@@ -78,8 +78,7 @@ impl Weights {
         let row = self.bytes / self.rows;
         let stride = 3 * row;
         [0, 1, 2].map(|i| {
-            let reach = if i == 0 { stride } else { 0 };
-            let layout = Layout::Rows(Place { stride, reach });
+            let layout = Layout::Rows { stride };
             let data = &self.data[at + i * row..][..stride * (self.rows - 1) + row];
             MatRef::with_layout(self.dtype, self.rows, self.cols, layout, data)
                 .expect("the length is that of the shape")
@@ -96,8 +95,7 @@ impl Weights {
         let at = self.advance();
         let data = &self.data[at..at + self.bytes];
         let stride = self.bytes / self.rows;
-        let reach = stride;
-        let layout = Layout::Parts(Place { stride, reach });
+        let layout = Layout::Parts { stride };
         MatRef::with_layout(self.dtype, self.rows, self.cols, layout, data)
             .expect("the length is that of the shape")
     }
