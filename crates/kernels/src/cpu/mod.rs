@@ -103,7 +103,8 @@ const DTYPES: usize = DType::ALL.len();
 /// The kernels of one instruction set, for one thread. Lengths are asserted once a call.
 ///
 /// Floats are added in an order that depends on the instruction set but not on how work is cut: a row's dot product is
-/// the same in a list as among all rows, and a column's sum is the same in every range of columns.
+/// the same in a list as among all rows, and a column's sum is the same in every range of columns. With AVX2, rows of Q8_0 in parts
+/// are summed in fixed point, eight at a time from the first of a call, to 1 in 4,087 of the largest sum that their scales allow.
 pub struct Kernels {
     isa: Isa,
     /// By `DType as usize`, like all arrays here.

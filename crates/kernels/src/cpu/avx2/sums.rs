@@ -6,9 +6,9 @@
 //! S is the sum of the eight magnitudes `|coefficient * scale|`.
 //!
 //! A row's coefficient is off by half a unit at most, which its level, at most 128, cannot make more than half of the product's last
-//! place, and the product is rounded to that: sums of `R` rows are off by `R` units of `128 S / TOP`, so by at most
-//! 1 in 4,000 of what they were if all levels were the largest. That is a fortieth of what rounding the coefficients to 8 bits in
-//! blocks, as products with whole matrices do, may cost.
+//! place, and the product is rounded to that: sums of eight rows are off by at most eight units of `128 S / TOP`, 1 in 4,087 of
+//! what they were if all levels were the largest. Rounding the coefficients to 8 bits in blocks, as products with whole matrices do,
+//! may cost 1 in 254 where all eight are as large, and more where they differ.
 
 use super::{
     super::{
@@ -24,7 +24,7 @@ use std::{arch::x86_64::*, ops::Range};
 const ROWS: usize = 8;
 /// Groups of columns at a time: what is known of them stays in the first cache.
 const RUN: usize = 4;
-/// What the words of a block's coefficients add up to, rounding aside: 16 roundings less than a word holds.
+/// What the words of a block's coefficients add up to: what a word holds, less more than sixteen roundings.
 const TOP: f32 = 32_700.0;
 
 /// What is known of the columns in hand.
