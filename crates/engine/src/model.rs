@@ -83,13 +83,13 @@ impl Matrix {
     /// # Panics
     /// If a row is beyond the matrix, or its rows do not lie as blocks.
     pub fn with_rows_replaced(&self, rows: &[usize], value: f32) -> Matrix {
-        let Layout::Rows(place) = self.layout else {
+        let Layout::Rows { stride } = self.layout else {
             panic!("tiles and parts have no rows of blocks")
         };
         let bytes = self.view().row_bytes();
         let mut data = self.data.to_vec();
         for &r in rows {
-            let row = &mut data[r * place.stride..][..bytes];
+            let row = &mut data[r * stride..][..bytes];
             quant::pack_row(self.dtype, &vec![value; self.cols], row);
         }
         Matrix {

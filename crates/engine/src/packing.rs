@@ -12,7 +12,7 @@ use crate::{
     sparsity::{Keep, Outer, Predictor, Rule, Signal, SparsityPlan, predictor::Rest},
 };
 use countdown_kernels::{
-    Beside, Bytes, Layout, Place,
+    Beside, Bytes, Layout,
     cpu::{Kernels, Team},
     interleave, quant,
 };
@@ -229,11 +229,7 @@ impl Tiler {
             return;
         };
         let stride = quant::parts_bytes(m.dtype(), m.cols());
-        let place = Place {
-            stride,
-            reach: stride,
-        };
-        let laid_out = m.laid_out(Layout::Parts(place), data.into());
+        let laid_out = m.laid_out(Layout::Parts { stride }, data.into());
         *m = laid_out.expect(LAID_OUT);
     }
 }
@@ -241,7 +237,7 @@ impl Tiler {
 /// Back to rows of blocks, should a model or plan be packed again.
 fn unpack(m: &mut Matrix) {
     let view = m.view();
-    if !matches!(view.layout(), Layout::Rows(_)) {
+    if !matches!(view.layout(), Layout::Rows { .. }) {
         let data = Bytes::from(quant::blocks_of(view).into_owned());
         *m = Matrix::new(m.dtype(), m.rows(), m.cols(), data).expect(LAID_OUT);
     }

@@ -4,7 +4,7 @@
 //! yields to plain loads, the measure of all others.
 
 use countdown_kernels::{
-    Bytes, DType, Layout, MatRef, Place,
+    Bytes, DType, Layout, MatRef,
     cpu::{
         Act, Input, Kernels, Team,
         ffn::{FfnWork, SparseFfn, sparse_ffn_rows},
@@ -69,6 +69,14 @@ impl Weights {
     }
 
     fn next_three_beside(&mut self) -> [MatRef<'_>; 3] {
+        self.three_beside(|stride| Layout::Rows { stride })
+    }
+
+    fn next_three_parts_beside(&mut self) -> [MatRef<'_>; 3] {
+        self.three_beside(|stride| Layout::Parts { stride })
+    }
+
+    fn three_beside(&mut self, layout: impl Fn(usize) -> Layout) -> [MatRef<'_>; 3] {
         let mut at = self.advance();
         if at + 3 * self.bytes > self.data.len() {
             self.next = 0;
@@ -78,10 +86,8 @@ impl Weights {
         let row = self.bytes / self.rows;
         let stride = 3 * row;
         [0, 1, 2].map(|i| {
-            let reach = if i == 0 { stride } else { 0 };
-            let layout = Layout::Rows(Place { stride, reach });
             let data = &self.data[at + i * row..][..stride * (self.rows - 1) + row];
-            MatRef::with_layout(self.dtype, self.rows, self.cols, layout, data)
+            MatRef::with_layout(self.dtype, self.rows, self.cols, layout(stride), data)
                 .expect("the length is that of the shape")
         })
     }
@@ -96,8 +102,7 @@ impl Weights {
         let at = self.advance();
         let data = &self.data[at..at + self.bytes];
         let stride = self.bytes / self.rows;
-        let reach = stride;
-        let layout = Layout::Parts(Place { stride, reach });
+        let layout = Layout::Parts { stride };
         MatRef::with_layout(self.dtype, self.rows, self.cols, layout, data)
             .expect("the length is that of the shape")
     }
@@ -282,6 +287,70 @@ fn ffn_kept_beside(c: &mut Criterion) {
     });
 }
 
+/// The same with these rows in parts.
+fn ffn_kept_parts(c: &mut Criterion) {
+    every_case(c, "ffn_kept_parts", |group, k, weights| {
+        let dtype = weights.dtype;
+        if k.multiplies_parts(dtype) && k.sums_parts(dtype) && weights.has_whole_groups() {
+            kept_neurons(group, k, weights, Weights::next_three_parts_beside);
+        }
+    });
+}
+
+/// Products with and sums of a few rows that stay in the second cache, eight at a time; elements are rows. As the sparse FFN takes
+/// them, in parts where kernels prefer it.
+fn in_cache(c: &mut Criterion) {
+    const ROWS: usize = 64;
+    const TOGETHER: usize = 8;
+    for cols in [896, 1536, 2048] {
+        for dtype in DType::ALL {
+            let Some(mut weights) = Weights::new(dtype, (ROWS, cols)) else {
+                continue;
+            };
+            let mut group = c.benchmark_group(format!("in_cache/{cols}/{dtype}"));
+            group
+                .sample_size(20)
+                .warm_up_time(Duration::from_millis(100))
+                .measurement_time(Duration::from_millis(500))
+                .throughput(Throughput::Elements(ROWS as u64));
+            let all: Vec<u32> = (0..ROWS as u32).collect();
+            for k in Kernels::available() {
+                let x = input(k, cols);
+                let mut out = [0.0; ROWS];
+                let mut y = vec![0.0; cols];
+                let whole = weights.has_whole_groups();
+                weights.next = 0;
+                let m = if k.multiplies_parts(dtype) && whole {
+                    weights.next_in_parts()
+                } else {
+                    weights.next()
+                };
+                group.bench_function(BenchmarkId::new(k.isa().name(), "dot"), |b| {
+                    b.iter(|| {
+                        for (i, out) in out.chunks_mut(TOGETHER).enumerate() {
+                            k.dot_list(m, &all[TOGETHER * i..], &x, out);
+                        }
+                    });
+                });
+                weights.next = 0;
+                let m = if k.sums_parts(dtype) && whole {
+                    weights.next_in_parts()
+                } else {
+                    weights.next()
+                };
+                group.bench_function(BenchmarkId::new(k.isa().name(), "sum"), |b| {
+                    b.iter(|| {
+                        for i in (0..ROWS).step_by(TOGETHER) {
+                            let coef = [0.25; TOGETHER];
+                            k.axpy_list(m, &all[i..], &coef, 0..cols, &mut y);
+                        }
+                    });
+                });
+            }
+        }
+    }
+}
+
 fn kept_neurons(
     group: &mut BenchmarkGroup<WallTime>,
     k: &'static Kernels,
@@ -354,6 +423,8 @@ criterion_group!(
     axpy_kept,
     ffn_kept,
     ffn_kept_beside,
+    ffn_kept_parts,
+    in_cache,
     prefill
 );
 criterion_main!(benches);

@@ -17,4 +17,4 @@ pub mod reference;
 
 pub use bytes::Bytes;
 pub use dtype::DType;
-pub use matrix::{Beside, Layout, MatRef, Place, ShapeError, interleave};
+pub use matrix::{Beside, Layout, MatRef, ShapeError, interleave};

@@ -33,23 +33,19 @@ pub enum ShapeError {
     },
 }
 
-/// Where rows begin, and what is read with them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Bytes from one row to the next.
-    pub stride: usize,
-    /// Bytes, from a row's beginning, that are read soon if the row is: its own, or those of rows of other matrices behind it as
-    /// well, or none where another matrix's row before it reaches over it.
-    pub reach: usize,
-}
-
 /// How a matrix lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// A row is its blocks, one after another. What is between rows belongs to someone else.
-    Rows(Place),
+    Rows {
+        /// Bytes from one row to the next.
+        stride: usize,
+    },
     /// A row is the parts of its blocks, each of all blocks (see [`quant::part`]).
-    Parts(Place),
+    Parts {
+        /// Bytes from one row to the next.
+        stride: usize,
+    },
     /// Sixteen rows at a time, block by block (see [`quant::tile`]).
     Tiles,
 }
@@ -72,11 +68,7 @@ impl<'a> MatRef<'a> {
     /// [`ShapeError`] if `cols` is no whole number of blocks or `data` has another length.
     pub fn new(dtype: DType, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, ShapeError> {
         let bytes = dtype.row_bytes(cols).unwrap_or(0);
-        let place = Place {
-            stride: bytes,
-            reach: bytes,
-        };
-        MatRef::with_layout(dtype, rows, cols, Layout::Rows(place), data)
+        MatRef::with_layout(dtype, rows, cols, Layout::Rows { stride: bytes }, data)
     }
 
     /// A view of a matrix that lies otherwise. The first row is at the beginning of `data` and the last at its end.
@@ -97,8 +89,8 @@ impl<'a> MatRef<'a> {
             .row_bytes(cols)
             .ok_or(ShapeError::Columns { dtype, cols })?;
         let (row_bytes, stride) = match layout {
-            Layout::Rows(place) => (blocks, place.stride),
-            Layout::Parts(place) => (quant::parts_bytes(dtype, cols), place.stride),
+            Layout::Rows { stride } => (blocks, stride),
+            Layout::Parts { stride } => (quant::parts_bytes(dtype, cols), stride),
             Layout::Tiles => {
                 assert!(
                     quant::has_tiles(dtype) && rows.is_multiple_of(TILE),
@@ -161,17 +153,8 @@ impl<'a> MatRef<'a> {
 
     fn stride(&self) -> usize {
         match self.layout {
-            Layout::Rows(place) | Layout::Parts(place) => place.stride,
+            Layout::Rows { stride } | Layout::Parts { stride } => stride,
             Layout::Tiles => self.row_bytes,
-        }
-    }
-
-    /// See [`Place::reach`].
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn reach(&self) -> usize {
-        match self.layout {
-            Layout::Rows(place) | Layout::Parts(place) => place.reach,
-            Layout::Tiles => 0,
         }
     }
 
@@ -182,7 +165,7 @@ impl<'a> MatRef<'a> {
     #[inline]
     pub fn row(&self, i: usize) -> &'a [u8] {
         assert!(
-            matches!(self.layout, Layout::Rows(_)),
+            matches!(self.layout, Layout::Rows { .. }),
             "tiles and parts have no rows of blocks"
         );
         &self.data[i * self.stride()..][..self.row_bytes]
@@ -225,8 +208,7 @@ impl<'a> MatRef<'a> {
 pub struct Beside {
     /// Row 0 of each, row 1 of each, and so on.
     pub data: Vec<u8>,
-    /// For each matrix, which of the bytes are its view, and its layout there: as before but for the place. The first one's rows
-    /// reach over all.
+    /// For each matrix, which of the bytes are its view, and its layout there: as before but for the stride.
     pub views: Vec<(Range<usize>, Layout)>,
 }
 
@@ -256,14 +238,10 @@ pub fn interleave(matrices: &[MatRef]) -> Beside {
             0 => 0..0,
             n => at..at + (n - 1) * stride + m.row_bytes(),
         };
-        let place = Place {
-            stride,
-            reach: if at == 0 { stride } else { 0 },
-        };
         at += lines(m);
         match m.layout() {
-            Layout::Parts(_) => (range, Layout::Parts(place)),
-            _ => (range, Layout::Rows(place)),
+            Layout::Parts { .. } => (range, Layout::Parts { stride }),
+            _ => (range, Layout::Rows { stride }),
         }
     };
     let views = matrices.iter().map(view).collect();
@@ -292,10 +270,8 @@ mod tests {
     #[test]
     fn rows_may_lie_apart() {
         let data: Vec<u8> = (0..26).collect();
-        let apart = |stride, data| {
-            let place = Place { stride, reach: 6 };
-            MatRef::with_layout(DType::F16, 3, 3, Layout::Rows(place), data)
-        };
+        let apart =
+            |stride, data| MatRef::with_layout(DType::F16, 3, 3, Layout::Rows { stride }, data);
         let m = apart(10, &data).unwrap();
         assert_eq!((m.row(0)[0], m.row(2)[5]), (0, 25));
         let r = m.rows_range(1..3);
@@ -315,17 +291,11 @@ mod tests {
         ];
         let Beside { data, views } = interleave(&m);
         assert_eq!(data.len(), 2 * (64 + 128));
-        let mut reach = Vec::new();
         for (m, (range, layout)) in m.iter().zip(views) {
             let view = &data[range];
             let v = MatRef::with_layout(DType::F16, 2, m.cols(), layout, view).unwrap();
             assert_eq!((v.row(0), v.row(1)), (m.row(0), m.row(1)));
-            let (Layout::Rows(place) | Layout::Parts(place)) = layout else {
-                panic!("tiles")
-            };
-            reach.push(place.reach);
         }
-        assert_eq!(reach, [192, 0]);
     }
 
     #[test]

@@ -104,9 +104,10 @@ pub(super) fn array<const R: usize, T: Copy>(blank: T, f: impl Fn(usize) -> T) -
 #[derive(Clone, Copy)]
 pub(super) struct Coming<const R: usize> {
     rows: [*const u8; R],
-    reach: usize,
-    /// Bytes asked for in a step.
-    part: usize,
+    /// Bytes of each.
+    bytes: usize,
+    /// Lines of each asked for in a step.
+    lines: usize,
 }
 
 impl<const R: usize> Coming<R> {
@@ -117,31 +118,30 @@ impl<const R: usize> Coming<R> {
         let Some(later) = later.filter(|later| !later.is_empty()) else {
             return Coming {
                 rows: [std::ptr::null(); R],
-                reach: 0,
-                part: LINE,
+                bytes: 0,
+                lines: 0,
             };
         };
         let row = |r: usize| later[r.min(later.len() - 1)] as usize;
         Coming {
             rows: array(std::ptr::null(), |r| m.row_data(row(r)).as_ptr()),
-            reach: m.reach(),
-            part: LINE * m.reach().div_ceil(LINE).div_ceil(steps.max(1)),
+            bytes: m.row_bytes(),
+            lines: m.row_bytes().div_ceil(LINE).div_ceil(steps.max(1)),
         }
     }
 
     /// Asks for a step's share of the rows.
     #[inline(always)]
     pub(super) fn ask(&self, step: usize) {
-        let from = step * self.part;
-        let lines = self
-            .reach
-            .saturating_sub(from)
-            .min(self.part)
-            .div_ceil(LINE);
-        for line in 0..lines {
-            for row in self.rows {
-                ask(row.wrapping_add(from + LINE * line));
+        let mut at = step * self.lines * LINE;
+        for _ in 0..self.lines {
+            if at >= self.bytes {
+                break;
             }
+            for row in self.rows {
+                ask(row.wrapping_add(at));
+            }
+            at += LINE;
         }
     }
 }
@@ -331,7 +331,7 @@ pub(super) fn fetch(part: &[u8]) {
 
 /// Asks for what is read with row `i`.
 pub(super) fn fetch_row(m: MatRef, i: usize) {
-    for at in (0..m.reach()).step_by(LINE) {
+    for at in (0..m.row_bytes()).step_by(LINE) {
         ask(m.row_data(i).as_ptr().wrapping_add(at));
     }
 }

@@ -188,7 +188,8 @@ fn piece_of(inter: usize) -> usize {
 }
 
 /// Neurons whose gate, up and down are read before the next ones': few enough that rows which lie beside each other in memory
-/// (see [`SparseFfn`]) are read as one run, and so many that starting a product does not count.
+/// (see [`SparseFfn`]) are read as one run, and so many that starting a product does not count. Sums in fixed point take as many rows at a time, so that they are the same whether
+/// all rows are summed in one call or in several.
 const TOGETHER: usize = 8;
 
 /// Memory for sparse FFN calls.

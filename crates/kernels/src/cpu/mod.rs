@@ -103,7 +103,8 @@ const DTYPES: usize = DType::ALL.len();
 /// The kernels of one instruction set, for one thread. Lengths are asserted once a call.
 ///
 /// Floats are added in an order that depends on the instruction set but not on how work is cut: a row's dot product is
-/// the same in a list as among all rows, and a column's sum is the same in every range of columns.
+/// the same in a list as among all rows, and a column's sum is the same in every range of columns. With AVX2, rows of Q8_0 in parts
+/// are summed in fixed point, eight at a time from the first of a call, to 1 in 4,087 of the largest sum that their scales allow.
 pub struct Kernels {
     isa: Isa,
     /// By `DType as usize`, like all arrays here.
@@ -290,8 +291,8 @@ impl Kernels {
         assert_eq!(x.len(), m.cols(), "dot: input");
         let t = m.dtype() as usize;
         let kernel = match m.layout() {
-            Layout::Rows(_) => Some(self.dot[t]),
-            Layout::Parts(_) => self.dot_parts[t],
+            Layout::Rows { .. } => Some(self.dot[t]),
+            Layout::Parts { .. } => self.dot_parts[t],
             Layout::Tiles => {
                 assert!(rows.is_none(), "tiles have no rows");
                 if let Some(tiles) = self.tiles[t] {
@@ -386,9 +387,9 @@ impl Kernels {
         assert_eq!(y.len(), cols.len(), "axpy: output");
         let t = m.dtype() as usize;
         let kernel = match m.layout() {
-            Layout::Rows(_) => Some(self.axpy[t]),
-            Layout::Parts(_) if cols == (0..m.cols()) => self.axpy_parts[t],
-            Layout::Parts(_) | Layout::Tiles => None,
+            Layout::Rows { .. } => Some(self.axpy[t]),
+            Layout::Parts { .. } if cols == (0..m.cols()) => self.axpy_parts[t],
+            Layout::Parts { .. } | Layout::Tiles => None,
         };
         if let Some(kernel) = kernel {
             // SAFETY: as in `dot`; rows, columns and lengths were checked.
@@ -547,7 +548,7 @@ fn with_blocks(m: MatRef, i: usize, cols: Range<usize>, len: usize, f: impl FnOn
         len == cols.len() && len.is_multiple_of(t.block_len()),
         "unpack: lengths"
     );
-    if !matches!(m.layout(), Layout::Rows(_)) {
+    if !matches!(m.layout(), Layout::Rows { .. }) {
         let mut blocks = [0; MOST];
         let blocks = &mut blocks[..at(len)];
         quant::row_blocks(m, i, cols.start / t.block_len(), blocks);

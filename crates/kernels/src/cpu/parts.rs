@@ -126,3 +126,20 @@ pub(super) fn axpy<const R: usize>(
         one(lot, &[*c], Coming::after(m, rows, j, steps), y);
     }
 }
+
+/// Lots of `R` rows with their coefficients. The last lot is filled up with its first row, times zero.
+#[inline(always)]
+pub(super) fn lots<const R: usize>(
+    m: MatRef,
+    rows: Rows,
+    coef: &[f32],
+    mut f: impl FnMut(Lot<R>, &[f32; R], Coming<R>),
+) {
+    let steps = groups(m.dtype(), m.cols());
+    for (n, some) in coef.chunks(R).enumerate() {
+        let row = |r: usize| row_of(rows, R * n + if r < some.len() { r } else { 0 });
+        let c = drive::array(0.0, |r| some.get(r).copied().unwrap_or(0.0));
+        let lot = Lot::of(m, drive::array(0, row));
+        f(lot, &c, Coming::after(m, rows, R * n, steps));
+    }
+}

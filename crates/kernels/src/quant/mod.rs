@@ -86,7 +86,7 @@ pub(crate) use with_format;
 /// # Panics
 /// If `i >= m.rows()` or `out.len() != m.cols()`.
 pub fn unpack_row_of(m: MatRef, i: usize, out: &mut [f32]) {
-    if let Layout::Rows(_) = m.layout() {
+    if let Layout::Rows { .. } = m.layout() {
         return unpack_row(m.dtype(), m.row(i), out);
     }
     let blocks = m.cols() / m.dtype().block_len();
@@ -98,20 +98,20 @@ pub fn unpack_row_of(m: MatRef, i: usize, out: &mut [f32]) {
 /// Blocks `first..` of row `i` of a matrix, whatever its layout, as many as `out` has room for.
 pub(crate) fn row_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
     match m.layout() {
-        Layout::Rows(_) => {
+        Layout::Rows { .. } => {
             let at = first * m.dtype().block_bytes();
             out.copy_from_slice(&m.row(i)[at..at + out.len()]);
         }
         Layout::Tiles => tiles::take_blocks(m, i, first, out),
-        Layout::Parts(_) => parts::take_blocks(m, i, first, out),
+        Layout::Parts { .. } => parts::take_blocks(m, i, first, out),
     }
 }
 
 /// The blocks of all rows, one row behind the other, whatever the layout of the matrix.
 pub fn blocks_of(m: MatRef<'_>) -> Cow<'_, [u8]> {
     let row_bytes = m.cols() / m.dtype().block_len() * m.dtype().block_bytes();
-    if let Layout::Rows(place) = m.layout()
-        && (place.stride == row_bytes || m.rows() < 2)
+    if let Layout::Rows { stride } = m.layout()
+        && (stride == row_bytes || m.rows() < 2)
     {
         return Cow::Borrowed(m.data());
     }

@@ -224,7 +224,7 @@ pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matrix::{Layout, Place};
+    use crate::matrix::Layout;
 
     /// Bytes that differ, for a matrix of that type.
     fn bytes(dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
@@ -244,10 +244,7 @@ mod tests {
                     continue;
                 };
                 let stride = parts_bytes(dtype, cols);
-                let layout = Layout::Parts(Place {
-                    stride,
-                    reach: stride,
-                });
+                let layout = Layout::Parts { stride };
                 let p = MatRef::with_layout(dtype, 5, cols, layout, &parts).unwrap();
                 for i in 0..5 {
                     let mut row = vec![0; m.row_bytes()];

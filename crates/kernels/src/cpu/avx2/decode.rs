@@ -3,25 +3,7 @@
 use super::{avx2, load};
 use std::arch::x86_64::*;
 
-/// Shuffles byte 0 to the top of a word, over zeros.
-const TOP: i32 = 0x0080_8080;
-/// What leads from a byte to the next.
-const STEP: i32 = 1 << 24;
-
-/// What [`top_bytes`] must be multiplied with.
-pub(super) const PER_TOP_BYTE: f32 = 1.0 / (1 << 24) as f32;
-
 avx2! {
-    /// Sixteen signed bytes as floats, times 2^24: a byte on top of zeros has its sign where a word has it, so that nothing
-    /// need be widened.
-    #[inline]
-    pub(super) fn top_bytes(q: __m128i) -> [__m256; 2] {
-        let q = _mm256_broadcastsi128_si256(q);
-        let first = _mm256_setr_epi32(TOP, TOP + STEP, TOP + 2 * STEP, TOP + 3 * STEP, TOP + 4 * STEP, TOP + 5 * STEP, TOP + 6 * STEP, TOP + 7 * STEP);
-        let second = _mm256_add_epi32(first, _mm256_set1_epi32(8 * STEP));
-        [_mm256_cvtepi32_ps(_mm256_shuffle_epi8(q, first)), _mm256_cvtepi32_ps(_mm256_shuffle_epi8(q, second))]
-    }
-
     /// The 32 nibbles of 16 bytes: low ones, then high ones.
     #[inline]
     pub(in crate::cpu) fn nibbles(q: __m128i) -> __m256i {

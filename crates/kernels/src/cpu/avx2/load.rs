@@ -112,4 +112,36 @@ avx2! {
         // SAFETY: the slice is 8 floats; no alignment is needed.
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
     }
+
+    /// `x[at..at + 8]`.
+    #[inline]
+    pub(super) fn i16x8(x: &[i16], at: usize) -> __m128i {
+        let x = &x[at..at + 8];
+        // SAFETY: the slice is 8 numbers; no alignment is needed.
+        unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+    }
+
+    /// `x[at..at + 16] = v`.
+    #[inline]
+    pub(super) fn put_i16x16(x: &mut [i16], at: usize, v: __m256i) {
+        let x = &mut x[at..at + 16];
+        // SAFETY: the slice is 16 numbers; no alignment is needed.
+        unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), v) }
+    }
+
+    /// `x[at]` and `x[at + 1]`, four times.
+    #[inline]
+    pub(super) fn two_i32(x: &[i32], at: usize) -> __m256i {
+        let x = &x[at..at + 2];
+        // SAFETY: the slice is 8 bytes; no alignment is needed.
+        _mm256_set1_epi64x(unsafe { x.as_ptr().cast::<i64>().read_unaligned() })
+    }
+
+    /// `x[at..at + 8] = v`.
+    #[inline]
+    pub(super) fn put_i32x8(x: &mut [i32], at: usize, v: __m256i) {
+        let x = &mut x[at..at + 8];
+        // SAFETY: the slice is 8 numbers; no alignment is needed.
+        unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), v) }
+    }
 }

@@ -6,6 +6,7 @@ mod dot;
 pub(super) mod load;
 mod parts;
 mod predictor;
+mod sums;
 mod tiles;
 
 use super::{

@@ -1,17 +1,16 @@
-//! Products with and sums of rows in parts ([`quant::part`](crate::quant::part)). A vector of levels is half of two of a group's
+//! Products with rows in parts ([`quant::part`](crate::quant::part)). A vector of levels is half of two of a group's
 //! blocks A B C D, so that products of four vectors are added up in 16 bits, as far as these hold them, before any is
 //! widened: what remains is one vector `[A A C C B B D D]` a group.
 
 use super::{
     super::{
         Axpy, DTYPES, Dot, Input, Rows,
-        drive::Coming,
         parts::{self, Lot, Shape},
     },
-    avx2, decode, dot, load,
+    avx2, decode, dot, load, sums,
 };
-use crate::{dtype::DType, matrix::MatRef, quant::GROUP};
-use std::{arch::x86_64::*, ops::Range};
+use crate::{dtype::DType, matrix::MatRef};
+use std::arch::x86_64::*;
 
 /// By `DType as usize`.
 pub(super) const DOT: [Option<Dot>; DTYPES] = {
@@ -29,7 +28,7 @@ pub(super) const DOT: [Option<Dot>; DTYPES] = {
 /// By `DType as usize`.
 pub(super) const AXPY: [Option<Axpy>; DTYPES] = {
     let mut table: [Option<Axpy>; DTYPES] = [None; DTYPES];
-    table[DType::Q8_0 as usize] = Some(sum_q8_0);
+    table[DType::Q8_0 as usize] = Some(sums::q8_0);
     table
 };
 
@@ -202,45 +201,6 @@ avx2! {
     #[inline]
     fn spread(v: __m128) -> __m256 {
         _mm256_permutevar8x32_ps(_mm256_castps128_ps256(v), _mm256_setr_epi32(0, 0, 2, 2, 1, 1, 3, 3))
-    }
-
-    /// Whole rows, whatever the columns asked for: `y` is as long.
-    fn sum_q8_0(m: MatRef, rows: Rows, coef: &[f32], _: Range<usize>, y: &mut [f32]) {
-        let s = Shape::of(m);
-        parts::axpy::<ROWS>(
-            m,
-            rows,
-            coef,
-            y,
-            |lot, c, coming, y| add_rows(s, lot, c, coming, y),
-            |lot, c, coming, y| add_rows(s, lot, c, coming, y),
-        );
-    }
-
-    /// Adds some rows of Q8_0, scaled.
-    #[inline]
-    fn add_rows<const R: usize>(s: Shape, lot: Lot<R>, coef: &[f32; R], coming: Coming<R>, y: &mut [f32]) {
-        for (g, y) in y.chunks_mut(GROUP).enumerate() {
-            coming.ask(g);
-            let mut factors = [[0.0; 4]; R];
-            for (r, (factors, c)) in factors.iter_mut().zip(coef).enumerate() {
-                let d = _mm_cvtph_ps(load::b8(lot.get(r, s.heads + 8 * g)));
-                load::put_f32x4(factors, _mm_mul_ps(d, _mm_set1_ps(c * decode::PER_TOP_BYTE)));
-            }
-            for (b, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                for half in 0..2 {
-                    let (mut first, mut second) = (load::f32x8(y, 16 * half), load::f32x8(y, 16 * half + 8));
-                    for (r, factors) in factors.iter().enumerate() {
-                        let [p, q] = decode::top_bytes(load::b16::<0, 16>(lot.get(r, GROUP * g + 64 * half + 16 * b)));
-                        let factor = _mm256_set1_ps(factors[b & 3]);
-                        first = _mm256_fmadd_ps(p, factor, first);
-                        second = _mm256_fmadd_ps(q, factor, second);
-                    }
-                    load::put_f32x8(y, 16 * half, first);
-                    load::put_f32x8(y, 16 * half + 8, second);
-                }
-            }
-        }
     }
 }
 

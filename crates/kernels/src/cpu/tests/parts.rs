@@ -5,7 +5,7 @@ use super::{
     *,
 };
 use crate::{
-    matrix::{Layout, Place},
+    matrix::Layout,
     quant::{has_parts, part, parts_bytes, unpack_row_of},
 };
 
@@ -19,8 +19,7 @@ fn parts(m: &Mat) -> Vec<u8> {
 
 fn view<'a>(m: &Mat, parts: &'a [u8]) -> MatRef<'a> {
     let stride = parts_bytes(m.dtype, m.cols);
-    let reach = stride;
-    let layout = Layout::Parts(Place { stride, reach });
+    let layout = Layout::Parts { stride };
     MatRef::with_layout(m.dtype, m.rows, m.cols, layout, parts).unwrap()
 }
 
@@ -94,8 +93,8 @@ fn extreme_levels_of_parts_neither_saturate_nor_lose_their_sign() {
 #[test]
 fn sums_of_rows_in_parts_are_within_the_rounding_of_their_sum() {
     each_case(|k, dtype, cols| {
-        for count in [0, 1, 3, 4, 9] {
-            let m = Mat::new(dtype, 12, cols, 3);
+        for count in [0, 1, 3, 4, 9, 21] {
+            let m = Mat::new(dtype, 28, cols, 3);
             let bytes = parts(&m);
             let rows: Vec<u32> = (0..count).map(|i| i + i / 3).collect();
             let coef = noise(5, rows.len());
@@ -116,12 +115,71 @@ fn sums_of_rows_in_parts_are_within_the_rounding_of_their_sum() {
                 let terms = magnitudes.iter().zip(&coef);
                 let magnitude: f64 = terms.map(|(w, &a)| w[c] * f64::from(a.abs())).sum();
                 let error = (f64::from(y[c]) - want.value).abs();
-                let bound = bound(magnitude + f64::from(start[c].abs()), rows.len() + 6);
+                let fixed = fixed_point(k, dtype, magnitude);
+                let bound = bound(magnitude + f64::from(start[c].abs()), rows.len() + 6) + fixed;
                 let label = format!("{} {dtype} {count} x {cols}, column {c}", k.isa());
                 assert!(error <= bound, "{label}: {} for {}", y[c], want.value);
             }
         }
     });
+}
+
+/// Eight rows of Q8_0 whose levels are all the same, of that scale, and the sum of them with those coefficients, each column's.
+fn sum_of_levels(k: &Kernels, level: i8, scale: f32, coef: &[f32]) -> Vec<f32> {
+    let mut block = half::f16::from_f32(scale).to_le_bytes().to_vec();
+    block.extend([level as u8; 32]);
+    let m = Mat {
+        dtype: DType::Q8_0,
+        rows: coef.len(),
+        cols: 160,
+        data: block.repeat(5 * coef.len()),
+    };
+    let rows: Vec<u32> = (0..coef.len() as u32).collect();
+    let mut y = vec![0.0; m.cols];
+    k.axpy_list(view(&m, &parts(&m)), &rows, coef, 0..m.cols, &mut y);
+    y
+}
+
+#[test]
+fn sums_of_extreme_levels_do_not_overflow() {
+    for k in Kernels::available() {
+        for level in [-128, -127, -1, 0, 1, 127] {
+            // All of one size, and one among others that hardly count.
+            for coef in [[0.5f32; 8], [1e-6, 3.0, 1e-5, -1e-6, 0.0, 2e-6, 1e-7, 1e-9]] {
+                for sign in [1.0, -1.0] {
+                    let coef = coef.map(|c| c * sign);
+                    let want: f64 = coef.iter().map(|c| f64::from(*c) * f64::from(level)).sum();
+                    let most: f64 = coef.iter().map(|c| f64::from(c.abs()) * 128.0).sum();
+                    for y in sum_of_levels(k, level, 1.0, &coef) {
+                        let error = (f64::from(y) - want).abs();
+                        let bound =
+                            fixed_point(k, DType::Q8_0, most * 254.0 / 128.0) + bound(most, 14);
+                        assert!(error <= bound, "{} {level} {coef:?}: {y}", k.isa());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_reaches_sums_and_what_is_zero_adds_nothing() {
+    for k in Kernels::available() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            for at in 0..9 {
+                let mut coef = [0.25; 9];
+                coef[at] = bad;
+                let y = sum_of_levels(k, 3, 1.0, &coef);
+                assert!(y.iter().all(|y| !y.is_finite()), "{} {bad}", k.isa());
+            }
+            let y = sum_of_levels(k, 3, bad, &[0.25; 3]);
+            assert!(y.iter().all(|y| !y.is_finite()), "{} scale {bad}", k.isa());
+        }
+        for (scale, coef) in [(1.0, [0.0; 9]), (0.0, [0.25; 9])] {
+            let y = sum_of_levels(k, 127, scale, &coef);
+            assert!(y.iter().all(|y| *y == 0.0), "{}", k.isa());
+        }
+    }
 }
 
 #[test]
