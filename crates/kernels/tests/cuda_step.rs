@@ -132,7 +132,8 @@ fn products_are_their_definition() {
 fn products_with_a_norm_are_products_of_the_norm() {
     let Some(cuda) = card() else { return };
     let step = StepKernels::new(&cuda).unwrap();
-    for (dtype, cols, rows) in [(DType::BF16, 4096, 77),
+    for (dtype, cols, rows) in [
+        (DType::BF16, 4096, 77),
         (DType::Q8_0, 96, 300),
         (DType::Q4_K, 2560, 65),
     ] {
@@ -159,7 +160,11 @@ fn products_with_a_norm_are_products_of_the_norm() {
         let near = |x: &[f32], v: f32| {
             let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
             let to_half = ((v / scale).abs().fract() - 0.5).abs();
-            if dtype.is_quantized() && to_half < 1e-3 { f64::from(scale) } else { 0.0 }
+            if dtype.is_quantized() && to_half < 1e-3 {
+                f64::from(scale)
+            } else {
+                0.0
+            }
         };
         let off: Vec<f64> = normed
             .chunks(32)

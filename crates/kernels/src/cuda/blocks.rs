@@ -121,7 +121,9 @@ fn put_high_bits(levels: &[u8; 32], to: &mut [u8]) {
     for (word, to) in to.chunks_exact_mut(4).enumerate() {
         for (i, to) in to.iter_mut().enumerate() {
             let fours = (0..8 / words).map(|k| levels[32 / words * word + 4 * k + i] >> 4);
-            *to = fours.enumerate().fold(0, |byte, (k, bits)| byte | bits << (k * words));
+            *to = fours
+                .enumerate()
+                .fold(0, |byte, (k, bits)| byte | bits << (k * words));
         }
     }
 }

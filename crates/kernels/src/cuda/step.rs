@@ -173,9 +173,8 @@ impl StepKernels {
         let module = cuda.module(&SOURCES, &[])?;
         let plain = |name: &str| Cuda::function(&module, name, 0);
         let of_types = |what: &str, shared: usize| {
-            let find = |(_, t): &(DType, &str)| {
-                Cuda::function(&module, &format!("{what}_{t}"), shared)
-            };
+            let find =
+                |(_, t): &(DType, &str)| Cuda::function(&module, &format!("{what}_{t}"), shared);
             TYPES.iter().map(find).collect::<Result<Vec<_>, _>>()
         };
         let mut unpack = [const { None }; TYPES.len()];

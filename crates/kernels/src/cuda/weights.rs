@@ -99,10 +99,7 @@ fn device_rows(m: MatRef<'_>) -> Cow<'_, [u8]> {
     let from = m.cols() / m.dtype().block_len() * m.dtype().block_bytes();
     let stride = row_bytes(m.dtype(), m.cols());
     let mut out = vec![0; m.rows() * stride];
-    for (row, to) in stored
-        .chunks_exact(from)
-        .zip(out.chunks_exact_mut(stride))
-    {
+    for (row, to) in stored.chunks_exact(from).zip(out.chunks_exact_mut(stride)) {
         blocks::put_row(m.dtype(), row, to);
     }
     Cow::Owned(out)
