@@ -20,7 +20,7 @@ template <class Method> __device__ void fill_end(Producer& p) {
         p.wait();
         shared().items[p.slot] = {0, 0};
         barrier_arrive(shared().ring.full[p.slot]);
-        for (u32 i = 0; i < Method::ROWS; i++) p.next(p.slot, p.phase);
+        for (u32 i = 0; i < Method::ROWS; i++) p.advance();
     }
 }
 

@@ -61,7 +61,7 @@ constexpr u32 ROOM = ceil_div(larger(larger(ROWS_MAX * ROW_SUMS, ROWS_MAX + ROOM
 struct alignas(16) Shared {
     float room[ROOM];            // sums of rows and what the methods make of them
     RingState ring;
-    u16 left_before[256];        // neurons that blocks before that one did not take early
+    alignas(16) u16 left_before[256];  // neurons that blocks before that one did not take early
     u64 scored[GROUPS_MAX];
     u64 kept[ROWS_MAX];          // neurons that this block's scores keep, with their signals; then those that it takes
     u64 chosen[BATCHES_MAX];     // flips when a batch of the latter is there
@@ -82,8 +82,13 @@ extern __shared__ __align__(128) u8 shared_memory[];
 __device__ Shared& shared() { return *reinterpret_cast<Shared*>(shared_memory + SLOTS * SLOT_BYTES); }
 __device__ u8* slot(u32 place) { return shared_memory + place % SLOTS * SLOT_BYTES; }
 
-// Waits until the bytes of a place are there. For consumers.
-__device__ void wait_full(u32 place) { barrier_wait(shared().ring.full[place % SLOTS], place / SLOTS % 2); }
+// Waits until the bytes of a place are there. For consumers. Copies may arrive in any order, and a team does not wait for those meant for others: it could come here a round
+// of the ring before what the slot is still waiting for, whose phase looks like the end of its own. Not once the place has been asked for.
+__device__ void wait_full(u32 place) {
+    if constexpr (TEAMS > 1)
+        while (shared().ring.asked <= place) __nanosleep(0);
+    barrier_wait(shared().ring.full[place % SLOTS], place / SLOTS % 2);
+}
 
 // Bytes of weights that a block asks for at a time. Fewer do not fill the memory's latency; with more, blocks get unequal shares of it and what blocks tell each
 // other queues up behind weights.
@@ -159,7 +164,11 @@ struct Producer {
         u64& full = shared().ring.full[slot];
         barrier_arrive_for_bytes(full, bytes);
         bulk_copy(shared_memory + slot * SLOT_BYTES, from, bytes, full, policy);
-        asked++;
+        advance();
+    }
+    // Leaves the next place as it is.
+    __device__ void advance() {
+        shared().ring.asked = ++asked;
         next(slot, phase);
     }
 };
@@ -177,6 +186,7 @@ __device__ void init_shared() {
         barrier_init(s.ring.empty[i], WARPS);
     }
     if (threadIdx.x < BATCHES_MAX) barrier_init(s.chosen[threadIdx.x], 1);
+    if (threadIdx.x == 0) s.ring.asked = 0;
 }
 
 // Neurons are dealt to blocks in runs of `RUN`, so that blocks which are about as far read memory about the same place. The neuron of a block's row, and how many rows it has.
