@@ -1,5 +1,7 @@
 //! What all tests on a card need.
 
+#![allow(dead_code)] // each test file uses its part
+
 use countdown_kernels::{DType, cuda::Cuda, reference};
 
 /// Half the distance of neighbouring floats from 1 on.

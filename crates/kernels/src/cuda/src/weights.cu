@@ -195,6 +195,3 @@ template <u32 TYPE> __device__ void values8(const u8* row, u32 cols, u32 run, fl
         for (u32 i = 0; i < 8; i++) v[i] = __fadd_rn(__fmul_rn(v[i], s.x), s.y);
     }
 }
-
-// Global memory to the second-level cache; a hint. Both are multiples of 16.
-__device__ void prefetch(const void* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
