@@ -50,7 +50,7 @@ impl ComputeArgs {
 /// Where it computes.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct DeviceArgs {
-    /// What runs the model: auto (a CUDA card where one can, the CPU otherwise), cpu, cuda or cuda:N [default: auto]
+    /// What computes: auto (a CUDA card where one can, the CPU otherwise), cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Option<DeviceChoice>,
 }

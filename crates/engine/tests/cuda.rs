@@ -330,6 +330,13 @@ fn predictors_keep_what_they_keep_on_the_cpu() {
 fn predictors_keep_the_same(m: &Arc<Model>) {
     let tokens = prose(40);
     let (mut cpu, mut card) = (session(m, 2), on_card(m, 16));
+    // Rounding moves a level of x to the next, and that neurons over their cut, large ones where a plan keeps them by noise. How far that goes the CPU shows
+    // with norms that are off by a little.
+    let mut moved = Model::clone(m);
+    for w in moved.layers.iter_mut().flat_map(|l| &mut l.attn_norm) {
+        w.iter_mut().for_each(|w| *w *= 1.0 + 1e-5);
+    }
+    let mut nudged = session(&Arc::new(moved), 2);
     let copy4 = by_copy(m, "d-countdown", PredictorKind::Copy4, Form::Practical, 0.5);
     let text = prose(600);
     let copy4 = calibrate(&mut cpu, &text, None, &[copy4], |_, _| ()).unwrap();
@@ -341,11 +348,14 @@ fn predictors_keep_the_same(m: &Arc<Model>) {
     }
     for plan in [copy4[0].clone(), ranked] {
         let plan = Arc::new(plan);
+        nudged.set_plan(Some(plan.clone())).unwrap();
+        let moved = steps(&mut nudged, &tokens);
         cpu.set_plan(Some(plan.clone())).unwrap();
         card.set_plan(Some(plan)).unwrap();
         let (expected, got) = (steps(&mut cpu, &tokens), steps(&mut card, &tokens));
         let off = difference(&got, &expected);
-        assert!(off <= 0.02, "{off}");
+        let allowed = LEVELS.max(2.0 * difference(&moved, &expected));
+        assert!(off <= allowed, "{off} > {allowed}");
         let [kept, same] = [&card, &cpu].map(|s| s.stats().kept);
         assert!(kept.abs_diff(same) <= same / 100, "{kept}, the CPU {same}");
         assert!((0.1..0.9).contains(&card.stats().realised_sparsity()));

@@ -57,7 +57,7 @@ impl Machine {
     }
 }
 
-/// Products of row-major `f32` matrices in host memory, computed wherever that is quickest.
+/// Products of row-major `f32` matrices in host memory, on the card if there is one.
 pub(super) struct Products {
     host: Host,
     card: Option<Card>,

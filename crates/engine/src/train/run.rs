@@ -132,10 +132,10 @@ pub fn train(
             remedy: "give a longer text; fifty thousand tokens are a good start".into(),
         });
     }
+    let machine = Machine::like(session)?;
     let identity = Identity::of(session, tokens, request);
     identity.claim(folder)?;
     let windows = calibrate::windows(session, tokens, bos);
-    let machine = Machine::like(session)?;
     let mut run = Run {
         request,
         folder,

@@ -21,8 +21,9 @@ const QUERIES: usize = 64;
 const TILE: usize = 32;
 /// Query heads that one launch takes together, at most.
 const MOST_TOGETHER: usize = 8;
-/// Shared memory that the sums of a block's warps may take.
-const MOST_SHARED: usize = 36 << 10;
+/// Shared memory that a kernel may have without asking for more, and parts that the context is cut in, at most.
+const MOST_SHARED: usize = 47 << 10;
+const MOST_SPANS: usize = 64;
 /// Widest head.
 const MOST_COLUMNS: usize = 256;
 
@@ -48,10 +49,23 @@ impl AttentionShape {
         2 * self.kv_heads * self.context * self.head_dim * each
     }
 
-    /// Warps of a block: eight, or as many as have room for their sums.
-    fn warps(&self) -> usize {
-        let each = 4 * self.together() * (self.head_dim + 2);
-        if 8 * each <= MOST_SHARED { 8 } else { 4 }
+    /// Parts that the context is cut in: as many as fill the card.
+    fn spans(&self, multiprocessors: usize) -> usize {
+        let rows = self.heads / self.together();
+        (multiprocessors / rows).clamp(1, MOST_SPANS)
+    }
+
+    /// Warps of a block: eight, or four where the arrays of `attend.cu` have no room for the sums of more.
+    fn warps(&self, spans: usize) -> usize {
+        let head = self.head_dim;
+        let room = |warps: usize| warps * self.together() * (head + 2);
+        let joined = spans * (head / self.pieces(spans) + 4);
+        let own_and_turns = 3 * head;
+        if 4 * (room(8) + joined + own_and_turns) <= MOST_SHARED {
+            8
+        } else {
+            4
+        }
     }
 
     /// Parts that a head's columns are joined in: as many as there are spans for.
@@ -170,8 +184,7 @@ impl AttentionKernels {
             return Err(CudaError::Attention { shape });
         }
         let together = shape.together();
-        let rows = heads / together;
-        let spans = (cuda.card().multiprocessors / rows).max(1);
+        let spans = shape.spans(cuda.card().multiprocessors);
         let pieces = shape.pieces(spans);
         let module = cuda.module(
             &SOURCES,
@@ -181,7 +194,7 @@ impl AttentionKernels {
                 ("CACHE_F32", usize::from(cache == DType::F32)),
                 ("SPANS", spans),
                 ("PIECES", pieces),
-                ("ATTEND_WARPS", shape.warps()),
+                ("ATTEND_WARPS", shape.warps(spans)),
             ],
         )?;
         Ok(AttentionKernels {
@@ -244,7 +257,7 @@ impl AttentionKernels {
         };
         let grid = Grid {
             blocks: (rows, self.spans),
-            threads: 32 * s.warps(),
+            threads: 32 * s.warps(self.spans),
             shared: 0,
         };
         // SAFETY: as `Attend` is declared; lengths were checked, the position is the caller's to check.

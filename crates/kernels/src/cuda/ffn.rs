@@ -238,10 +238,11 @@ impl FfnKernels {
     /// Compiles, or takes what was compiled before.
     ///
     /// # Errors
-    /// [`CudaError::NoCompiler`], [`CudaError::Code`] or what the driver says.
+    /// [`CudaError::Weights`] for a type that has no kernels, [`CudaError::NoCompiler`], [`CudaError::Code`], also for a shape whose rows or neurons (some 31,000 on 132
+    /// multiprocessors) are too many for a block's shared memory, or what the driver says.
     ///
     /// # Panics
-    /// If widths are no multiples of 8, there are 65,536 neurons or more, or weights are of another type.
+    /// If widths are no multiples of 8, or there are 65,536 neurons or more.
     pub fn new(cuda: &Cuda, shape: FfnShape) -> Result<FfnKernels, CudaError> {
         FfnKernels::with_blocks(cuda, shape, cuda.card.multiprocessors.min(MOST_BLOCKS))
     }

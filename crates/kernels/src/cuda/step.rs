@@ -24,7 +24,7 @@ const PRODUCTS: usize = 3;
 const ROW_THREADS: usize = 512;
 /// Threads of the kernels that take one element a thread.
 const THREADS: usize = 256;
-/// Shared memory of a block of products, and what of it is not slots (`GemvState`).
+/// Shared memory of a block of products, and what of it is neither slots nor levels of x (`GemvState`, and up to a multiple of 128).
 const GEMV_SHARED: usize = 113 << 10;
 const GEMV_STATE: usize = 4736;
 /// Bytes of a slot, about, and its rows at most (`GEMV_SLOT_ROWS_MAX`); slots at most (`GEMV_SLOTS_MAX`) and at least.
@@ -336,6 +336,7 @@ impl StepKernels {
             Some(at) => at,
             None => {
                 let definitions = [
+                    ("GEMV_STATE", GEMV_STATE),
                     ("COLS", cols),
                     (
                         "WEIGHTS",

@@ -212,7 +212,7 @@ impl TrainKernels {
         [n, k, m]: [usize; 3],
         out: PartMut<'_>,
     ) -> Result<(), CudaError> {
-        assert!(n * m <= out.0.len() - out.1);
+        assert!(out.1 + n * m <= out.0.len());
         let operand = |part, len, side| Operand {
             at: address(cuda, part, len),
             lies: if transposed == side {
@@ -340,7 +340,7 @@ impl TrainKernels {
         cols: usize,
         out: PartMut<'_>,
     ) -> Result<(), CudaError> {
-        assert!(cols <= out.0.len() - out.1);
+        assert!(out.1 + cols <= out.0.len());
         let arguments = ColumnsArguments {
             parts: cuda.address(parts),
             out: cuda.address(out.0) + 4 * out.1 as u64,

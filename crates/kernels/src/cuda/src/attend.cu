@@ -22,7 +22,7 @@ struct Attend {
     u8* values;           // [kv_heads, context, HEAD]
     const float2* turns;  // [context, pairs]: cosines and sines; columns i and i + pairs turn together
     const u32* position;  // 1: how many tokens there are before
-    float* partial;       // [gridDim.x, GROUP, PIECES, SPANS, HEAD / PIECES + 4]: sums, the largest score, the sum of weights, and two zeros; EMPTY between launches
+    float* partial;       // [gridDim.x, GROUP, PIECES, SPANS, HEAD / PIECES + 4]: sums, the sum of weights, the largest score, and two zeros; EMPTY between launches
     u32 context;
     u32 window;  // positions seen, the own one included
     u32 pairs;

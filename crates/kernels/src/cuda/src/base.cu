@@ -11,7 +11,7 @@
 //   ACT_GELU      1: the activation is GELU by tanh, 0: SiLU
 //   RANK          width of the low-rank predictor, a multiple of 8; 0 where there is none
 //
-// and may define what was tuned on an H100: TEAMS, WINDOW_BYTES, CALM_BYTES, PACE (state.cu), AHEAD_BYTES (ffn.cu).
+// and tools/cuda_probe.py, to tune on a card, TEAMS, WINDOW_BYTES, CALM_BYTES, PACE (state.cu), AHEAD_BYTES (ffn.cu).
 
 // A team of threads holds x and y in its registers and takes one neuron at a time. Narrow models have several teams a block. Of floats a thread has two runs of 8
 // columns of both. Gate and up in levels (weights.cu) take fewer instructions, so that what a neuron's sums take together counts for more: teams are half as large

@@ -59,7 +59,7 @@ __device__ float4 empty4() {
 // A value as it may be put: a NaN that happens to be EMPTY becomes another.
 __device__ float not_empty(float v) { return is_empty(v) ? __uint_as_float(0x7fffffffu) : v; }
 
-// Programmatic dependent launch. Before it waits, a kernel may read weights, which nothing writes, and must touch nothing else.
+// Programmatic dependent launch. Before it waits, a kernel may read what no kernel that can still run writes: weights, and in attention what earlier steps left.
 __device__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Once one thread of every block said so (or they ended), the next kernel's blocks may start beside them.

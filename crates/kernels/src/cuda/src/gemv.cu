@@ -1,30 +1,29 @@
 // Products of up to three matrices with one vector, in one launch.
 //
 // Most rows of all matrices, one after the other, are dealt to blocks in contiguous ranges, one block a multiprocessor; the last ones go to whoever has time. One thread, the
-// producer, streams a block's rows through a ring of slots in shared memory by bulk copies, which begin before the kernel before has ended; the consumers multiply, all of them each row, so that a slot is
-// soon free again; one warp more, the writer, adds up their parts.
+// producer, streams a block's rows through a ring of slots in shared memory by bulk copies, which begin before the kernel before has ended; the consumers multiply, all of
+// them each slot, so that it is soon free again; one warp more, the writer, adds up their parts.
 //
 // The host defines
 //
-//   COLS     length of rows, whole 16-byte vectors
-//   WEIGHTS  their type (weights.cu)
-//
-// Behind the slots and the state lie the levels of x of quantised types (levels.cu).
+//   COLS        length of rows, whole 16-byte vectors
+//   WEIGHTS     their type (weights.cu)
+//   GEMV_STATE  bytes of the state, which lies behind the slots; then come the levels of x of quantised types (levels.cu)
 
 struct Product {
-    const u8* weights;      // [rows, cols], one row behind the other
-    const float* bias;      // [rows], or null
-    float* out;             // [rows]
+    const u8* weights;  // [rows, COLS], one row behind the other
+    const float* bias;  // [rows], or null
+    float* out;         // [rows]
     u32 rows;
-    u32 adds;               // 1: to what is there
+    u32 adds;           // 1: to what is there
 };
 
 constexpr u32 PRODUCTS = 3;
 
 struct Gemv {
     Product products[PRODUCTS];  // those that are missing have no rows
-    const float* x;              // [cols], at a multiple of 16 bytes
-    const float* norm;           // [cols]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
+    const float* x;              // [COLS], at a multiple of 16 bytes
+    const float* norm;           // [COLS]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
     float eps;                   // added to the mean square
     u32 rows;                    // of all products
     u32 dealt;                   // of these, the first ones, those that are dealt to blocks beforehand
@@ -41,7 +40,8 @@ constexpr u32 GEMV_THREADS = GEMV_CONSUMERS + 64;
 constexpr u32 GEMV_SLOTS_MAX = 16;
 constexpr u32 GEMV_SLOT_ROWS_MAX = 8;
 constexpr u32 GEMV_SLOT_BYTES = 16384;  // about
-// Slots that may be on their way at once: with more, blocks get unequal shares of the memory, and while the kernel before runs, what its blocks tell each other queues up behind weights.
+// Slots that may be on their way at once: with more, blocks get unequal shares of the memory, and while the kernel before runs, what its blocks tell each other queues up
+// behind weights.
 constexpr u32 GEMV_WINDOW = 4;
 constexpr u32 GEMV_CALM = 2;  // for the first round
 
@@ -53,6 +53,7 @@ struct GemvState {
     u64 empty[GEMV_SLOTS_MAX];                                    // flips when their parts are read, too
     float squares[GEMV_WARPS];
 };
+static_assert(sizeof(GemvState) <= GEMV_STATE && GEMV_STATE % 16 == 0, "the host knows how large it is");
 
 extern __shared__ __align__(128) u8 shared_memory[];
 
@@ -281,7 +282,7 @@ __device__ void multiply_rows(const Gemv& g) {
     x.prepare(g);
     wait_for_previous_kernel();
     let_next_kernel_start();
-    x.load(g, s.squares, reinterpret_cast<u8*>(&s + 1));
+    x.load(g, s.squares, reinterpret_cast<u8*>(&s) + GEMV_STATE);
 
     // Rows that a team takes together, for which it adds up at once.
     constexpr u32 TOGETHER = GEMV_SLOT_ROWS_MAX * Row::BYTES <= GEMV_SLOT_BYTES + Row::BYTES ? 4 : 2;

@@ -1,7 +1,7 @@
 // A ring of slots in shared memory through which one warp, the producer, streams rows of weights to the others, the consumers.
 //
-// The bulk copy engine fills slots on its own: the bytes in flight are the ring, about 100 kB a multiprocessor, whatever the
-// consumers wait for. Places in the stream are counted from 0; both sides know what lies where. A slot is guarded by two barriers: "full"
+// The bulk copy engine fills slots on its own: the bytes in flight are the ring, about 100 kB a multiprocessor, or the part of it that is tuned
+// (state.cu). Places in the stream are counted from 0; both sides know what lies where. A slot is guarded by two barriers: "full"
 // flips when its bytes have arrived, "empty" when every warp of the team that it was meant for has read it.
 
 // One slot holds a row of any kind, or a few shorter ones.

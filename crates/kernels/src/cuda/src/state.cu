@@ -76,6 +76,8 @@ struct alignas(16) Shared {
 constexpr u32 SLOTS_FIT = (SHARED_BYTES - sizeof(Shared)) / SLOT_BYTES;
 constexpr u32 SLOTS = SLOTS_FIT < SLOTS_MAX ? SLOTS_FIT : SLOTS_MAX;
 static_assert(SHARED_BYTES > sizeof(Shared) && SLOTS_FIT >= 4, "a ring of four rows fits in no less shared memory");
+static_assert(RANK == 0 || SLOTS >= 4 * LOW_PARTS, "rows of A that are multiplied together fit in the ring");
+static_assert(SLOTS > 3 * (TEAMS - 1), "the ends of all teams' neurons fit in the ring");
 
 extern __shared__ __align__(128) u8 shared_memory[];
 
@@ -95,7 +97,7 @@ __device__ void wait_full(u32 place) {
 #ifndef WINDOW_BYTES
 #define WINDOW_BYTES 40960
 #endif
-// The same while blocks wait for each other's words: before the kernel before has ended, and until all counts are known.
+// The same while blocks may wait for each other's words: of the first ring, while the kernel before runs, and of neurons taken before all counts are known.
 #ifndef CALM_BYTES
 #define CALM_BYTES 24576
 #endif
