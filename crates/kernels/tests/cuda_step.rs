@@ -13,22 +13,9 @@ use countdown_kernels::{
 };
 use on_card::{Noise, U, card, dot};
 
-/// Types of quantised weights that have kernels.
-const QUANTISED: [DType; 8] = [
-    DType::Q8_0,
-    DType::Q4_0,
-    DType::Q4_1,
-    DType::Q5_0,
-    DType::Q5_1,
-    DType::Q4_K,
-    DType::Q5_K,
-    DType::Q6_K,
-];
-
-/// Types that have kernels.
+/// Types that have kernels: those that files have, which come first.
 fn types() -> impl Iterator<Item = DType> {
-    let floats = [DType::BF16, DType::F16, DType::F32];
-    floats.into_iter().chain(QUANTISED)
+    DType::ALL.into_iter().take(DType::Q6_K as usize + 1)
 }
 
 /// A random matrix on the card, and as numbers.

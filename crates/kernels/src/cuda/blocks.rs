@@ -154,7 +154,7 @@ fn put_scales(dtype: DType, block: &[u8], i: usize, blocks: usize, to: &mut [u8]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant;
+    use crate::{cuda::weights::TYPES, quant};
     use half::f16;
 
     /// A weight of a row on the card, by the drawing in `weights.cu`.
@@ -195,16 +195,8 @@ mod tests {
 
     #[test]
     fn rows_on_the_card_are_the_same_numbers() {
-        for dtype in [
-            DType::Q8_0,
-            DType::Q4_0,
-            DType::Q4_1,
-            DType::Q5_0,
-            DType::Q5_1,
-            DType::Q4_K,
-            DType::Q5_K,
-            DType::Q6_K,
-        ] {
+        let types = TYPES.into_iter().map(|(dtype, _)| dtype);
+        for dtype in types.filter(|t| t.is_quantized()) {
             let cols = 3 * dtype.block_len().max(96);
             let x = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 300.0 - 1.0;
             let values: Vec<f32> = (0..cols).map(x).collect();
