@@ -7,7 +7,9 @@ use countdown_kernels::{
     cpu::Act,
     cuda::{
         Cuda, Output, Weights as OnCard,
-        ffn::{Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Score, copy4},
+        ffn::{
+            Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score, copy4,
+        },
     },
     quant, reference,
 };
@@ -291,6 +293,7 @@ fn check_all((hidden, inter, rank, weights, act, blocks): Case, cuda: &Cuda) {
         down,
         predictor,
         act,
+        neighbours: Neighbours::Products,
     };
     let mut noise = Noise(hidden as u64);
     let mut matrix = |dtype, rows, cols| Weights::new(&mut noise, dtype, rows, cols);
@@ -377,6 +380,7 @@ fn compiled_code_is_kept_and_found_again() {
         down: DType::F16,
         predictor: DType::F16,
         act: Act::Silu,
+        neighbours: Neighbours::Products,
     };
     let files = || std::fs::read_dir(folder.path()).unwrap().count();
     for _ in 0..2 {

@@ -410,7 +410,9 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
                 let kv = [rows(&k, kv_heads * head_dim), rows(&v, kv_heads * head_dim)];
                 let kv = [&kv[0], &kv[1]];
                 if n == 1 {
-                    kernels.attend(&cuda, call, &mut cache, &mut q, kv).unwrap();
+                    kernels
+                        .attend(&cuda, call, &mut cache, &mut q, kv, None)
+                        .unwrap();
                     got.extend(cuda.download(&q).unwrap());
                 } else {
                     let mut out = nan(&cuda, n * heads * head_dim);

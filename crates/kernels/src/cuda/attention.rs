@@ -1,11 +1,11 @@
 //! Attention on the card, with its cache of keys and values.
 
 use super::{
-    Cuda, CudaError, EMPTY,
+    Cuda, CudaError, EMPTY, Joints, driver,
     launch::{Grid, Source, sources},
 };
 use crate::DType;
-use cudarc::driver::{CudaFunction, CudaSlice};
+use cudarc::driver::{CudaFunction, CudaSlice, sys::CUfunction_attribute};
 
 const SOURCES: [Source; 5] = sources![
     "types.cu",
@@ -132,6 +132,7 @@ struct AttendArguments {
     shares: u32,
     scale: f32,
     cap: f32,
+    words: u64,
 }
 
 #[repr(C)]
@@ -207,6 +208,18 @@ impl AttentionKernels {
         })
     }
 
+    /// Shared memory that a block of attention of one token needs, in bytes.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn shared(&self) -> Result<usize, CudaError> {
+        let bytes = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        let asked = self.attend.get_attribute(bytes);
+        asked
+            .map(|bytes| bytes as usize)
+            .map_err(|e| driver("asking about a kernel", e))
+    }
+
     /// An empty cache for one layer.
     ///
     /// # Errors
@@ -219,7 +232,8 @@ impl AttentionKernels {
         })
     }
 
-    /// Rotates q, `[heads, head_dim]`, and k, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q.
+    /// Rotates q, `[heads, head_dim]`, and k, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q. With joints, an FFN that takes it must follow
+    /// ([`super::FfnLaunch::join_output`]), or [`Joints::forget`].
     ///
     /// # Errors
     /// What the driver says.
@@ -233,6 +247,7 @@ impl AttentionKernels {
         cache: &mut KvCache,
         q: &mut CudaSlice<f32>,
         [k, v]: [&CudaSlice<f32>; 2],
+        joints: Option<&mut Joints>,
     ) -> Result<(), CudaError> {
         let s = self.shape;
         let kv = s.kv_heads * s.head_dim;
@@ -254,6 +269,7 @@ impl AttentionKernels {
             shares: (rows / s.kv_heads) as u32,
             scale: call.scale,
             cap: call.cap.unwrap_or(0.0),
+            words: joints.map_or(0, |j| j.attend(cuda, s.heads * s.head_dim)),
         };
         let grid = Grid {
             blocks: (rows, self.spans),

@@ -3,14 +3,17 @@
 
 use super::{
     Cuda, CudaError, EMPTY, Output, Weights,
+    joined::FfnLaunch,
     launch::{Grid, Source, sources},
+    step::{PRODUCTS, ProductArguments},
     weights,
 };
 use crate::{cpu::Act, dtype::DType, matrix::MatRef};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
-const SOURCES: [Source; 15] = sources![
+const SOURCES: [Source; 17] = sources![
     "types.cu",
+    "products.cu",
     "weights.cu",
     "base.cu",
     "barrier.cu",
@@ -23,12 +26,15 @@ const SOURCES: [Source; 15] = sources![
     "score_copy.cu",
     "select.cu",
     "neurons.cu",
+    "joined.cu",
     "gather.cu",
     "ffn.cu"
 ];
 
 /// Shared memory of a block: less than half of a multiprocessor's, so that the next launch's blocks find room beside it.
 const SHARED_BYTES: usize = 115_712;
+/// What the driver takes of a multiprocessor's shared memory for each block.
+const RESERVED: usize = 1024;
 /// Blocks whose counts fit a warp's registers.
 const MOST_BLOCKS: usize = 256;
 /// Neurons more than its even share that a block may have.
@@ -54,9 +60,35 @@ pub struct FfnShape {
     pub predictor: DType,
     /// Activation of the gate.
     pub act: Act,
+    /// What runs beside it.
+    pub neighbours: Neighbours,
+}
+
+/// The launches before and after that of an FFN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Neighbours {
+    /// Products, which need half of a multiprocessor's shared memory.
+    Products,
+    /// Attention, which needs `shared` bytes of it a block: the products between belong to the FFN's launch ([`FfnLaunch::join_output`], [`FfnLaunch::join_next`]), whose rows
+    /// stream through all the rest.
+    Attention {
+        /// Bytes.
+        shared: usize,
+    },
 }
 
 impl FfnShape {
+    /// Shared memory of a block.
+    fn shared(&self, cuda: &Cuda) -> usize {
+        match self.neighbours {
+            Neighbours::Products => SHARED_BYTES,
+            Neighbours::Attention { shared } => {
+                let rest = cuda.card.shared.saturating_sub(shared + 2 * RESERVED);
+                rest / 128 * 128
+            }
+        }
+    }
+
     /// Threads that hold x and y between them (`base.cu`).
     fn team(&self) -> usize {
         let half = 32 * self.hidden.div_ceil(1024);
@@ -75,7 +107,7 @@ impl FfnShape {
     }
 
     /// Neurons that a block has at most.
-    fn rows(&self, blocks: usize) -> usize {
+    pub(super) fn rows(&self, blocks: usize) -> usize {
         (self.inter.div_ceil(blocks) + DEALT).next_multiple_of(4)
     }
 }
@@ -180,6 +212,7 @@ const KERNELS: [&str; 5] = [
 pub struct FfnKernels {
     shape: FfnShape,
     blocks: usize,
+    shared: usize,
     /// By [`Decide::kernel`]; no low rank where there is none, and no copy in 4 bits where rows are no whole number of blocks.
     functions: [Option<CudaFunction>; KERNELS.len()],
     partial: CudaSlice<u32>,
@@ -207,13 +240,13 @@ pub struct FfnBuffers<'a> {
 /// What a launch is given, as `state.cu` declares it.
 #[repr(C)]
 #[derive(Default)]
-struct Arguments {
+pub(super) struct Arguments {
     gate: u64,
     up: u64,
     down: u64,
-    x: u64,
-    residual: u64,
-    y: u64,
+    pub(super) x: u64,
+    pub(super) residual: u64,
+    pub(super) y: u64,
     kept: u64,
     positive: u64,
     negative: u64,
@@ -232,6 +265,15 @@ struct Arguments {
     entries: u64,
     norm: u64,
     eps: f32,
+    pub(super) output: ProductArguments,
+    pub(super) attended: u64,
+    pub(super) words: u64,
+    pub(super) next: [ProductArguments; PRODUCTS],
+    pub(super) next_norm: u64,
+    pub(super) next_eps: f32,
+    pub(super) made: u64,
+    pub(super) passed: u64,
+    pub(super) passed_before: u64,
 }
 
 impl FfnKernels {
@@ -276,6 +318,8 @@ impl FfnKernels {
             let cols = hidden;
             weights::number(dtype).ok_or(CudaError::Weights { dtype, cols })
         };
+        let shared = shape.shared(cuda);
+        let is_joined = shape.neighbours != Neighbours::Products;
         let module = cuda.module(
             &SOURCES,
             &[
@@ -283,7 +327,8 @@ impl FfnKernels {
                 ("INTER", inter),
                 ("RANK", rank),
                 ("BLOCKS", blocks),
-                ("SHARED_BYTES", SHARED_BYTES),
+                ("SHARED_BYTES", shared),
+                ("JOINED", usize::from(is_joined)),
                 ("WEIGHTS", number(shape.weights)?),
                 ("DOWN", number(shape.down)?),
                 ("PREDICTOR", number(shape.predictor)?),
@@ -298,13 +343,14 @@ impl FfnKernels {
                 _ => true,
             };
             if is_there {
-                *to = Some(Cuda::function(&module, name, SHARED_BYTES)?);
+                *to = Some(Cuda::function(&module, name, shared)?);
             }
         }
         let empty = |len: usize| cuda.upload(&vec![EMPTY; len]);
         Ok(FfnKernels {
             shape,
             blocks,
+            shared,
             functions,
             partial: empty(blocks * hidden)?,
             low: empty(rank.max(1))?,
@@ -341,6 +387,21 @@ impl FfnKernels {
         decide: Decide,
         buffers: FfnBuffers,
     ) -> Result<(), CudaError> {
+        let launch = self.prepare(cuda, weights, decide, buffers);
+        launch.launch(cuda, None)
+    }
+
+    /// The same, not launched yet.
+    ///
+    /// # Panics
+    /// As [`FfnKernels::run`].
+    pub fn prepare(
+        &mut self,
+        cuda: &Cuda,
+        weights: FfnWeights,
+        decide: Decide,
+        buffers: FfnBuffers,
+    ) -> FfnLaunch {
         let FfnShape {
             hidden,
             inter,
@@ -414,13 +475,16 @@ impl FfnKernels {
         }
         let function = &self.functions[decide.kernel()];
         let function = function.as_ref().expect("the shape has such a kernel");
-        let grid = Grid {
-            blocks: (self.blocks, 1),
-            threads: self.shape.threads(),
-            shared: SHARED_BYTES,
-        };
-        // SAFETY: as `Ffn` is declared; lengths were checked.
-        unsafe { cuda.launch(function, grid, a) }
+        FfnLaunch {
+            function: function.clone(),
+            grid: Grid {
+                blocks: (self.blocks, 1),
+                threads: self.shape.threads(),
+                shared: self.shared,
+            },
+            arguments: a,
+            shape: self.shape,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod blocks;
 mod error;
 pub mod ffn;
 mod jit;
+mod joined;
 mod launch;
 mod prompt;
 mod step;
@@ -16,9 +17,10 @@ mod weights;
 pub use attention::{AttentionCall, AttentionKernels, AttentionShape, KvCache};
 pub use cudarc::driver::CudaSlice;
 pub use error::CudaError;
+pub use joined::{FfnLaunch, Joints};
 pub use launch::Recording;
 pub use prompt::{Orientation, PromptKernels};
-pub use step::{Output, Product, StepKernels};
+pub use step::{Output, Product, ProductsLaunch, StepKernels};
 pub use weights::Weights;
 
 use cudarc::driver::{
@@ -45,6 +47,8 @@ pub struct Card {
     pub capability: (i32, i32),
     /// How many there are.
     pub multiprocessors: usize,
+    /// Bytes of shared memory of each.
+    pub shared: usize,
     /// Bytes of memory.
     pub memory: usize,
 }
@@ -73,10 +77,13 @@ impl Card {
     fn of(context: &CudaContext) -> Result<Card, CudaError> {
         let read = || {
             let processors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            let shared =
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
             Ok(Card {
                 name: context.name()?,
                 capability: context.compute_capability()?,
                 multiprocessors: context.attribute(processors)? as usize,
+                shared: context.attribute(shared)? as usize,
                 memory: context.total_mem()?,
             })
         };

@@ -9,8 +9,9 @@ use crate::{DType, cpu::Act};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
 const SOURCES: [Source; 5] = sources!["types.cu", "weights.cu", "flow.cu", "embed.cu", "rows.cu"];
-const GEMV_SOURCES: [Source; 6] = sources![
+const GEMV_SOURCES: [Source; 7] = sources![
     "types.cu",
+    "products.cu",
     "weights.cu",
     "barrier.cu",
     "flow.cu",
@@ -18,9 +19,9 @@ const GEMV_SOURCES: [Source; 6] = sources![
     "gemv.cu"
 ];
 
-/// `GEMV_THREADS` and `PRODUCTS` of `gemv.cu`, and `ROW_THREADS` of `rows.cu`.
+/// `GEMV_THREADS` of `gemv.cu`, `PRODUCTS` of `products.cu`, and `ROW_THREADS` of `rows.cu`.
 const GEMV_THREADS: usize = 320;
-const PRODUCTS: usize = 3;
+pub(super) const PRODUCTS: usize = 3;
 const ROW_THREADS: usize = 512;
 /// Threads of the kernels that take one element a thread.
 const THREADS: usize = 256;
@@ -94,22 +95,23 @@ pub struct StepKernels {
     round: [CudaFunction; 2],
 }
 
+/// `Product` of `products.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct ProductArguments {
-    weights: u64,
-    bias: u64,
-    out: u64,
-    rows: u32,
-    adds: u32,
+pub(super) struct ProductArguments {
+    pub(super) weights: u64,
+    pub(super) bias: u64,
+    pub(super) out: u64,
+    pub(super) rows: u32,
+    pub(super) adds: u32,
 }
 
 #[repr(C)]
-struct GemvArguments {
-    products: [ProductArguments; PRODUCTS],
-    x: u64,
-    norm: u64,
-    eps: f32,
+pub(super) struct GemvArguments {
+    pub(super) products: [ProductArguments; PRODUCTS],
+    pub(super) x: u64,
+    pub(super) norm: u64,
+    pub(super) eps: f32,
     rows: u32,
     dealt: u32,
     slots: u32,
@@ -167,6 +169,26 @@ struct UnpackArguments {
     out: u64,
     cols: u32,
     stride: u32,
+}
+
+/// Products that are ready to be launched, by themselves or with an FFN ([`super::ffn::FfnLaunch`]). What they were made of must live until that has run.
+pub struct ProductsLaunch {
+    function: CudaFunction,
+    grid: Grid,
+    pub(super) arguments: GemvArguments,
+    /// Type and length of rows.
+    pub(super) key: (DType, usize),
+}
+
+impl ProductsLaunch {
+    /// Launches them, in the order of calls.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn launch(self, cuda: &Cuda) -> Result<(), CudaError> {
+        // SAFETY: as `Gemv` is declared; `prepare_products` checked lengths.
+        unsafe { cuda.launch(&self.function, self.grid, self.arguments) }
+    }
 }
 
 impl StepKernels {
@@ -271,10 +293,27 @@ impl StepKernels {
     pub fn products(
         &mut self,
         cuda: &Cuda,
-        (x, row): (&CudaSlice<f32>, usize),
+        x: (&CudaSlice<f32>, usize),
         norm: Option<(&CudaSlice<f32>, f32)>,
         products: &[Product<'_>],
     ) -> Result<(), CudaError> {
+        self.prepare_products(cuda, x, norm, products)?.launch(cuda)
+    }
+
+    /// The same, not launched yet.
+    ///
+    /// # Errors
+    /// As [`StepKernels::products`].
+    ///
+    /// # Panics
+    /// As [`StepKernels::products`].
+    pub fn prepare_products(
+        &mut self,
+        cuda: &Cuda,
+        (x, row): (&CudaSlice<f32>, usize),
+        norm: Option<(&CudaSlice<f32>, f32)>,
+        products: &[Product<'_>],
+    ) -> Result<ProductsLaunch, CudaError> {
         let first = products.first().expect("there is something to multiply");
         let (dtype, cols) = (first.weights.dtype, first.weights.cols);
         assert!(products.len() <= PRODUCTS && (row + 1) * cols <= x.len());
@@ -324,9 +363,12 @@ impl StepKernels {
             threads: GEMV_THREADS,
             shared: slots * slot_bytes + others,
         };
-        let function = self.gemv(cuda, dtype, cols)?;
-        // SAFETY: as `Gemv` is declared; lengths were checked.
-        unsafe { cuda.launch(function, grid, arguments) }
+        Ok(ProductsLaunch {
+            function: self.gemv(cuda, dtype, cols)?.clone(),
+            grid,
+            arguments,
+            key: (dtype, cols),
+        })
     }
 
     /// The kernel for products of such rows, compiled if it is not there.

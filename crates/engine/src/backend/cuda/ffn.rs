@@ -39,6 +39,7 @@ impl CudaBackend {
             down: self.weights.matrix(ffn.down.matrix()).dtype(),
             predictor,
             act: self.act,
+            neighbours: self.neighbours,
         })
     }
 
@@ -78,7 +79,7 @@ impl CudaBackend {
             down: self.weights.matrix(call.weights.down.matrix()),
         };
         let norm = norm.map(|n| (self.weights.vector(n.weight), n.eps));
-        let mut done = Ok(());
+        let mut launches = Vec::with_capacity(call.tokens);
         for row in 0..call.tokens {
             let decide = rule.map_or(Decide::All, |r| r.decide());
             let buffers = FfnBuffers {
@@ -89,14 +90,14 @@ impl CudaBackend {
                 kept: &mut self.kept,
                 at: row * self.layers + call.layer,
             };
-            done = done.and_then(|()| kernels.run(&self.cuda, weights, decide, buffers));
+            launches.push(kernels.prepare(&self.cuda, weights, decide, buffers));
         }
         if rule.is_some() {
             self.counted.push((call.layer, call.tokens));
         } else {
             self.dense += inter * call.tokens;
         }
-        self.check(done);
+        launches.into_iter().for_each(|l| self.launch_ffn(l));
     }
 
     /// FFNs of several tokens, densely or by a rule of no plan; the coefficients of neurons that it does not keep become zero.

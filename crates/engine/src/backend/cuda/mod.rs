@@ -2,6 +2,7 @@
 //! position, is read from the card's memory.
 
 mod ffn;
+mod joining;
 mod memory;
 mod observed;
 mod plan;
@@ -19,10 +20,11 @@ use countdown_kernels::{
     cpu::Act,
     cuda::{
         AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaError, CudaSlice, HostBuffer,
-        KvCache, Orientation, Output, Product, PromptKernels, StepKernels,
-        ffn::{FfnKernels, FfnShape},
+        Joints, KvCache, Orientation, Output, Product, PromptKernels, StepKernels,
+        ffn::{FfnKernels, FfnShape, Neighbours},
     },
 };
+use joining::Waiting;
 use memory::Need;
 use observed::Observed;
 use plan::{DevicePlan, Steps};
@@ -66,6 +68,10 @@ pub(crate) struct CudaBackend {
     attention: AttentionKernels,
     /// One for each shape that layers or plans have.
     ffns: Vec<(FfnShape, FfnKernels)>,
+    /// What runs beside them; where that is attention, what else they speak through, and a launch that waits for what may join it.
+    neighbours: Neighbours,
+    joints: Option<Joints>,
+    waiting: Option<Waiting>,
     act: Act,
     hidden: usize,
     /// The tokens of a batch and the position of the first.
@@ -160,11 +166,20 @@ impl CudaBackend {
         };
         need.check(&cuda)?;
         let weights = DeviceWeights::upload(&cuda, model, threads)?;
+        let attention = AttentionKernels::new(&cuda, shape).map_err(error)?;
+        let neighbours = joining::neighbours(model, &attention)?;
+        let joints = match neighbours {
+            Neighbours::Products => None,
+            Neighbours::Attention { .. } => Some(Joints::new(&cuda, c.hidden).map_err(error)?),
+        };
         let mut backend = CudaBackend {
             step: StepKernels::new(&cuda).map_err(error)?,
             prompt: PromptKernels::new(&cuda, batch * widest, unpacked).map_err(error)?,
-            attention: AttentionKernels::new(&cuda, shape).map_err(error)?,
+            attention,
             ffns: Vec::new(),
+            neighbours,
+            joints,
+            waiting: None,
             act: c.act,
             hidden: c.hidden,
             tokens: cuda.zeros(batch).map_err(error)?,
@@ -243,9 +258,17 @@ impl CudaBackend {
         let norm = norm.map(|n| (all.vector(n.weight), n.eps));
         // A launch is of one type.
         let each = if is_one_type { N } else { 1 };
-        let mut launches = products.chunks(each);
-        let done = launches.try_for_each(|p| step.products(cuda, (&x.data, 0), norm, p));
-        self.check(done);
+        let prepare = |p| step.prepare_products(cuda, (&x.data, 0), norm, p);
+        match products
+            .chunks(each)
+            .map(prepare)
+            .collect::<Result<Vec<_>, _>>()
+        {
+            Ok(launches) => launches
+                .into_iter()
+                .for_each(|l| self.launch_projections(l)),
+            failed => self.check(failed.map(|_| ())),
+        }
     }
 }
 
@@ -295,6 +318,7 @@ impl Backend for CudaBackend {
     }
 
     fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue {
+        self.flush();
         self.place(position);
         let written = self.cuda.write(&[token], &mut self.tokens);
         self.check(written);
@@ -327,6 +351,7 @@ impl Backend for CudaBackend {
     }
 
     fn end(&mut self) -> Issue {
+        self.flush();
         let Some(issued) = self.issuing.take() else {
             return Issue::Done;
         };
@@ -354,16 +379,19 @@ impl Backend for CudaBackend {
     }
 
     fn download(&mut self, x: &Buffer, tokens: usize, to: &mut [f32]) {
+        self.flush();
         let read = self.cuda.read(&x.data, &mut to[..tokens * x.width]);
         self.check(read);
     }
 
     fn upload(&mut self, from: &[f32], x: &mut Buffer) {
+        self.flush();
         let written = self.cuda.write(from, &mut x.data);
         self.check(written);
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Buffer) {
+        self.flush();
         if self.issuing.is_none() {
             let written = self.cuda.write(tokens, &mut self.tokens);
             self.check(written);
@@ -377,6 +405,7 @@ impl Backend for CudaBackend {
     }
 
     fn norm(&mut self, x: &Buffer, rows: usize, norm: RmsNorm<'_>, out: &mut Buffer) {
+        self.flush();
         let weight = (self.weights.vector(norm.weight), norm.eps);
         let out = Some(&mut out.data);
         let done = self.step.norm(&self.cuda, &x.data, rows, weight, out);
@@ -384,6 +413,7 @@ impl Backend for CudaBackend {
     }
 
     fn norm_in_place(&mut self, x: &mut Buffer, rows: usize, norm: RmsNorm<'_>) {
+        self.flush();
         let weight = (self.weights.vector(norm.weight), norm.eps);
         let done = self.step.norm(&self.cuda, &x.data, rows, weight, None);
         self.check(done);
@@ -398,6 +428,7 @@ impl Backend for CudaBackend {
         if tokens == 1 {
             return self.step_linears(x, None, products);
         }
+        self.flush();
         let (cuda, step, all) = (&self.cuda, &self.step, &self.weights);
         let (prompt, mut done) = (&mut self.prompt, Ok(()));
         for (l, out) in products {
@@ -447,8 +478,13 @@ impl Backend for CudaBackend {
             out: Output::Add(&mut x.data),
         };
         let input = (&input.data, 0);
-        let done = self.step.products(&self.cuda, input, None, &[product]);
-        self.check(done);
+        let prepared = self
+            .step
+            .prepare_products(&self.cuda, input, None, &[product]);
+        match prepared {
+            Ok(output) => self.launch_output(output),
+            failed => self.check(failed.map(|_| ())),
+        }
     }
 
     fn attention(
@@ -461,6 +497,7 @@ impl Backend for CudaBackend {
         k: &mut Buffer,
         v: &Buffer,
     ) {
+        self.flush();
         if self.issuing.is_none() {
             self.place(start);
         }
@@ -479,7 +516,10 @@ impl Backend for CudaBackend {
         let (cuda, cache) = (&self.cuda, &mut cache.layers[layer]);
         let kv = [&k.data, &v.data];
         let done = if tokens == 1 {
-            self.attention.attend(cuda, call, cache, &mut q.data, kv)
+            // In a step that is issued as a whole an FFN follows.
+            let joints = self.joints.as_mut().filter(|_| self.issuing.is_some());
+            self.attention
+                .attend(cuda, call, cache, &mut q.data, kv, joints)
         } else {
             let (wide, n) = (&mut self.wide, tokens * q.width);
             self.attention
@@ -490,6 +530,7 @@ impl Backend for CudaBackend {
     }
 
     fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) {
+        self.flush();
         if self.is_alone(call.rule) {
             return self.ffn_prompt(&mut call, x, Some(out));
         }
@@ -524,6 +565,7 @@ impl Backend for CudaBackend {
     }
 
     fn add(&mut self, x: &mut Buffer, y: &Buffer, scale: f32, tokens: usize) {
+        self.flush();
         let n = tokens * x.width;
         let y = (&y.data, scale);
         let done = self.step.add(&self.cuda, &mut x.data, y, n);
@@ -531,6 +573,7 @@ impl Backend for CudaBackend {
     }
 
     fn take_kept(&mut self) -> Result<usize> {
+        self.flush();
         let dense = std::mem::take(&mut self.dense);
         let counted = std::mem::take(&mut self.counted);
         let rows = counted.iter().map(|(_, tokens)| *tokens).max();
@@ -562,6 +605,7 @@ impl Backend for CudaBackend {
         head: &Matrix,
         out: &mut [f32],
     ) -> Result<()> {
+        self.flush();
         let (cuda, step, head) = (&self.cuda, &mut self.step, self.weights.matrix(head));
         let logits = &mut self.logits;
         let done = if rows == 1 {

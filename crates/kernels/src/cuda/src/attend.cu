@@ -28,7 +28,8 @@ struct Attend {
     u32 pairs;
     u32 shares;  // launches of GROUP heads for a key/value head; gridDim.x is kv_heads * shares
     float scale;
-    float cap;  // scores are cap * tanh(score / cap); 0 for none
+    float cap;     // scores are cap * tanh(score / cap); 0 for none
+    float* words;  // [heads, HEAD], or null: the result once more, for blocks of the next launch that wait for it (flow.cu)
 };
 
 #if CACHE_F32
@@ -90,6 +91,8 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     __shared__ __align__(16) float spans[SPANS][PIECE + 4];
     __shared__ __align__(16) u8 own[2][HEAD * CACHE_BYTES];
     __shared__ float2 turns[HEAD / 2];
+    // An FFN that waits for words reads weights until they are there.
+    if (a.words) let_next_kernel_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 column = threadIdx.x % LANES * 8, group = threadIdx.x / LANES;
     const bool holds = column < HEAD;
@@ -270,7 +273,9 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
                 sum = fmaf(shrink, spans[s][c], sum);
                 weights = fmaf(shrink, spans[s][PIECE], weights);
             }
-            queries[piece * PIECE + c] = sum / weights;
+            const float result = sum / weights;
+            queries[piece * PIECE + c] = result;
+            if (a.words) put(a.words + u64(blockIdx.x) * GROUP * HEAD + piece * PIECE + c, not_empty(result));
         }
         __syncthreads();
     }

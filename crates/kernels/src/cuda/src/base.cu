@@ -4,7 +4,8 @@
 //   INTER         neurons
 //   BLOCKS        blocks of a launch, at most one for each multiprocessor
 //   SHARED_BYTES  dynamic shared memory of a block; less than half of a multiprocessor's, so that the next kernel's blocks
-//                 find room beside those that still run
+//                 find room beside those that still run, unless that is attention, which needs little
+//   JOINED        1: the products before and after the FFN belong to its launch (joined.cu)
 //   WEIGHTS       type of gate and up (weights.cu)
 //   DOWN          type of down
 //   PREDICTOR     type of a low-rank predictor's matrices, BF16 or F16

@@ -25,10 +25,10 @@ template <bool UP> struct ByRows {
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         p.fill<ROW_BYTES>(row_scored(f, neuron<1>(place)));
     }
-    __device__ static void score(const Ffn& f, const Input& x) {
+    __device__ static void score(const Ffn& f, u32 first, const Input& x) {
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_rows<1>(row, rows, shared().room, [&](u32 place, u32) { return dot(place, x); });
+            four_rows<1>(first, row, rows, shared().room, [&](u32 place, u32) { return dot(place, x); });
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
@@ -62,9 +62,9 @@ struct LowRank {
         }
     }
     __device__ static u32 low_bytes(u32 row) { return min(LOW_ROWS, row_count<LOW_ROWS>() - row) * LOW_BYTES; }
-    __device__ static void score(const Ffn& f, const Input& x) {
-        multiply_low(f, x);
-        score_low(first_slot());
+    __device__ static void score(const Ffn& f, u32 first, const Input& x) {
+        multiply_low(f, first, x);
+        score_low(first + first_slot());
     }
     __device__ static float signal(u32 row) { return low_scores()[row]; }
 };
@@ -84,11 +84,11 @@ struct Copy4 {
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
         p.fill<COPY_BYTES>(f.first + u64(neuron<1>(place)) * COPY_BYTES);
     }
-    __device__ static void score(const Ffn& f, const Input& input) {
-        const Levels x = LEVELS ? input.levels : input_levels(f, input.factor);
+    __device__ static void score(const Ffn& f, u32 first, const Input& input) {
+        const Levels x = LEVELS ? input.levels : input_levels(input.from, f.norm, input.factor);
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_copies(row, rows, x, shared().room);
+            four_copies(first, row, rows, x, shared().room);
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
@@ -106,10 +106,46 @@ struct Copy4 {
 #endif
 template <class Method> constexpr u32 AHEAD = AHEAD_BYTES / (Method::ROWS * ROW_BYTES);
 
+// What the producer streams before and after the neurons' rows, and what consumers make of it: their x, and the place where the neurons' rows begin.
+__device__ void begin_stream(const Ffn& f, Producer& p) {
+#if JOINED
+    // Attention finds room at once.
+    if (next_rows(f)) let_next_kernel_start();
+    stream_output(f, p);
+#endif
+}
+template <class Method> __device__ void end_stream(const Ffn& f, Producer& p) {
+    fill_end<Method>(p);
+#if JOINED
+    stream_next(f, p);
+#endif
+}
+__device__ void wait_for_input(const Ffn& f) {
+#if JOINED
+    // All else that the consumers read is older than attention, which has waited for it.
+    if (f.words) return;
+#endif
+    wait_for_previous_kernel();
+}
+__device__ Input begin(const Ffn& f, const Norm& norm, u32& place) {
+#if JOINED
+    place = make_input(f);
+    if (f.output.rows) return input_of(f.made, load_words(f.made), norm);
+#endif
+    return input_of(f.x, load_columns(f.x), norm);
+}
+__device__ void end(const Ffn& f, Columns& y, u32 place) {
+    gather(f, y);
+#if JOINED
+    multiply_next(f, place);
+#endif
+}
+
 // For one thread.
 template <class Method> __device__ void produce(const Ffn& f) {
     Shared& s = shared();
     Producer p;
+    begin_stream(f, p);
     const u32 start = Method::places();
     for (u32 place = 0; place < start; place++) {
         if (place == SLOTS) p.window = WINDOW_BYTES;
@@ -128,7 +164,7 @@ template <class Method> __device__ void produce(const Ffn& f) {
     }
     // Where it said so already, or there were too few neurons for it.
     let_next_kernel_start();
-    fill_end<Method>(p);
+    end_stream<Method>(f, p);
 }
 
 template <class Method> __device__ void ffn_sparse(const Ffn& f) {
@@ -142,18 +178,20 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
         return;
     }
     if (threadIdx.x >= CHOOSER) fetch_cuts<Method>(f);
-    const Columns norm = load_norm(f);
-    wait_for_previous_kernel();
+    const Norm norm = load_norm(f.norm, f.eps);
     if (threadIdx.x >= CHOOSER) {
+        wait_for_previous_kernel();
         choose<Method>(f);
         return;
     }
-    const Input x = load_input(f, norm);
+    wait_for_input(f);
+    u32 place = 0;
+    const Input x = begin(f, norm, place);
     Columns y = {};
-    Method::score(f, x);
-    consume_neurons<Method>(Method::places(), x, y);
-    gather(f, y);
-    // All blocks' sums were there, so all have read what they were told. (The last block has columns, however few there are.)
+    Method::score(f, place, x);
+    place = consume_neurons<Method>(place + Method::places(), x, y);
+    end(f, y, place);
+    // All blocks' sums were there, so all have read what they were told before. (The last block has columns, however few there are.)
     if (blockIdx.x == BLOCKS - 1) {
         for (u32 b = threadIdx.x; b < BLOCKS; b += CONSUMERS) put(f.shares + b, EMPTY_HALF);
         if constexpr (Method::LOW)
@@ -164,9 +202,10 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
 // Streams all neurons. For one thread.
 __device__ void produce_all(const Ffn& f) {
     Producer p;
+    begin_stream(f, p);
     const u32 rows = row_count<1>();
     for (u32 i = 0; i < rows; i++) {
-        if (i == SLOTS / 3) p.window = WINDOW_BYTES;
+        if (i == (JOINED ? 0 : SLOTS / 3)) p.window = WINDOW_BYTES;
         // Early enough for the next kernel's ring to be full before blocks tell each other their sums.
         if (i == rows / 10 * 9) {
             wait_for_previous_kernel();
@@ -174,7 +213,7 @@ __device__ void produce_all(const Ffn& f) {
         }
         fill_neuron<Dense>(f, p, entry(neuron<1>(i), 0));
     }
-    fill_end<Dense>(p);
+    end_stream<Dense>(f, p);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_constant__ Ffn f) {
@@ -185,12 +224,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_con
         if (threadIdx.x == PRODUCER) produce_all(f);
         return;
     }
-    const Columns norm = load_norm(f);
-    wait_for_previous_kernel();
-    const Input x = load_input(f, norm);
+    const Norm norm = load_norm(f.norm, f.eps);
+    wait_for_input(f);
+    u32 place = 0;
+    const Input x = begin(f, norm, place);
     Columns y = {};
-    consume_neurons<Dense>(0, x, y);
-    gather(f, y);
+    place = consume_neurons<Dense>(place, x, y);
+    end(f, y, place);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) ffn_by_up(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<true>>(f); }

@@ -24,6 +24,13 @@ __device__ void put(float* to, float4 v) {
                  : "memory");
 }
 
+__device__ void put(float* to, float v) { put(reinterpret_cast<u32*>(to), __float_as_uint(v)); }
+
+__device__ float peek(const float* from) {
+    float v;
+    asm volatile("ld.relaxed.gpu.global.L2::cache_hint.f32 %0, [%1], %2;" : "=f"(v) : "l"(from), "l"(keep_cached()) : "memory");
+    return v;
+}
 __device__ u64 peek(const u64* from) {
     u64 v;
     asm volatile("ld.relaxed.gpu.global.L2::cache_hint.u64 %0, [%1], %2;" : "=l"(v) : "l"(from), "l"(keep_cached()) : "memory");

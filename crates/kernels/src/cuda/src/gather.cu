@@ -5,7 +5,12 @@ constexpr u32 QUADS = HIDDEN / 4;
 constexpr u32 STRIPE = ceil_div(QUADS, BLOCKS);
 static_assert(STRIPE * 4 <= CONSUMERS, "a column a thread");
 constexpr u32 STRIPE_GROUPS = CONSUMERS / STRIPE;
-static_assert(TEAMS * HIDDEN * 4 <= SLOTS * SLOT_BYTES, "every team's sums fit in the ring");
+#if JOINED
+__device__ float* gathered() { return reinterpret_cast<float*>(shared().gathered); }
+#else
+static_assert(GATHER_BYTES <= SLOTS * SLOT_BYTES, "every team's sums fit in the ring");
+__device__ float* gathered() { return reinterpret_cast<float*>(shared_memory); }
+#endif
 
 __device__ void put_columns(float* to, const Columns& y, bool publish) {
 #pragma unroll
@@ -25,9 +30,21 @@ __device__ void put_columns(float* to, const Columns& y, bool publish) {
     }
 }
 
-// Adds up and writes y. For all consumers; the ring is theirs.
+// What y is added to, column c.
+__device__ float residual(const Ffn& f, u32 c) {
+#if JOINED
+    if (f.output.rows) return peek(f.made + c);
+#endif
+    return f.residual ? f.residual[c] : 0;
+}
+
+// Adds up and writes y. For all consumers, once they are done with the neurons.
 __device__ void gather(const Ffn& f, Columns& y) {
-    float* room = reinterpret_cast<float*>(shared_memory);
+    float* const room = gathered();
+    const u32 first = range_begin(QUADS, blockIdx.x), quads = range_begin(QUADS, blockIdx.x + 1) - first;
+    const u32 c = 4 * first + threadIdx.x;
+    // Before others can know that this block is done with it.
+    float total = threadIdx.x < 4 * quads ? residual(f, c) : 0;
     if (TEAMS > 1) {
         sync_consumers();
         if (team() > 0) put_columns(room + team() * HIDDEN, y, false);
@@ -44,11 +61,8 @@ __device__ void gather(const Ffn& f, Columns& y) {
 
     constexpr u32 EACH = ceil_div(BLOCKS, STRIPE_GROUPS);
     const u32 quad = threadIdx.x % STRIPE, group = threadIdx.x / STRIPE;
-    const u32 first = range_begin(QUADS, blockIdx.x), quads = range_begin(QUADS, blockIdx.x + 1) - first;
     const u32 column = 4 * (first + quad);
     const bool mine = quad < quads && group < STRIPE_GROUPS;
-    const u32 c = 4 * first + threadIdx.x;
-    float total = f.residual && threadIdx.x < 4 * quads ? f.residual[c] : 0;
     float4 v[EACH];
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) v[i] = mine && group + i * STRIPE_GROUPS < BLOCKS ? empty4() : make_float4(0, 0, 0, 0);
@@ -74,5 +88,8 @@ __device__ void gather(const Ffn& f, Columns& y) {
     if (threadIdx.x < 4 * quads) {
         for (u32 g = 0; g < STRIPE_GROUPS; g++) total += room[g * STRIPE * 4 + threadIdx.x];
         f.y[c] = total;
+#if JOINED
+        pass_on(f, c, total);
+#endif
     }
 }

@@ -10,18 +10,8 @@
 //   WEIGHTS     their type (weights.cu)
 //   GEMV_STATE  bytes of the state, which lies behind the slots; then come the levels of x of quantised types (levels.cu)
 
-struct Product {
-    const u8* weights;  // [rows, COLS], one row behind the other
-    const float* bias;  // [rows], or null
-    float* out;         // [rows]
-    u32 rows;
-    u32 adds;           // 1: to what is there
-};
-
-constexpr u32 PRODUCTS = 3;
-
 struct Gemv {
-    Product products[PRODUCTS];  // those that are missing have no rows
+    Product products[PRODUCTS];  // rows of COLS weights
     const float* x;              // [COLS], at a multiple of 16 bytes
     const float* norm;           // [COLS]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
     float eps;                   // added to the mean square
@@ -56,13 +46,6 @@ struct GemvState {
 static_assert(sizeof(GemvState) <= GEMV_STATE && GEMV_STATE % 16 == 0, "the host knows how large it is");
 
 extern __shared__ __align__(128) u8 shared_memory[];
-
-// The matrix that a row belongs to; `row` becomes which of its rows it is.
-__device__ const Product& product_of(const Gemv& g, u32& row) {
-    u32 p = 0;
-    while (p + 1 < PRODUCTS && row >= g.products[p].rows) row -= g.products[p++].rows;
-    return g.products[p];
-}
 
 // How a row is multiplied: by a team of warps, whose threads hold the parts of x that they multiply; short rows have several teams. A thread's parts are vectors of floats or
 // blocks of levels.
@@ -212,7 +195,7 @@ struct RowStream {
         // As a rule all are of one matrix.
         for (u32 done = 0, some; done < count; done += some) {
             u32 in_product = row + done;
-            const Product& p = product_of(g, in_product);
+            const Product& p = product_of(g.products, in_product);
             some = min(count - done, p.rows - in_product);
             bulk_copy(ring + at.slot * g.slot_bytes + done * row_bytes, p.weights + u64(in_product) * row_bytes, some * row_bytes, full, policy);
         }
@@ -243,7 +226,7 @@ __device__ void write_products(const Gemv& g, GemvState& s) {
         if (rows.y == 0) return;
         const bool mine = lane < rows.y;
         u32 row = rows.x + lane;
-        const Product& p = product_of(g, row);
+        const Product& p = product_of(g.products, row);
         const float bias = mine && p.bias ? p.bias[row] : 0;
         barrier_wait(s.read[at.slot], at.phase);
         float sum = 0;

@@ -16,23 +16,30 @@ template <class Method> __device__ void fill_neuron(const Ffn& f, Producer& p, u
 
 // Tells every team that there are no more neurons.
 template <class Method> __device__ void fill_end(Producer& p) {
-    for (u32 t = 0; t < TEAMS; t++) {
+    const u32 after = p.asked + TEAMS * Method::ROWS;
+    for (u32 i = 0; i < TEAMS * Method::ROWS; i++) {
         p.wait();
-        shared().items[p.slot] = {0, 0};
-        barrier_arrive(shared().ring.full[p.slot]);
-        for (u32 i = 0; i < Method::ROWS; i++) p.advance();
+        shared().items[p.slot] = {__uint_as_float(after), 0};
+        p.leave();
     }
 }
 
-// Takes a team's neurons, until there are no more.
-template <class Method> __device__ void consume_neurons(u32 start, const Input& x, Columns& y) {
+// Takes a team's neurons, until there are no more. Gives the place after those of all teams.
+template <class Method> __device__ u32 consume_neurons(u32 start, const Input& x, Columns& y) {
     constexpr u32 DOTS = Method::ROWS - 1;
     const u32 lane = threadIdx.x % 32;
     for (u32 i = 0, item = team();; i++, item += TEAMS) {
         const u32 place = start + item * Method::ROWS;
         wait_full(place);
         const Item about = shared().items[place % SLOTS];
-        if (!about.more) return;
+        if (!about.more) {
+#if JOINED
+            // Rows follow. A slot is not given back before the producer has taken it.
+            for (u32 i = 1; i < Method::ROWS; i++) wait_full(place + i);
+            release(place, Method::ROWS);
+#endif
+            return __float_as_uint(about.signal);
+        }
         float v[DOTS];
         if (DOTS > 1) wait_full(place + 1);
 #pragma unroll

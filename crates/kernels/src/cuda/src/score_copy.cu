@@ -30,15 +30,15 @@ __device__ float copy_dot(u32 place, u32 matrix, const Levels& x) {
     return half_value(d) * x.scale * int_value(sum);
 }
 
-// The four neurons from `row` on, as four_rows: of each, the sums of gate's warps, then those of up's.
-__device__ void four_copies(u32 row, u32 rows, const Levels& x, float* sums) {
+// The four neurons from `row` on, all of them from place `first` on, as four_rows: of each, the sums of gate's warps, then those of up's.
+__device__ void four_copies(u32 first, u32 row, u32 rows, const Levels& x, float* sums) {
     constexpr u32 EACH = COPY_MATRICES;
     float v[ROWS_AT_ONCE * EACH];
     const u32 count = min(ROWS_AT_ONCE, rows - row);
-    for (u32 r = 0; r < count; r++) wait_full(row + r);
+    for (u32 r = 0; r < count; r++) wait_full(first + row + r);
 #pragma unroll
-    for (u32 i = 0; i < ROWS_AT_ONCE * EACH; i++) v[i] = copy_dot(row + i / EACH, EACH == 2 ? i % EACH : team_thread() / HALF, x);
-    release(row, count);
+    for (u32 i = 0; i < ROWS_AT_ONCE * EACH; i++) v[i] = copy_dot(first + row + i / EACH, EACH == 2 ? i % EACH : team_thread() / HALF, x);
+    release(first + row, count);
     const u32 lane = threadIdx.x % 32;
     const float sum = warp_sums(v);
     const u32 i = lane / (32 / (ROWS_AT_ONCE * EACH));

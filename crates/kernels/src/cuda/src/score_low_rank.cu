@@ -20,11 +20,11 @@ __device__ float* low_scores() { return shared().room; }
 __device__ float* low_sums() { return shared().room + ROWS_MAX; }
 __device__ float* low_x() { return shared().room + ROWS_MAX + ROOM_LOW; }
 
-// Multiplies this block's rows of A, and brings all blocks' products to low_x().
-__device__ void multiply_low(const Ffn& f, const Input& x) {
+// Multiplies this block's rows of A, from place `first` on, and brings all blocks' products to low_x().
+__device__ void multiply_low(const Ffn& f, u32 first, const Input& x) {
     const u32 rows = low_count();
     for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-        four_rows<LOW_PARTS>(row, rows, low_sums(), [&](u32 place, u32 part) { return dot_part<PREDICTOR>(place, part, x.columns); });
+        four_rows<LOW_PARTS>(first, row, rows, low_sums(), [&](u32 place, u32 part) { return dot_part<PREDICTOR>(place, part, x.columns); });
         sync_team();
         const u32 r = row + team_thread();
         if (team_thread() < ROWS_AT_ONCE && r < rows)

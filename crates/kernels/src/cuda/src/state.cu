@@ -35,6 +35,21 @@ struct Ffn {
 
     const float* norm;  // [HIDDEN]: x is divided by its root mean square and multiplied by this; or null, and x is taken as it is
     float eps;          // added to the mean square
+
+#if JOINED
+    // The product before, which makes x: residual + output * attended, where it has rows.
+    Product output;         // [HIDDEN, HIDDEN] of type WEIGHTS; it has no `out`
+    const float* attended;  // [HIDDEN], at a multiple of 16 bytes
+    float* words;           // [HIDDEN]: the same passed by attention's blocks, before that launch has ended; or null
+    // The products after, with y or its norm, where they have rows.
+    Product next[PRODUCTS];  // rows of HIDDEN weights of type WEIGHTS
+    const float* next_norm;  // as norm
+    float next_eps;
+    // Passed between blocks: EMPTY before the first launch, and `made` and `words` after each. What a launch has passed the next one empties.
+    float* made;           // [HIDDEN]: x
+    float* passed;         // [HIDDEN]: y
+    float* passed_before;  // [HIDDEN]: y of the launch before
+#endif
 };
 
 constexpr u32 SCORE_MAGNITUDE = 0;  // |s|
@@ -58,6 +73,9 @@ constexpr u32 ROW_SUMS = HIDDEN % 32 == 0 ? 2 * HALF / 32 : WARPS;  // of a row,
 constexpr u32 ROOM_LOW = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
 constexpr u32 ROOM = ceil_div(larger(larger(ROWS_MAX * ROW_SUMS, ROWS_MAX + ROOM_LOW + RANK), levels_bytes(HIDDEN) / 4), 4) * 4;  // whole vectors
 
+// What blocks' sums are added up in (gather.cu): the ring, or where rows still come through it, room of its own.
+constexpr u32 GATHER_BYTES = larger(TEAMS > 1 ? TEAMS * HIDDEN * 4 : 0, CONSUMERS * 16);
+
 struct alignas(16) Shared {
     float room[ROOM];            // sums of rows and what the methods make of them
     RingState ring;
@@ -71,6 +89,9 @@ struct alignas(16) Shared {
     float cuts[3][ROWS_MAX];     // what this block's neurons are decided by: positive, negative, bias
     float exchange[TEAMS][2][2][WARPS];
     float squares[TEAMS][WARPS];
+#if JOINED
+    alignas(16) u8 gathered[GATHER_BYTES];
+#endif
 };
 
 constexpr u32 SLOTS_FIT = (SHARED_BYTES - sizeof(Shared)) / SLOT_BYTES;
@@ -99,7 +120,7 @@ __device__ void wait_full(u32 place) {
 #endif
 // The same while blocks may wait for each other's words: of the first ring, while the kernel before runs, and of neurons taken before all counts are known.
 #ifndef CALM_BYTES
-#define CALM_BYTES 24576
+#define CALM_BYTES (JOINED ? 32768 : 24576)
 #endif
 // Picoseconds a byte: no block asks for more than its share of what the memory can give, so that none falls behind. 0 for no limit; here 132 blocks share 3.2 TB/s.
 #ifndef PACE
@@ -160,15 +181,24 @@ struct Producer {
     }
     // The same to a place that is known to be free.
     template <u32 BYTES> __device__ void send(const u8* from, u32 bytes = BYTES) {
-        if (unseen == LOOK) look(BYTES);
-        unseen++;
+        count(BYTES);
         unpaced += BYTES;
         u64& full = shared().ring.full[slot];
         barrier_arrive_for_bytes(full, bytes);
         bulk_copy(shared_memory + slot * SLOT_BYTES, from, bytes, full, policy);
         advance();
     }
-    // Leaves the next place as it is.
+    // Leaves what lies at the next place as it is, once that is free, and says that it is there.
+    __device__ void leave() {
+        wait();
+        count(ROW_BYTES);
+        barrier_arrive(shared().ring.full[slot]);
+        advance();
+    }
+    __device__ void count(u32 bytes) {
+        if (unseen == LOOK) look(bytes);
+        unseen++;
+    }
     __device__ void advance() {
         shared().ring.asked = ++asked;
         next(slot, phase);
@@ -234,8 +264,34 @@ __device__ Columns load_columns(const float* x) {
     return c;
 }
 
+// The same of words that blocks put (flow.cu), once the team has found all to be there.
+__device__ Columns load_words(const float* x) {
+    Columns c;
+    float4 v[2 * RUNS_EACH];
+#pragma unroll
+    for (u32 i = 0; i < 2 * RUNS_EACH; i++) v[i] = has_run(i / 2) ? empty4() : make_float4(0, 0, 0, 0);
+    bool missing;
+    do {
+        missing = false;
+#pragma unroll
+        for (u32 i = 0; i < 2 * RUNS_EACH; i++)
+            if (is_empty(v[i])) v[i] = peek4(x + 8 * run(i / 2) + 4 * (i % 2));
+#pragma unroll
+        for (u32 i = 0; i < 2 * RUNS_EACH; i++) missing |= is_empty(v[i]);
+    } while (missing);
+    sync_team();
+#pragma unroll
+    for (u32 i = 0; i < 2 * RUNS_EACH; i++) {
+        c.v[4 * i] = v[i].x;
+        c.v[4 * i + 1] = v[i].y;
+        c.v[4 * i + 2] = v[i].z;
+        c.v[4 * i + 3] = v[i].w;
+    }
+    return c;
+}
+
 // What x is divided by, the root mean square, as a factor; for all consumers.
-__device__ float norm_factor(const Ffn& f, const Columns& x) {
+__device__ float norm_factor(const Columns& x, float eps) {
     float squares = 0;
 #pragma unroll
     for (u32 i = 0; i < 8 * RUNS_EACH; i++) squares = fmaf(x.v[i], x.v[i], squares);
@@ -247,14 +303,21 @@ __device__ float norm_factor(const Ffn& f, const Columns& x) {
     squares = 0;
 #pragma unroll
     for (u32 w = 0; w < WARPS; w++) squares += sums[w];
-    return 1.0f / sqrtf(squares / HIDDEN + f.eps);
+    return 1.0f / sqrtf(squares / HIDDEN + eps);
 }
 
-// What x is multiplied by once it is normed, which no other kernel writes.
-__device__ Columns load_norm(const Ffn& f) { return f.norm ? load_columns(f.norm) : Columns{}; }
+// What x is multiplied by once it is normed, which no other kernel writes; or null.
+struct Norm {
+    const float* weight;
+    float eps;
+    Columns columns;
+};
+
+__device__ Norm load_norm(const float* weight, float eps) { return {weight, eps, weight ? load_columns(weight) : Columns{}}; }
 
 // x as it is multiplied: the columns of this thread, the factor that its norm takes, and of levels the block of 32 columns with the thread's number.
 struct Input {
+    const float* from;
     Columns columns;
     float factor;
     Levels levels;
@@ -264,9 +327,9 @@ constexpr u32 ALL = 15;  // the barrier of all consumers
 __device__ void sync_consumers() { sync_some(ALL, CONSUMERS); }
 
 // This thread's block of x times the factor of its norm; for all consumers, before anything else is in the room.
-__device__ Levels input_levels(const Ffn& f, float factor) {
+__device__ Levels input_levels(const float* x, const float* norm, float factor) {
     u8* room = reinterpret_cast<u8*>(shared().room);
-    store_levels<CONSUMERS>(f.x, f.norm, factor, HIDDEN, room);
+    store_levels<CONSUMERS>(x, norm, factor, HIDDEN, room);
     sync_consumers();
     const u32 block = team_thread() % HALF;
     const Levels levels = block < HIDDEN / COLUMNS ? load_levels(room, HIDDEN, block) : Levels{};
@@ -274,17 +337,16 @@ __device__ Levels input_levels(const Ffn& f, float factor) {
     return levels;
 }
 
-__device__ Input load_input(const Ffn& f, const Columns& norm) {
-    Input x = {};
-    x.columns = load_columns(f.x);
-    x.factor = 1;
-    if (f.norm) {
-        x.factor = norm_factor(f, x.columns);
+// x, of which this thread has `columns`, normed.
+__device__ Input input_of(const float* x, const Columns& columns, const Norm& norm) {
+    Input in = {x, columns, 1};
+    if (norm.weight) {
+        in.factor = norm_factor(columns, norm.eps);
 #pragma unroll
-        for (u32 i = 0; i < 8 * RUNS_EACH; i++) x.columns.v[i] *= x.factor * norm.v[i];
+        for (u32 i = 0; i < 8 * RUNS_EACH; i++) in.columns.v[i] *= in.factor * norm.columns.v[i];
     }
-    if constexpr (LEVELS) x.levels = input_levels(f, x.factor);
-    return x;
+    if constexpr (LEVELS) in.levels = input_levels(x, norm.weight, in.factor);
+    return in;
 }
 
 // This thread's part of the product of two runs' worth of a row of floats of TYPE at a place, the runs from 2 * part on, and x.

@@ -1,0 +1,100 @@
+//! Launches that wait for what is issued next, which may join them: the output of attention joins the FFN behind it, and the projections of the next layer the one before.
+
+use super::{CudaBackend, error};
+use crate::{
+    error::Result,
+    model::{Layer, Model},
+};
+use countdown_kernels::cuda::{AttentionKernels, FfnLaunch, ProductsLaunch, ffn::Neighbours};
+
+/// What waits.
+pub(super) enum Waiting {
+    /// The output of attention.
+    Output(ProductsLaunch),
+    /// An FFN, with what came before it.
+    Ffn(FfnLaunch),
+}
+
+/// Names what steps are launched as: `joined` has the projections of a layer in the launch of its FFN. Anything else, and nothing, has a launch for each.
+const LAUNCHES_VARIABLE: &str = "COUNTDOWN_LAUNCHES";
+
+/// What runs beside the FFNs of a model: attention alone, where that is asked for and all projections of all layers can join FFNs.
+pub(super) fn neighbours(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
+    if std::env::var(LAUNCHES_VARIABLE).is_ok_and(|v| v == "joined") {
+        joined(model, attention)
+    } else {
+        Ok(Neighbours::Products)
+    }
+}
+
+fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
+    let c = &model.config;
+    let joins = |l: &Layer| {
+        let linears = [&l.query, &l.key, &l.value, &l.attn_output];
+        let dtype = l.ffn.gate.dtype();
+        l.post_attn_norm.is_none()
+            && l.post_ffn_norm.is_none()
+            && l.ffn_norm.is_some()
+            && linears.iter().all(|l| l.weight.dtype() == dtype)
+    };
+    if c.heads * c.head_dim != c.hidden
+        || c.residual_scale != 1.0
+        || !model.layers.iter().all(joins)
+    {
+        return Ok(Neighbours::Products);
+    }
+    let shared = attention.shared().map_err(error)?;
+    Ok(Neighbours::Attention { shared })
+}
+
+impl CudaBackend {
+    /// Launches what waits: nothing will join it.
+    pub(super) fn flush(&mut self) {
+        let done = match self.waiting.take() {
+            None => Ok(()),
+            Some(Waiting::Output(output)) => {
+                let forgotten = self.joints.as_mut().map(|j| j.forget(&self.cuda));
+                forgotten
+                    .unwrap_or(Ok(()))
+                    .and_then(|()| output.launch(&self.cuda))
+            }
+            Some(Waiting::Ffn(ffn)) => ffn.launch(&self.cuda, self.joints.as_mut()),
+        };
+        self.check(done);
+    }
+
+    /// The output of attention, which waits for an FFN if one may take it.
+    pub(super) fn launch_output(&mut self, output: ProductsLaunch) {
+        self.flush();
+        self.waiting = Some(Waiting::Output(output));
+        if self.joints.is_none() {
+            self.flush();
+        }
+    }
+
+    /// An FFN, which takes the output of attention if that waits, and waits for the projections of the next layer.
+    pub(super) fn launch_ffn(&mut self, mut ffn: FfnLaunch) {
+        if let Some(Waiting::Output(output)) =
+            self.waiting.take_if(|w| matches!(w, Waiting::Output(_)))
+            && let Some(alone) = ffn.join_output(output)
+        {
+            self.waiting = Some(Waiting::Output(alone));
+        }
+        self.flush();
+        self.waiting = Some(Waiting::Ffn(ffn));
+        if self.joints.is_none() {
+            self.flush();
+        }
+    }
+
+    /// Projections, which join an FFN if one waits for them.
+    pub(super) fn launch_projections(&mut self, projections: ProductsLaunch) {
+        let alone = match &mut self.waiting {
+            Some(Waiting::Ffn(ffn)) => ffn.join_next(projections),
+            _ => Some(projections),
+        };
+        self.flush();
+        let done = alone.map_or(Ok(()), |p| p.launch(&self.cuda));
+        self.check(done);
+    }
+}

@@ -1,0 +1,82 @@
+// The products before and after an FFN, in its launch: attention's output, which is added to the residual stream and makes the FFN's x, and the next layer's queries, keys and
+// values of what the FFN makes of that. Their rows come through the same ring, in contiguous ranges of each block, so that the memory is busy while blocks tell each other
+// what they have made, and while attention, the only launch between, runs.
+
+#if JOINED
+
+// This block's rows of `rows`.
+struct Rows {
+    u32 first, count;
+};
+__device__ Rows rows_of_block(u32 rows) {
+    const u32 first = range_begin(rows, blockIdx.x);
+    return {first, range_begin(rows, blockIdx.x + 1) - first};
+}
+
+__device__ u32 next_rows(const Ffn& f) {
+    u32 rows = 0;
+#pragma unroll
+    for (u32 p = 0; p < PRODUCTS; p++) rows += f.next[p].rows;
+    return rows;
+}
+
+__device__ void stream_output(const Ffn& f, Producer& p) {
+    const Rows mine = rows_of_block(f.output.rows);
+    for (u32 i = 0; i < mine.count; i++) p.fill<ROW_BYTES>(f.output.weights + u64(mine.first + i) * ROW_BYTES);
+}
+
+__device__ void stream_next(const Ffn& f, Producer& p) {
+    const Rows mine = rows_of_block(next_rows(f));
+    for (u32 i = 0; i < mine.count; i++) {
+        // The first ring fills while blocks tell each other y.
+        p.window = i < SLOTS ? CALM_BYTES : WINDOW_BYTES;
+        u32 row = mine.first + i;
+        const Product& product = product_of(f.next, row);
+        p.fill<ROW_BYTES>(product.weights + u64(row) * ROW_BYTES);
+    }
+}
+
+// Multiplies `rows` rows from place `first` on; `done` takes them and their sums, a row a thread. For all consumers.
+template <class Done> __device__ void multiply_rows(u32 first, u32 rows, const Input& x, Done done) {
+    float* const sums = shared().room;
+    for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS)
+        four_rows<1>(first, row, rows, sums, [&](u32 place, u32) { return dot(place, x); });
+    sync_consumers();
+    for (u32 row = threadIdx.x; row < rows; row += CONSUMERS) done(row, sum_of_warps(sums + row * WARPS, WARPS));
+    sync_consumers();
+}
+
+// Makes x, of which every block makes some columns. Gives how many places it took.
+__device__ u32 make_input(const Ffn& f) {
+    const Rows mine = rows_of_block(f.output.rows);
+    if (f.output.rows == 0) return 0;
+    const Input attended = f.words ? input_of(f.words, load_words(f.words), {}) : input_of(f.attended, load_columns(f.attended), {});
+    multiply_rows(0, mine.count, attended, [&](u32 row, float sum) {
+        const u32 c = mine.first + row;
+        put(f.made + c, not_empty(peek(f.residual + c) + sum + (f.output.bias ? f.output.bias[c] : 0)));
+    });
+    return mine.count;
+}
+
+// Tells all blocks column c of y, and empties what nobody reads any more: all blocks' sums were there, so all have read x.
+__device__ void pass_on(const Ffn& f, u32 c, float y) {
+    if (f.output.rows) put(f.made + c, __uint_as_float(EMPTY));
+    if (f.words) put(f.words + c, __uint_as_float(EMPTY));
+    if (next_rows(f)) put(f.passed + c, not_empty(y));
+    put(f.passed_before + c, __uint_as_float(EMPTY));
+}
+
+// Multiplies y, whose rows' places begin at `place`.
+__device__ void multiply_next(const Ffn& f, u32 place) {
+    const Rows mine = rows_of_block(next_rows(f));
+    if (next_rows(f) == 0) return;
+    const Norm norm = load_norm(f.next_norm, f.next_eps);
+    const Input y = input_of(f.passed, load_words(f.passed), norm);
+    multiply_rows(place, mine.count, y, [&](u32 row, float sum) {
+        u32 in_product = mine.first + row;
+        const Product& p = product_of(f.next, in_product);
+        p.out[in_product] = sum + (p.bias ? p.bias[in_product] : 0);
+    });
+}
+
+#endif
