@@ -208,33 +208,53 @@ impl Sampler {
     }
 
     /// Draws the token that [`Sampler::sample`] would draw from all logits, which are finite, by the largest of them alone. Where these do not say which that is,
-    /// the answer is `None`, and nothing is drawn: with penalties, which may change any logit; where more than are listed stay in play (top-k is larger than the list, or 0,
-    /// and neither top-p nor min-p ends within it); and where top-p ends so near the border between two tokens that rounding decides.
+    /// the answer is `None`, and nothing is drawn: where more than are listed stay in play (top-k is larger than the list, or 0, and neither top-p nor min-p ends
+    /// within it); where top-p ends so near the border between two tokens that rounding decides, or by a sum that penalties have changed; and with a penalty below 1,
+    /// which may raise a logit that is not listed.
     pub fn sample_largest(&mut self, list: &Shortlist) -> Option<u32> {
         let SamplingOptions {
             temperature,
             top_k,
             top_p,
-            repeat_last_n,
+            repeat_penalty,
             ..
         } = self.options;
-        let listed = list.candidates();
-        let best = *listed.iter().min_by(|a, b| best_first(a, b))?;
-        if repeat_last_n > 0 {
-            return None;
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        candidates.extend_from_slice(list.candidates());
+        let is_whole = candidates.len() == self.vocab;
+        if !self.recent.is_empty() {
+            if repeat_penalty < 1.0 && !is_whole {
+                return None;
+            }
+            // Lowered below all that were listed, a logit may be less than one that is missing.
+            let least = if is_whole {
+                f32::MIN
+            } else {
+                let logits = candidates.iter().map(|c| c.logit);
+                logits.fold(f32::INFINITY, f32::min)
+            };
+            self.draws += 1;
+            for &token in &self.recent {
+                if let Some(last) = self.penalised.get_mut(token as usize) {
+                    *last = self.draws;
+                }
+            }
+            for c in &mut *candidates {
+                if self.penalised.get(c.id as usize) == Some(&self.draws) {
+                    c.logit = penalised(c.logit, repeat_penalty);
+                }
+            }
+            candidates.retain(|c| c.logit >= least);
         }
+        let best = *candidates.iter().min_by(|a, b| best_first(a, b))?;
         if temperature == 0.0 {
             return Some(best.id);
         }
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        candidates.extend_from_slice(listed);
-        let is_whole = listed.len() == self.vocab;
         // Whether all that stay in play are among the candidates.
-        let mut is_enough = is_whole;
+        let mut is_enough = is_whole || (top_k > 0 && top_k <= candidates.len());
         if top_k > 0 {
-            is_enough |= top_k <= listed.len();
-            if top_k < listed.len() {
+            if top_k < candidates.len() {
                 candidates.select_nth_unstable_by(top_k - 1, best_first);
                 candidates.truncate(top_k);
             }
@@ -247,7 +267,7 @@ impl Sampler {
             let of = |mass: f64| f64::from(top_p) * mass;
             let wanted = if is_enough {
                 [of(mass(best.logit, candidates)); 2]
-            } else if top_k == 0 {
+            } else if top_k == 0 && self.recent.is_empty() {
                 let mass = of(list.mass());
                 [-1.0, 1.0].map(|sign| mass * (1.0 + sign * Shortlist::MASS_ERROR))
             } else {
@@ -305,14 +325,18 @@ impl Sampler {
                 continue;
             };
             if std::mem::replace(last, self.draws) != self.draws {
-                let penalty = self.options.repeat_penalty;
-                *logit = if *logit > 0.0 {
-                    *logit / penalty
-                } else {
-                    *logit * penalty
-                };
+                *logit = penalised(*logit, self.options.repeat_penalty);
             }
         }
+    }
+}
+
+/// The logit of a recent token.
+fn penalised(logit: f32, penalty: f32) -> f32 {
+    if logit > 0.0 {
+        logit / penalty
+    } else {
+        logit * penalty
     }
 }
 

@@ -423,7 +423,7 @@ fn the_largest_draw_what_all_draw() {
         {
             let list = reference::shortlist(&logits, n);
             assert!(list.is_finite());
-            for (top_p, min_p, temperature) in [
+            for (settings, repeat_penalty) in [
                 (1.0, 0.0, 0.0),
                 (1.0, 0.0, 0.7),
                 (0.95, 0.05, 0.8),
@@ -433,18 +433,24 @@ fn the_largest_draw_what_all_draw() {
                 (1.0, 0.3, 2.0),
                 (0.999_999, 1e-9, 1.0),
                 (1.0, 1.0, 1.0),
-            ] {
+            ]
+            .into_iter()
+            .flat_map(|s| [1.0, 1.3, 0.8, 1e30].map(|penalty| (s, penalty)))
+            {
+                let (top_p, min_p, temperature) = settings;
                 let options = SamplingOptions {
                     temperature,
                     top_k,
                     top_p,
                     min_p,
+                    repeat_penalty,
+                    repeat_last_n: 3,
                     ..plain(9)
                 };
                 let what = format!("{vocab} of kind {kind}, {n} listed: {options:?}");
                 let mut from_all = sampler(options.clone(), vocab);
                 let mut from_list = from_all.clone();
-                for _ in 0..4 {
+                for _ in 0..6 {
                     let expected = from_all.sample(&mut logits.clone()).unwrap();
                     let token = from_list.sample_largest(&list);
                     decided += u32::from(token.is_some());
@@ -452,10 +458,12 @@ fn the_largest_draw_what_all_draw() {
                     let token =
                         token.unwrap_or_else(|| from_list.sample(&mut logits.clone()).unwrap());
                     assert_eq!(token, expected, "{what}");
+                    from_all.accept(token);
+                    from_list.accept(token);
                 }
                 let listed = list.candidates().len();
                 let enough = temperature == 0.0 || (1..=listed).contains(&top_k) || listed == vocab;
-                if listed > 0 && enough {
+                if listed > 0 && enough && repeat_penalty == 1.0 {
                     assert!(from_list.sample_largest(&list).is_some(), "{what}");
                 }
             }
@@ -490,13 +498,27 @@ fn top_p_and_min_p_end_within_a_list() {
     assert!(draws(1.0, 0.01) && !draws(1.0, 1e-4));
     assert!(draws(0.9999, 0.01));
     assert!(!draws(1.0, 0.0));
-    let penalty = SamplingOptions {
-        repeat_penalty: 1.1,
-        ..SamplingOptions::greedy()
+}
+
+#[test]
+fn a_penalty_is_known_to_reach_the_best_of_a_list_or_not() {
+    let logits: Vec<f32> = (0..60).map(|i| 6.0 - i as f32 / 10.0).collect();
+    let list = reference::shortlist(&logits, 30);
+    let draw = |repeat_penalty, recent: &[u32]| {
+        let options = SamplingOptions {
+            repeat_penalty,
+            ..SamplingOptions::greedy()
+        };
+        let mut sampler = sampler(options, logits.len());
+        recent.iter().for_each(|t| sampler.accept(*t));
+        sampler.sample_largest(&list)
     };
-    assert!(
-        sampler(penalty, logits.len())
-            .sample_largest(&list)
-            .is_none()
-    );
+    assert_eq!(draw(1.1, &[0, 1, 1, 3, 50]), Some(2));
+    assert_eq!(draw(0.9, &[]), Some(0));
+    // It may raise one that is not there above all that are.
+    assert_eq!(draw(0.9, &[5]), None);
+    // All that are there may fall below one that is not.
+    let all: Vec<u32> = (0..30).collect();
+    assert_eq!(draw(10.0, &all), None);
+    assert_eq!(draw(10.0, &all[..29]), Some(29));
 }
