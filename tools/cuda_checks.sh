@@ -3,7 +3,7 @@
 #
 #   tools/cuda_checks.sh [FOLDER]
 #
-# FOLDER holds the test binaries ffn, step and model where they were built elsewhere (a card's machine need not have Rust); otherwise they are built
+# FOLDER holds the test binaries ffn, step, shortlist, train, model and sampling where they were built elsewhere (a card's machine need not have Rust); otherwise they are built
 # here. COMMIT names what was built, where the folder is no checkout of it. CUDA's libraries must be where the loader looks (LD_LIBRARY_PATH).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -20,8 +20,10 @@ if [ -z "$folder" ]; then
     }
     build ffn countdown-kernels cuda
     build step countdown-kernels cuda_step
+    build shortlist countdown-kernels cuda_shortlist
     build train countdown-kernels cuda_train
     build model countdown cuda
+    build sampling countdown cuda_sampling
 fi
 
 good=0
@@ -37,13 +39,13 @@ check() {
     rows+="| $name | $verdict | $(grep -oE 'test result:.*passed|ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -2 | paste -sd';' | sed 's/; 0 failed//') |"$'\n'
 }
 
-for t in ffn step train model; do check "$t" 240 "$folder/$t" --nocapture --test-threads=1; done
+for t in ffn step shortlist train model sampling; do check "$t" 240 "$folder/$t" --nocapture --test-threads=1; done
 # The sanitizer slows kernels down a hundredfold: shapes of a few columns, and one model.
-small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms logits_become_slopes slopes_of_products}
+small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms what_is_not_finite logits_become_slopes slopes_of_products}
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         for s in $small; do
-            for t in ffn step train; do
+            for t in ffn step shortlist train; do
                 "$folder/$t" --list 2>/dev/null | grep -q "$s" || continue
                 check "$tool, $s" "${SANITIZER_SECONDS:-120}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/$t" "$s" --nocapture --test-threads=1
             done

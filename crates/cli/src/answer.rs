@@ -181,12 +181,7 @@ pub(crate) fn answer(
 
 /// The realised sparsity since `before`, and the bytes that a step in the middle of the answer read.
 fn reading(session: &Session, before: Stats, timings: Timings) -> (Option<f64>, f64) {
-    let after = session.stats();
-    let steps = Stats {
-        tokens: after.tokens - before.tokens,
-        kept: after.kept - before.kept,
-        neurons: after.neurons - before.neurons,
-    };
+    let steps = session.stats().since(before);
     let plan = session.plan();
     let reads = plan.map_or(ReadDensely::All, SparsityPlan::reads);
     let kept = 1.0 - steps.realised_sparsity();

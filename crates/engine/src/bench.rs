@@ -16,7 +16,8 @@ use std::{sync::Arc, time::Instant};
 pub enum Load {
     /// Tokens computed together.
     Prompt(usize),
-    /// Tokens computed one by one, after `depth` tokens of context.
+    /// Tokens computed one by one, after `depth` tokens of context, each up to what the next one would be drawn from: all logits in memory, or the largest
+    /// that a device hands over.
     Steps {
         /// Steps timed.
         tokens: usize,

@@ -1,13 +1,13 @@
 //! The forward pass: the only one, for prompts and steps, for every family and backend.
 
 use crate::{
-    backend::{Backend, ByPlan, FfnCall, FfnTrace, Issue, Observer, Phase, RmsNorm},
+    backend::{Backend, ByPlan, FfnCall, FfnTrace, Head, Issue, Observer, Phase, RmsNorm},
     error::Result,
     model::Model,
     profile::{Part, Profile, Stopwatch},
     sparsity::{Rule, SparsityPlan},
 };
-use countdown_kernels::cpu::soft_cap;
+use countdown_kernels::shortlist::Shortlist;
 use std::sync::Arc;
 
 /// Tokens to run through the model.
@@ -33,7 +33,7 @@ pub(crate) struct LayerStep<'a> {
 
 /// A model on a backend, with the activations of one batch. Object-safe, so that a session need not name its backend.
 pub(crate) trait Decoder: Send {
-    /// Runs a step of at most the batch size and leaves its last hidden states for [`Decoder::logits`].
+    /// Runs a step of at most the batch size and leaves its last hidden states for [`Decoder::head`].
     fn forward(&mut self, mut step: Step<'_>) {
         let rules = step.rules.filter(|_| step.phase == Phase::Decode);
         let by_plan = rules.map_or(ByPlan::Dense, |_| ByPlan::Sparse);
@@ -84,8 +84,12 @@ pub(crate) trait Decoder: Send {
     fn layer(&mut self, i: usize, step: LayerStep<'_>);
     /// Neurons computed since this was last asked, over all layers and tokens.
     fn take_kept(&mut self) -> Result<usize>;
-    /// Logits of tokens `first..first + rows` of the last step: `[rows, vocab]`.
-    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]) -> Result<()>;
+    /// Makes the logits of tokens `first..first + rows` of the last step.
+    fn head(&mut self, first: usize, rows: usize) -> Result<()>;
+    /// See [`Backend::shortlist`].
+    fn shortlist(&self) -> Option<&Shortlist>;
+    /// See [`Backend::logits`].
+    fn logits(&mut self) -> Result<&mut [f32]>;
     /// Where the time went since the last call.
     fn take_profile(&mut self) -> Profile;
     /// What runs, for logs.
@@ -243,25 +247,30 @@ impl<B: Backend> Decoder for Runner<B> {
         self.backend.take_kept()
     }
 
-    fn logits(&mut self, first: usize, rows: usize, out: &mut [f32]) -> Result<()> {
-        let (m, b) = (&self.model, &mut self.backend);
+    fn head(&mut self, first: usize, rows: usize) -> Result<()> {
+        let m = &self.model;
         let mut time = Stopwatch::start(&mut self.profile);
-        // Norms go row by row from the start; what lies before `first` costs little beside the head.
-        let norm = RmsNorm {
-            weight: &m.output_norm,
-            eps: m.config.norm_eps,
+        let head = Head {
+            norm: RmsNorm {
+                weight: &m.output_norm,
+                eps: m.config.norm_eps,
+            },
+            weights: &m.head,
+            scale: m.config.logit_scale,
+            soft_cap: m.config.logit_soft_cap,
         };
-        b.norm(&self.x, first + rows, norm, &mut self.normed);
-        time.was(Part::Norms);
-        let done = b.logits(&self.normed, first, rows, &m.head, out);
-        if m.config.logit_scale != 1.0 {
-            out.iter_mut().for_each(|x| *x *= m.config.logit_scale);
-        }
-        if let Some(cap) = m.config.logit_soft_cap {
-            soft_cap(cap, out);
-        }
+        let rows = (first, rows);
+        let done = self.backend.head(&self.x, rows, head, &mut self.normed);
         time.was(Part::Head);
         done
+    }
+
+    fn shortlist(&self) -> Option<&Shortlist> {
+        self.backend.shortlist()
+    }
+
+    fn logits(&mut self) -> Result<&mut [f32]> {
+        self.backend.logits()
     }
 
     fn take_profile(&mut self) -> Profile {

@@ -126,7 +126,7 @@ impl<'a> Generator<'a> {
         let logits = session.prompt(prompt, progress)?;
         let prompt_time = started.elapsed();
         prompt.iter().for_each(|&t| sampler.accept(t));
-        let next = sampler.sample(logits)?;
+        let next = logits.sample(&mut sampler)?;
         let timings = Timings {
             prompt_tokens: prompt.len(),
             prompt_computed: prompt.len() - kept.min(prompt.len() - 1),
@@ -152,7 +152,7 @@ impl<'a> Generator<'a> {
         prompt.for_each(|&t| sampler.accept(t));
         let started = Instant::now();
         let logits = session.feed(&[last], Phase::Decode)?;
-        let next = sampler.sample(logits)?;
+        let next = logits.sample(&mut sampler)?;
         let timings = Timings {
             prompt_tokens: session.position(),
             steps: 1,
@@ -231,7 +231,7 @@ impl<'a> Generator<'a> {
         self.make_room()?;
         let started = Instant::now();
         let logits = self.session.feed(&[token], Phase::Decode)?;
-        self.next = self.sampler.sample(logits)?;
+        self.next = logits.sample(&mut self.sampler)?;
         self.timings.step_time += started.elapsed();
         self.timings.steps += 1;
         Ok(())

@@ -39,7 +39,7 @@ pub use layerwise::Layerwise;
 pub use model::{DownLayout, Model};
 pub use packing::Packing;
 pub use profile::{Part, Profile};
-pub use session::{Session, SessionOptions, Stats};
+pub use session::{Logits, Session, SessionOptions, Stats};
 pub use sparsity::SparsityPlan;
 pub use worth::FfnTimes;
 

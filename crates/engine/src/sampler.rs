@@ -12,6 +12,7 @@ use rand_chacha::{
 };
 
 use crate::{Error, Result};
+use countdown_kernels::shortlist::{Candidate, Shortlist};
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +57,7 @@ impl SamplingOptions {
     }
 }
 
-/// Draws tokens. Allocates when it is made, not when it draws.
+/// Draws tokens. Allocates when it is made, not when it draws, but for a shortlist that is longer than any before.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: SamplingOptions,
@@ -71,16 +72,10 @@ pub struct Sampler {
     candidates: Vec<Candidate>,
 }
 
-/// A token that is still in play.
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    logit: f32,
-    id: u32,
-}
-
-/// Best first; of equals the lowest id first, so that every draw is reproducible.
+/// Best first; of equals the lowest id first, so that every draw is reproducible. Both zeros are equal.
 fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+    let by_logit = (b.logit + 0.0).total_cmp(&(a.logit + 0.0));
+    by_logit.then(a.id.cmp(&b.id))
 }
 
 impl Sampler {
@@ -190,13 +185,7 @@ impl Sampler {
         if self.options.temperature == 0.0 {
             return Ok(best.id);
         }
-        let SamplingOptions {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            ..
-        } = self.options;
+        let SamplingOptions { top_k, top_p, .. } = self.options;
         let candidates = &mut self.candidates;
         match top_k {
             0 => {
@@ -209,29 +198,121 @@ impl Sampler {
             k => keep_top_k(logits, k.min(logits.len()), candidates),
         }
         if top_p < 1.0 {
-            keep_top_p(best.logit, top_p, candidates);
+            let wanted = f64::from(top_p) * mass(best.logit, candidates);
+            keep_top_p(best.logit, [wanted; 2], candidates);
         }
-        if min_p > 0.0 {
-            // p >= min_p * p_best, in logits.
-            let floor = best.logit + min_p.ln();
-            candidates.retain(|candidate| candidate.logit >= floor);
+        if let Some(floor) = self.floor(best) {
+            self.candidates.retain(|c| c.logit >= floor);
         }
+        Ok(self.draw(best))
+    }
+
+    /// Draws the token that [`Sampler::sample`] would draw from all logits, which are finite, by the largest of them alone. Where these do not say which that is,
+    /// the answer is `None`, and nothing is drawn: where more than are listed stay in play (top-k is larger than the list, or 0, and neither top-p nor min-p ends
+    /// within it); where top-p ends so near the border between two tokens that rounding decides, or by a sum that penalties have changed; and with a penalty below 1,
+    /// which may raise a logit that is not listed.
+    pub fn sample_largest(&mut self, list: &Shortlist) -> Option<u32> {
+        let SamplingOptions {
+            temperature,
+            top_k,
+            top_p,
+            repeat_penalty,
+            ..
+        } = self.options;
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        candidates.extend_from_slice(list.candidates());
+        let is_whole = candidates.len() == self.vocab;
+        if !self.recent.is_empty() {
+            if repeat_penalty < 1.0 && !is_whole {
+                return None;
+            }
+            // Lowered below all that were listed, a logit may be less than one that is missing.
+            let least = if is_whole {
+                f32::MIN
+            } else {
+                let logits = candidates.iter().map(|c| c.logit);
+                logits.fold(f32::INFINITY, f32::min)
+            };
+            self.draws += 1;
+            for &token in &self.recent {
+                if let Some(last) = self.penalised.get_mut(token as usize) {
+                    *last = self.draws;
+                }
+            }
+            for c in &mut *candidates {
+                if self.penalised.get(c.id as usize) == Some(&self.draws) {
+                    c.logit = penalised(c.logit, repeat_penalty);
+                }
+            }
+            candidates.retain(|c| c.logit >= least);
+        }
+        let best = *candidates.iter().min_by(|a, b| best_first(a, b))?;
+        if temperature == 0.0 {
+            return Some(best.id);
+        }
+        // Whether all that stay in play are among the candidates.
+        let mut is_enough = is_whole || (top_k > 0 && top_k <= candidates.len());
+        if top_k > 0 {
+            if top_k < candidates.len() {
+                candidates.select_nth_unstable_by(top_k - 1, best_first);
+                candidates.truncate(top_k);
+            }
+            candidates.sort_unstable_by(best_first);
+        } else {
+            // In the order of all logits, which draws depend on, as long as top-p does not make another.
+            candidates.sort_unstable_by_key(|c| c.id);
+        }
+        if top_p < 1.0 {
+            let of = |mass: f64| f64::from(top_p) * mass;
+            let wanted = if is_enough {
+                [of(mass(best.logit, candidates)); 2]
+            } else if top_k == 0 && self.recent.is_empty() {
+                let mass = of(list.mass());
+                [-1.0, 1.0].map(|sign| mass * (1.0 + sign * Shortlist::MASS_ERROR))
+            } else {
+                return None;
+            };
+            match keep_top_p(best.logit, wanted, candidates) {
+                Reached::Yes => is_enough = true,
+                Reached::No => {}
+                Reached::Perhaps => return None,
+            }
+        }
+        if let Some(floor) = self.floor(best) {
+            // What is not listed is less than all that is.
+            is_enough |= self.candidates.iter().any(|c| c.logit < floor);
+            self.candidates.retain(|c| c.logit >= floor);
+        }
+        is_enough.then(|| self.draw(best))
+    }
+
+    /// The least logit that min-p leaves: p >= min_p * p_best, in logits.
+    fn floor(&self, best: Candidate) -> Option<f32> {
+        let min_p = self.options.min_p;
+        (min_p > 0.0).then(|| best.logit + min_p.ln())
+    }
+
+    /// Draws one of the candidates.
+    fn draw(&mut self, best: Candidate) -> u32 {
+        let temperature = self.options.temperature;
+        let candidates = &self.candidates;
         let weight =
             |candidate: &Candidate| f64::from((candidate.logit - best.logit) / temperature).exp();
         let total: f64 = candidates.iter().map(weight).sum();
         // 53 random bits: uniform in [0, 1).
         let mut point = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
-        for candidate in &*candidates {
+        for candidate in candidates {
             point -= weight(candidate);
             if point < 0.0 {
-                return Ok(candidate.id);
+                return candidate.id;
             }
         }
         // Rounding left a little of `point` over: it belongs to the last one with any weight, and the best always has some.
-        Ok(candidates
+        candidates
             .iter()
             .rfind(|candidate| weight(candidate) > 0.0)
-            .map_or(best.id, |candidate| candidate.id))
+            .map_or(best.id, |candidate| candidate.id)
     }
 
     fn penalise(&mut self, logits: &mut [f32]) {
@@ -244,14 +325,18 @@ impl Sampler {
                 continue;
             };
             if std::mem::replace(last, self.draws) != self.draws {
-                let penalty = self.options.repeat_penalty;
-                *logit = if *logit > 0.0 {
-                    *logit / penalty
-                } else {
-                    *logit * penalty
-                };
+                *logit = penalised(*logit, self.options.repeat_penalty);
             }
         }
+    }
+}
+
+/// The logit of a recent token.
+fn penalised(logit: f32, penalty: f32) -> f32 {
+    if logit > 0.0 {
+        logit / penalty
+    } else {
+        logit * penalty
     }
 }
 
@@ -306,12 +391,24 @@ fn keep_top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
     kept.truncate(k);
 }
 
-/// Keeps the best candidates up to the one with which their probability reaches `top_p`, best first. Sorts only as many as
-/// it takes.
-fn keep_top_p(best: f32, top_p: f32, candidates: &mut Vec<Candidate>) {
+/// The sum of the candidates' probabilities, relative to that of the best token.
+fn mass(best: f32, candidates: &[Candidate]) -> f64 {
+    let weight = |candidate: &Candidate| f64::from(candidate.logit - best).exp();
+    candidates.iter().map(weight).sum()
+}
+
+/// Whether a mass that is known to lie between two bounds was reached.
+enum Reached {
+    No,
+    Yes,
+    /// Whether it is the last candidate that reaches it, or a later one would, is not known.
+    Perhaps,
+}
+
+/// Keeps the best candidates up to the one with which their mass reaches what is wanted, best first. Sorts only as many as it takes.
+fn keep_top_p(best: f32, [low, high]: [f64; 2], candidates: &mut Vec<Candidate>) -> Reached {
     const FIRST: usize = 256;
     let weight = |candidate: &Candidate| f64::from(candidate.logit - best).exp();
-    let wanted = f64::from(top_p) * candidates.iter().map(weight).sum::<f64>();
     let mut sorted = 0;
     let mut reached = 0.0;
     while sorted < candidates.len() {
@@ -323,13 +420,18 @@ fn keep_top_p(best: f32, top_p: f32, candidates: &mut Vec<Candidate>) {
         rest[..next].sort_unstable_by(best_first);
         for (i, candidate) in rest[..next].iter().enumerate() {
             reached += weight(candidate);
-            if reached >= wanted {
+            if reached >= low {
                 candidates.truncate(sorted + i + 1);
-                return;
+                return if reached >= high {
+                    Reached::Yes
+                } else {
+                    Reached::Perhaps
+                };
             }
         }
         sorted += next;
     }
+    Reached::No
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result},
     model::Model,
     profile::Profile,
+    sampler::Sampler,
     sparsity::{Rule, SparsityPlan},
 };
 use countdown_kernels::{DType, cpu::Team};
@@ -59,6 +60,8 @@ pub struct Stats {
     pub kept: u64,
     /// Neurons there were.
     pub neurons: u64,
+    /// Tokens whose logits were all copied from a device to draw the next one, which takes longer: the largest did not decide it.
+    pub drawn_from_all: u64,
 }
 
 impl Stats {
@@ -68,6 +71,16 @@ impl Stats {
             return 0.0;
         }
         1.0 - self.kept as f64 / self.neurons as f64
+    }
+
+    /// What was done since `before`.
+    pub fn since(&self, before: Stats) -> Stats {
+        Stats {
+            tokens: self.tokens - before.tokens,
+            kept: self.kept - before.kept,
+            neurons: self.neurons - before.neurons,
+            drawn_from_all: self.drawn_from_all - before.drawn_from_all,
+        }
     }
 }
 
@@ -85,7 +98,37 @@ pub struct Session {
     /// The tokens in the cache, in order.
     history: Vec<u32>,
     stats: Stats,
-    logits: Vec<f32>,
+}
+
+/// The logits after a token, where the device has them. They are finite.
+pub struct Logits<'a> {
+    decoder: &'a mut dyn Decoder,
+    stats: &'a mut Stats,
+}
+
+impl<'a> Logits<'a> {
+    /// All of them, `[vocab]`, in the host's memory. A device must copy them there.
+    ///
+    /// # Errors
+    /// [`Error::Machine`], where the copy fails.
+    pub fn all(self) -> Result<&'a mut [f32]> {
+        self.decoder.logits()
+    }
+
+    /// Draws the next token. A device hands over the largest logits, and all of them only where the sampler cannot tell by those what it
+    /// would draw from all: [`Sampler::sample_largest`] says when.
+    ///
+    /// # Errors
+    /// [`Error::Machine`], where the copy fails; those of [`Sampler::sample`].
+    pub fn sample(self, sampler: &mut Sampler) -> Result<u32> {
+        if let Some(list) = self.decoder.shortlist() {
+            if let Some(token) = sampler.sample_largest(list) {
+                return Ok(token);
+            }
+            self.stats.drawn_from_all += 1;
+        }
+        sampler.sample(self.all()?)
+    }
 }
 
 /// Physical cores, as far as the operating system tells; at least one.
@@ -154,7 +197,6 @@ impl Session {
             }
         };
         Ok(Session {
-            logits: vec![0.0; c.vocab],
             plan: None,
             decoder,
             context,
@@ -250,17 +292,14 @@ impl Session {
         self.stats = Stats::default();
     }
 
-    /// Appends tokens and returns the logits after the last one, `[vocab]`.
+    /// Appends tokens and returns the logits after the last one.
     ///
     /// # Errors
     /// [`Error::ContextFull`], [`Error::Input`] for no tokens or one outside the vocabulary, [`Error::NotFinite`] where the
     /// logits are not numbers. Nothing is appended in the first two cases.
-    pub fn feed(&mut self, tokens: &[u32], phase: Phase) -> Result<&mut [f32]> {
+    pub fn feed(&mut self, tokens: &[u32], phase: Phase) -> Result<Logits<'_>> {
         let last = self.run(tokens, phase, None)?;
-        self.decoder.logits(last - 1, 1, &mut self.logits)?;
-        self.count(phase, last)?;
-        check_finite(&self.logits, self.history.len() - 1)?;
-        Ok(&mut self.logits)
+        self.logits(phase, last)
     }
 
     /// Makes `prompt` the content of the cache, keeping what is there of it already, and returns the logits after its last
@@ -272,7 +311,7 @@ impl Session {
         &mut self,
         prompt: &[u32],
         mut progress: impl FnMut(usize, usize),
-    ) -> Result<&mut [f32]> {
+    ) -> Result<Logits<'_>> {
         if prompt.len() > self.context {
             return Err(Error::ContextFull {
                 needed: prompt.len(),
@@ -289,10 +328,23 @@ impl Session {
             last = self.run(batch, Phase::Prompt, None)?;
             progress(self.position(), prompt.len());
         }
-        self.decoder.logits(last - 1, 1, &mut self.logits)?;
-        self.count(Phase::Prompt, last)?;
-        check_finite(&self.logits, prompt.len() - 1)?;
-        Ok(&mut self.logits)
+        self.logits(Phase::Prompt, last)
+    }
+
+    /// Those after the last token of the last batch, which was of so many.
+    fn logits(&mut self, phase: Phase, tokens: usize) -> Result<Logits<'_>> {
+        self.decoder.head(tokens - 1, 1)?;
+        self.count(phase, tokens)?;
+        let position = self.history.len() - 1;
+        match self.decoder.shortlist() {
+            Some(list) if list.is_finite() => {}
+            Some(_) => return Err(not_finite(position)),
+            None => check_finite(self.decoder.logits()?, position)?,
+        }
+        Ok(Logits {
+            decoder: &mut *self.decoder,
+            stats: &mut self.stats,
+        })
     }
 
     /// Appends tokens and shows `each(index, logits)` the logits after every one.
@@ -307,14 +359,13 @@ impl Session {
     ) -> Result<()> {
         self.check(tokens)?;
         let vocab = self.model.config.vocab;
-        let mut logits = vec![0.0; SCORED_ROWS.min(tokens.len()) * vocab];
         for (b, batch) in tokens.chunks(self.batch).enumerate() {
             self.run(batch, phase, None)?;
             self.count(phase, batch.len())?;
             for first in (0..batch.len()).step_by(SCORED_ROWS) {
                 let rows = SCORED_ROWS.min(batch.len() - first);
-                let logits = &mut logits[..rows * vocab];
-                self.decoder.logits(first, rows, logits)?;
+                self.decoder.head(first, rows)?;
+                let logits = self.decoder.logits()?;
                 for (r, row) in logits.chunks_exact(vocab).enumerate() {
                     check_finite(row, self.history.len() - batch.len() + first + r)?;
                     each(b * self.batch + first + r, row);
@@ -465,5 +516,9 @@ fn check_finite(logits: &[f32], position: usize) -> Result<()> {
     if sums.iter().chain(rest).sum::<f32>().is_finite() {
         return Ok(());
     }
-    Err(Error::NotFinite(format!("a logit at position {position}")))
+    Err(not_finite(position))
+}
+
+fn not_finite(position: usize) -> Error {
+    Error::NotFinite(format!("a logit at position {position}"))
 }

@@ -368,12 +368,23 @@ fn a_session_goes_on_from_where_it_was_cut() {
         s.truncate(11);
         let again: Vec<Vec<f32>> = tokens[11..]
             .iter()
-            .map(|t| s.feed(&[*t], Phase::Decode).unwrap().to_vec())
+            .map(|t| {
+                s.feed(&[*t], Phase::Decode)
+                    .unwrap()
+                    .all()
+                    .unwrap()
+                    .to_vec()
+            })
             .collect();
         assert_eq!(again, whole[11..], "{name}");
         // Observed or not, a prompt is the same.
         s.reset();
-        let plain = s.prompt(&tokens, |_, _| ()).unwrap().to_vec();
+        let plain = s
+            .prompt(&tokens, |_, _| ())
+            .unwrap()
+            .all()
+            .unwrap()
+            .to_vec();
         s.reset();
         let mut seen = 0;
         s.trace(&tokens[..29], Phase::Prompt, &mut |t| {
@@ -385,7 +396,12 @@ fn a_session_goes_on_from_where_it_was_cut() {
             seen,
             29 * m.config.layers.iter().map(|l| l.inter).sum::<usize>()
         );
-        let last = s.feed(&tokens[29..], Phase::Prompt).unwrap().to_vec();
+        let last = s
+            .feed(&tokens[29..], Phase::Prompt)
+            .unwrap()
+            .all()
+            .unwrap()
+            .to_vec();
         assert!(difference(&[last], &[plain]) <= 0.02, "{name}");
     }
 }

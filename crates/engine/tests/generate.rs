@@ -157,8 +157,13 @@ fn a_prompt_continues_what_the_cache_holds() {
         bytes("the same of the sea"),
     );
     reused.prompt(&a, |_, _| ()).unwrap();
-    let with_prefix = reused.prompt(&b, |_, _| ()).unwrap().to_vec();
-    let expected = fresh.prompt(&b, |_, _| ()).unwrap();
+    let with_prefix = reused
+        .prompt(&b, |_, _| ())
+        .unwrap()
+        .all()
+        .unwrap()
+        .to_vec();
+    let expected = fresh.prompt(&b, |_, _| ()).unwrap().all().unwrap();
     let worst = with_prefix
         .iter()
         .zip(expected)

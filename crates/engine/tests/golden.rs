@@ -138,7 +138,7 @@ fn logits(s: &mut Session, tokens: &[u32], phase: Phase) -> Vec<f32> {
             .unwrap(),
         Phase::Decode => {
             for token in tokens {
-                logits.extend_from_slice(s.feed(&[*token], phase).unwrap());
+                logits.extend_from_slice(s.feed(&[*token], phase).unwrap().all().unwrap());
             }
         }
     }

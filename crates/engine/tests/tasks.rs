@@ -97,7 +97,12 @@ impl Bench {
     /// The most likely character after a text, predicted by a step.
     fn most_likely(&mut self, plan: usize, text: &str) -> String {
         let last = self.begin(plan, text);
-        let logits = self.session.feed(&[last], Phase::Decode).unwrap();
+        let logits = self
+            .session
+            .feed(&[last], Phase::Decode)
+            .unwrap()
+            .all()
+            .unwrap();
         let most = (0..=255u8).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize]));
         self.session.set_plan(None).unwrap();
         self.session.reset();
@@ -111,7 +116,7 @@ impl Bench {
         let mut sum = 0.0;
         for target in bytes(continuation) {
             let logits: Vec<f64> = {
-                let logits = s.feed(&[next], Phase::Decode).unwrap();
+                let logits = s.feed(&[next], Phase::Decode).unwrap().all().unwrap();
                 logits.iter().map(|&x| f64::from(x)).collect()
             };
             let log_sum = logits.iter().map(|x| x.exp()).sum::<f64>().ln();

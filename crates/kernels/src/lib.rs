@@ -14,6 +14,7 @@ pub mod dtype;
 pub mod matrix;
 pub mod quant;
 pub mod reference;
+pub mod shortlist;
 
 pub use bytes::Bytes;
 pub use dtype::DType;

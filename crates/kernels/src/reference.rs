@@ -9,6 +9,7 @@ use crate::{
     dtype::DType,
     matrix::MatRef,
     quant::{pack_row, unpack_row},
+    shortlist::{Candidate, Shortlist},
 };
 
 /// A sum of products and the sum of their absolute values.
@@ -169,6 +170,29 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
         .fold(f64::NEG_INFINITY, |m, &v| m.max(f64::from(v)));
     let sum: f64 = x.iter().map(|&v| (f64::from(v) - most).exp()).sum();
     most + sum.ln()
+}
+
+/// The `n` largest logits, fewer where those that follow are as large as the last of them. Of both zeros neither is larger.
+pub fn shortlist(logits: &[f32], n: usize) -> Shortlist {
+    let mut all: Vec<Candidate> = (0..)
+        .zip(logits)
+        .map(|(id, &logit)| Candidate { logit, id })
+        .collect();
+    all.sort_by(|a, b| (b.logit + 0.0).total_cmp(&(a.logit + 0.0)));
+    let floor = all.get(n).map_or(f32::NEG_INFINITY, |c| c.logit);
+    let largest = all.first().map_or(f32::NEG_INFINITY, |c| c.logit);
+    all.retain(|c| c.logit > floor);
+    let exp = |&l: &f32| {
+        if l.is_finite() {
+            (f64::from(l) - f64::from(largest)).exp()
+        } else {
+            f64::NAN
+        }
+    };
+    Shortlist {
+        candidates: all,
+        sums: vec![(largest, logits.iter().map(exp).sum::<f64>() as f32)],
+    }
 }
 
 /// The Kullback-Leibler divergence of softmax(q) from softmax(p), in nats.

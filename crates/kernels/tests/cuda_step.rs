@@ -176,9 +176,9 @@ fn embeddings_norms_and_sums_are_their_definition() {
     for dtype in types() {
         let cols = 3 * dtype.block_len().max(32);
         let table = Matrix::new(&cuda, &mut noise, dtype, 9, cols);
-        let tokens = cuda.upload(&[8u32, 0, 3, 7]).unwrap();
+        let tokens = cuda.upload(&[7u32, 8, 0, 3]).unwrap();
         let mut out = nan(&cuda, 3 * cols);
-        step.embed(&cuda, &table.on_card, (&tokens, 3), 1.5, &mut out)
+        step.embed(&cuda, &table.on_card, (&tokens, 1, 3), 1.5, &mut out)
             .unwrap();
         let expected: Vec<f64> = [8, 0, 3]
             .iter()

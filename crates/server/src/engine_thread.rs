@@ -193,7 +193,7 @@ fn answer_all(mut served: Served, shared: &Shared) {
         let end = answer(&mut served, &job, &mut timings);
         let summary = Summary {
             timings,
-            stats: difference(served.session.stats(), before),
+            stats: served.session.stats().since(before),
         };
         shared.metrics.add(&summary);
         let outcome = match &end {
@@ -324,14 +324,6 @@ fn tokens(served: &Served, prompt: &Prompt) -> Result<Vec<u32>, ApiError> {
         return Err(ApiError::invalid("prompt", &expected));
     }
     Ok(tokens)
-}
-
-fn difference(after: Stats, before: Stats) -> Stats {
-    Stats {
-        tokens: after.tokens - before.tokens,
-        kept: after.kept - before.kept,
-        neurons: after.neurons - before.neurons,
-    }
 }
 
 #[cfg(test)]

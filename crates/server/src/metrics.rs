@@ -46,6 +46,7 @@ struct Sums {
     seconds: f64,
     neurons: u64,
     kept: u64,
+    drawn_from_all: u64,
 }
 
 /// How many requests there are at the moment.
@@ -76,6 +77,7 @@ impl Metrics {
         sums.seconds += work.timings.step_time.as_secs_f64();
         sums.neurons += work.stats.neurons;
         sums.kept += work.stats.kept;
+        sums.drawn_from_all += work.stats.drawn_from_all;
     }
 
     /// The text that Prometheus reads.
@@ -151,6 +153,12 @@ impl Metrics {
             "gauge",
             "The share of neurons skipped, over all steps.",
             skipped,
+        );
+        single(
+            "drawn_from_all_logits_total",
+            "counter",
+            "Tokens for which a device had to copy all logits, since the largest did not decide.",
+            sums.drawn_from_all as f64,
         );
         single(
             "requests_processing",

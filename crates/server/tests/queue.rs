@@ -118,6 +118,7 @@ fn metrics_count() {
         "prompt_tokens_total",
         "predicted_tokens_total",
         "realised_sparsity",
+        "drawn_from_all_logits_total",
         COMPLETED,
     ] {
         assert_eq!(server.metric(name), 0.0, "{name}");

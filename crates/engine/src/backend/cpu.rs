@@ -1,7 +1,7 @@
 //! The CPU backend.
 
 use super::{
-    Backend, ByPlan, FfnCall, FfnTrace, Issue, RmsNorm,
+    Backend, ByPlan, FfnCall, FfnTrace, Head, Issue, RmsNorm,
     kept::{multiply_kept, select},
 };
 use crate::{
@@ -22,8 +22,10 @@ use countdown_kernels::{
         },
         gemm::{GemmWork, matmul, matmul_transposed},
         parallel::{gemv, gemv_all},
+        soft_cap,
     },
     quant,
+    shortlist::Shortlist,
 };
 use std::sync::Arc;
 
@@ -74,6 +76,8 @@ pub(crate) struct Cpu {
     selection: Selection,
     /// Neurons computed since the last [`Backend::take_kept`].
     kept: usize,
+    /// Those made last, `[rows, vocab]`.
+    logits: Vec<f32>,
 }
 
 /// The kernels of the machine, or those that the environment asks for.
@@ -126,6 +130,7 @@ impl Cpu {
             estimator: Estimator::default(),
             selection: Selection::with_capacity(inter),
             kept: 0,
+            logits: Vec::with_capacity(c.vocab),
         })
     }
 
@@ -494,23 +499,40 @@ impl Backend for Cpu {
         pairs.for_each(|(x, y)| *x += scale * y);
     }
 
-    fn logits(
+    fn head(
         &mut self,
         x: &Buffer,
-        first: usize,
-        rows: usize,
-        head: &Matrix,
-        out: &mut [f32],
+        (first, rows): (usize, usize),
+        head: Head<'_>,
+        normed: &mut Buffer,
     ) -> Result<()> {
-        let x = &x.data[first * x.width..(first + rows) * x.width];
+        // Norms go row by row from the start; what lies before `first` costs little beside the head.
+        self.norm(x, first + rows, head.norm, normed);
+        let x = &normed.rows(first + rows)[first * normed.width..];
+        self.logits.resize(rows * head.weights.rows(), 0.0);
+        let (weights, out) = (head.weights.view(), &mut self.logits[..]);
         if rows == 1 {
             self.kernels.prepare(x, &mut self.input);
-            gemv(&mut self.team, self.kernels, head.view(), &self.input, out);
+            gemv(&mut self.team, self.kernels, weights, &self.input, out);
         } else {
             let (team, work) = (&mut self.team, &mut self.gemm);
-            matmul(team, self.kernels, head.view(), x, rows, out, work);
+            matmul(team, self.kernels, weights, x, rows, out, work);
+        }
+        if head.scale != 1.0 {
+            out.iter_mut().for_each(|x| *x *= head.scale);
+        }
+        if let Some(cap) = head.soft_cap {
+            soft_cap(cap, out);
         }
         Ok(())
+    }
+
+    fn shortlist(&self) -> Option<&Shortlist> {
+        None
+    }
+
+    fn logits(&mut self) -> Result<&mut [f32]> {
+        Ok(&mut self.logits)
     }
 
     fn name(&self) -> String {

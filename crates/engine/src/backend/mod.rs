@@ -11,6 +11,7 @@ use crate::{
     model::{Ffn, Linear, Matrix, Model},
     sparsity::{Rule, SparsityPlan},
 };
+use countdown_kernels::shortlist::Shortlist;
 use std::sync::Arc;
 
 /// What computes.
@@ -63,6 +64,15 @@ pub(crate) struct RmsNorm<'a> {
     pub(crate) eps: f32,
 }
 
+/// What makes logits: norm(x) W^T times `scale`, then `cap * tanh(x / cap)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
+    pub(crate) norm: RmsNorm<'a>,
+    pub(crate) weights: &'a Matrix,
+    pub(crate) scale: f32,
+    pub(crate) soft_cap: Option<f32>,
+}
+
 /// One call of an FFN.
 pub(crate) struct FfnCall<'a> {
     pub(crate) layer: usize,
@@ -92,7 +102,7 @@ pub(crate) enum Issue {
     Done,
 }
 
-/// A device. Operations take place in their order, but need not have ended, nor succeeded, before [`Backend::logits`] or
+/// A device. Operations take place in their order, but need not have ended, nor succeeded, before [`Backend::head`] or
 /// [`Backend::take_kept`] says so. Buffers hold activations, `[tokens, width]` row-major; weights are named by the host's matrices.
 pub(crate) trait Backend: Send {
     type Buffer: Send;
@@ -184,15 +194,18 @@ pub(crate) trait Backend: Send {
     }
     /// Neurons that FFNs computed since this was last asked, over all tokens; or what went wrong.
     fn take_kept(&mut self) -> Result<usize>;
-    /// Logits of `rows` rows of `x` from row `first`; `out` is host memory, `[rows, vocab]`.
-    fn logits(
+    /// Makes the logits of `rows` rows of `x` from row `first`; they stay where the device has them. `normed` is room for the norm.
+    fn head(
         &mut self,
         x: &Self::Buffer,
-        first: usize,
-        rows: usize,
-        head: &Matrix,
-        out: &mut [f32],
+        first_and_rows: (usize, usize),
+        head: Head<'_>,
+        normed: &mut Self::Buffer,
     ) -> Result<()>;
+    /// The largest logits of the row made last; `None` where all of them are at hand, or were made with others.
+    fn shortlist(&self) -> Option<&Shortlist>;
+    /// The logits made last in the host's memory, `[rows, vocab]`.
+    fn logits(&mut self) -> Result<&mut [f32]>;
 
     /// What runs, for logs: instruction set or card.
     fn name(&self) -> String;

@@ -192,7 +192,7 @@ pub fn perplexity(
                 Stepping::Batched => session.score(fed, Phase::Decode, gather)?,
                 Stepping::OneByOne => {
                     for (j, token) in fed.iter().enumerate() {
-                        gather(j, session.feed(&[*token], Phase::Decode)?);
+                        gather(j, session.feed(&[*token], Phase::Decode)?.all()?);
                     }
                 }
             }

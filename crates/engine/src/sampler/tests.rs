@@ -1,6 +1,7 @@
 //! Distributions, edge cases, determinism.
 
 use super::*;
+use countdown_kernels::reference;
 
 fn sampler(options: SamplingOptions, vocab: usize) -> Sampler {
     Sampler::new(options, vocab).unwrap()
@@ -172,7 +173,8 @@ fn partial_selection_equals_sorting() {
                 .zip(&logits)
                 .map(|(id, &logit)| Candidate { logit, id })
                 .collect();
-            keep_top_p(all[0].logit, top_p, &mut kept);
+            let wanted = top_p * super::mass(all[0].logit, &kept);
+            keep_top_p(all[0].logit, [wanted; 2], &mut kept);
             assert_eq!(
                 ids(&kept),
                 ids(&all[..kept.len()]),
@@ -183,7 +185,7 @@ fn partial_selection_equals_sorting() {
                     .map(|one| f64::from(one.logit - all[0].logit).exp())
                     .sum::<f64>()
             };
-            let wanted = f64::from(top_p) * mass(&all);
+            let wanted = top_p * mass(&all);
             assert!(
                 mass(&kept) >= wanted * (1.0 - 1e-9),
                 "vocabulary {vocab}, top-p {top_p}"
@@ -387,4 +389,136 @@ fn drawing_does_not_allocate() {
             before
         );
     }
+}
+
+/// Logits of some kind, one for each seed: spread out, with many ties, all alike but one, zeros of both signs.
+fn logits_of(random: &mut ChaCha8Rng, vocab: usize, kind: u32) -> Vec<f32> {
+    let logit = |i: usize| {
+        let noise: f32 = (0..4)
+            .map(|_| random.next_u32() as f32 / (1u64 << 32) as f32 - 0.5)
+            .sum();
+        match kind {
+            0 => 8.0 * noise,
+            1 => (6.0 * noise).round() / 2.0,
+            2 => f32::from(u8::from(i == vocab / 2)),
+            3 => 40.0 * noise,
+            _ => [0.0, -0.0, -1.0][random.next_u32() as usize % 3],
+        }
+    };
+    (0..vocab).map(logit).collect()
+}
+
+#[test]
+fn the_largest_draw_what_all_draw() {
+    let mut random = ChaCha8Rng::seed_from_u64(8);
+    let mut decided = 0;
+    for (vocab, kind) in [1, 2, 9, 300, 3000]
+        .into_iter()
+        .flat_map(|v| (0..5).map(move |k| (v, k)))
+    {
+        let logits = logits_of(&mut random, vocab, kind);
+        for (n, top_k) in [1, 8, 60, 256, 4000]
+            .into_iter()
+            .flat_map(|n| [0, 1, 8, 40, 1000].map(|k| (n, k)))
+        {
+            let list = reference::shortlist(&logits, n);
+            assert!(list.is_finite());
+            for (settings, repeat_penalty) in [
+                (1.0, 0.0, 0.0),
+                (1.0, 0.0, 0.7),
+                (0.95, 0.05, 0.8),
+                (0.9, 0.0, 1.5),
+                (0.2, 0.0, 1.0),
+                (0.0, 0.0, 1.0),
+                (1.0, 0.3, 2.0),
+                (0.999_999, 1e-9, 1.0),
+                (1.0, 1.0, 1.0),
+            ]
+            .into_iter()
+            .flat_map(|s| [1.0, 1.3, 0.8, 1e30].map(|penalty| (s, penalty)))
+            {
+                let (top_p, min_p, temperature) = settings;
+                let options = SamplingOptions {
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    repeat_penalty,
+                    repeat_last_n: 3,
+                    ..plain(9)
+                };
+                let what = format!("{vocab} of kind {kind}, {n} listed: {options:?}");
+                let mut from_all = sampler(options.clone(), vocab);
+                let mut from_list = from_all.clone();
+                for _ in 0..6 {
+                    let expected = from_all.sample(&mut logits.clone()).unwrap();
+                    let token = from_list.sample_largest(&list);
+                    decided += u32::from(token.is_some());
+                    // Where nothing was drawn, all logits draw what they would have drawn at once.
+                    let token =
+                        token.unwrap_or_else(|| from_list.sample(&mut logits.clone()).unwrap());
+                    assert_eq!(token, expected, "{what}");
+                    from_all.accept(token);
+                    from_list.accept(token);
+                }
+                let listed = list.candidates().len();
+                let enough = temperature == 0.0 || (1..=listed).contains(&top_k) || listed == vocab;
+                if listed > 0 && enough && repeat_penalty == 1.0 {
+                    assert!(from_list.sample_largest(&list).is_some(), "{what}");
+                }
+            }
+        }
+    }
+    assert!(decided > 10_000, "{decided}");
+}
+
+#[test]
+fn top_p_and_min_p_end_within_a_list() {
+    // Probabilities of 2^-1, 2^-2 and so on.
+    let logits: Vec<f32> = (1..60)
+        .map(|i| i as f32 * -std::f32::consts::LN_2)
+        .collect();
+    let list = reference::shortlist(&logits, 10);
+    let draws = |top_p, min_p| {
+        let options = SamplingOptions {
+            top_p,
+            min_p,
+            ..plain(3)
+        };
+        sampler(options, logits.len())
+            .sample_largest(&list)
+            .is_some()
+    };
+    assert!(draws(0.9, 0.0));
+    // The first three reach 0.875 to within rounding.
+    assert!(!draws(0.875, 0.0));
+    assert!(draws(0.875 + 1e-4, 0.0) && draws(0.875 - 1e-4, 0.0));
+    // 0.999 is reached by ten, 0.9999 by more.
+    assert!(draws(0.999, 0.0) && !draws(0.9999, 0.0));
+    assert!(draws(1.0, 0.01) && !draws(1.0, 1e-4));
+    assert!(draws(0.9999, 0.01));
+    assert!(!draws(1.0, 0.0));
+}
+
+#[test]
+fn a_penalty_is_known_to_reach_the_best_of_a_list_or_not() {
+    let logits: Vec<f32> = (0..60).map(|i| 6.0 - i as f32 / 10.0).collect();
+    let list = reference::shortlist(&logits, 30);
+    let draw = |repeat_penalty, recent: &[u32]| {
+        let options = SamplingOptions {
+            repeat_penalty,
+            ..SamplingOptions::greedy()
+        };
+        let mut sampler = sampler(options, logits.len());
+        recent.iter().for_each(|t| sampler.accept(*t));
+        sampler.sample_largest(&list)
+    };
+    assert_eq!(draw(1.1, &[0, 1, 1, 3, 50]), Some(2));
+    assert_eq!(draw(0.9, &[]), Some(0));
+    // It may raise one that is not there above all that are.
+    assert_eq!(draw(0.9, &[5]), None);
+    // All that are there may fall below one that is not.
+    let all: Vec<u32> = (0..30).collect();
+    assert_eq!(draw(10.0, &all), None);
+    assert_eq!(draw(10.0, &all[..29]), Some(29));
 }

@@ -88,7 +88,13 @@ pub(crate) fn steps(s: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
     s.reset();
     tokens
         .iter()
-        .map(|t| s.feed(&[*t], Phase::Decode).unwrap().to_vec())
+        .map(|t| {
+            s.feed(&[*t], Phase::Decode)
+                .unwrap()
+                .all()
+                .unwrap()
+                .to_vec()
+        })
         .collect()
 }
 

@@ -10,6 +10,7 @@ mod jit;
 mod joined;
 mod launch;
 mod prompt;
+mod shortlist;
 mod step;
 pub mod train;
 mod weights;
@@ -20,6 +21,7 @@ pub use error::CudaError;
 pub use joined::{FfnLaunch, Joints};
 pub use launch::Recording;
 pub use prompt::{Orientation, PromptKernels};
+pub use shortlist::ShortlistKernels;
 pub use step::{Output, Product, ProductsLaunch, StepKernels};
 pub use weights::Weights;
 
@@ -195,7 +197,24 @@ impl Cuda {
     /// # Panics
     /// If `to` is shorter than `from`.
     pub fn write<T: DeviceRepr>(&self, from: &[T], to: &mut CudaSlice<T>) -> Result<(), CudaError> {
-        let copied = self.stream.memcpy_htod(from, to);
+        self.write_at(from, to, 0)
+    }
+
+    /// Overwrites `to` from element `at` on, in the order of calls.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    ///
+    /// # Panics
+    /// If `to` is shorter than that.
+    pub fn write_at<T: DeviceRepr>(
+        &self,
+        from: &[T],
+        to: &mut CudaSlice<T>,
+        at: usize,
+    ) -> Result<(), CudaError> {
+        let mut to = to.slice_mut(at..at + from.len());
+        let copied = self.stream.memcpy_htod(from, &mut to);
         copied.map_err(|e| driver("copying to the card", e))
     }
 
@@ -233,7 +252,7 @@ impl Cuda {
             .map_err(|e| driver("asking for free memory", e))
     }
 
-    /// Host memory that the card copies to by itself.
+    /// Host memory that the card writes to by itself.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -285,16 +304,32 @@ impl Cuda {
     }
 }
 
-/// Host memory that a card copies to by itself.
+/// Host memory that a card writes to by itself.
 pub struct HostBuffer<T>(PinnedHostSlice<T>);
 
 impl<T: DeviceRepr + ValidAsZeroBits> HostBuffer<T> {
-    /// What was copied there; waits for it.
+    /// What is there; waits for what is fetched ([`Cuda::fetch`]).
     ///
     /// # Errors
     /// [`CudaError::Driver`], also for what went wrong before.
     pub fn get(&self) -> Result<&[T], CudaError> {
         let slice = self.0.as_slice();
         slice.map_err(|e| driver("copying from the card", e))
+    }
+
+    /// The same, to be changed.
+    ///
+    /// # Errors
+    /// As [`HostBuffer::get`].
+    pub fn get_mut(&mut self) -> Result<&mut [T], CudaError> {
+        let slice = self.0.as_mut_slice();
+        slice.map_err(|e| driver("copying from the card", e))
+    }
+
+    /// Where it is for kernels: cards with one address space for all memory, which is any that runs them, see it where the host does.
+    fn address(&mut self) -> Result<u64, CudaError> {
+        let at = self.0.as_mut_ptr();
+        at.map(|p| p as u64)
+            .map_err(|e| driver("taking host memory", e))
     }
 }

@@ -91,6 +91,7 @@ pub struct StepKernels {
     unpack: [Option<CudaFunction>; TYPES.len()],
     rms_norm: CudaFunction,
     add: CudaFunction,
+    cap: CudaFunction,
     multiply: CudaFunction,
     round: [CudaFunction; 2],
 }
@@ -146,6 +147,14 @@ struct AddArguments {
     n: u64,
     every: u32,
     scale: f32,
+}
+
+#[repr(C)]
+struct CapArguments {
+    x: u64,
+    n: u64,
+    scale: f32,
+    cap: f32,
 }
 
 #[repr(C)]
@@ -218,12 +227,13 @@ impl StepKernels {
             unpack,
             rms_norm: plain("rms_norm")?,
             add: plain("add")?,
+            cap: plain("cap")?,
             multiply: plain("multiply")?,
             round: [plain("round_bf16")?, plain("round_f16")?],
         })
     }
 
-    /// Rows of `table` for the first `count` of `tokens`, times `scale`, to `out`, `[count, cols]`.
+    /// Rows of `table` for `count` of `tokens` from the `at`-th, times `scale`, to `out`, `[count, cols]`.
     ///
     /// # Errors
     /// What the driver says.
@@ -234,14 +244,14 @@ impl StepKernels {
         &self,
         cuda: &Cuda,
         table: &Weights,
-        (tokens, count): (&CudaSlice<u32>, usize),
+        (tokens, at, count): (&CudaSlice<u32>, usize, usize),
         scale: f32,
         out: &mut CudaSlice<f32>,
     ) -> Result<(), CudaError> {
-        assert!(count <= tokens.len() && count * table.cols <= out.len());
+        assert!(at + count <= tokens.len() && count * table.cols <= out.len());
         let arguments = EmbedArguments {
             table: cuda.address(&table.data),
-            tokens: cuda.address(tokens),
+            tokens: cuda.address(tokens) + 4 * at as u64,
             out: cuda.address(out),
             cols: table.cols as u32,
             stride: table.stride as u32,
@@ -418,6 +428,31 @@ impl StepKernels {
         };
         // SAFETY: as `Add` is declared; lengths were checked.
         unsafe { cuda.launch(&self.add, elements(cuda, n), arguments) }
+    }
+
+    /// `x = cap tanh(scale x / cap)`, the first `n` elements; without a cap `x = scale x`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    ///
+    /// # Panics
+    /// If `x` is too short.
+    pub fn cap(
+        &self,
+        cuda: &Cuda,
+        x: &mut CudaSlice<f32>,
+        (scale, cap): (f32, Option<f32>),
+        n: usize,
+    ) -> Result<(), CudaError> {
+        assert!(n <= x.len());
+        let arguments = CapArguments {
+            x: cuda.address(x),
+            n: n as u64,
+            scale,
+            cap: cap.unwrap_or(0.0),
+        };
+        // SAFETY: as `Cap` is declared; lengths were checked.
+        unsafe { cuda.launch(&self.cap, elements(cuda, n), arguments) }
     }
 
     /// `gate = act(gate) * up`, the first `n` elements; without `up` only the activation.

@@ -1,18 +1,20 @@
 //! Launches that wait for what is issued next, which may join them: the output of attention joins the FFN behind it, and the projections of the next layer the one before.
 
-use super::{CudaBackend, error};
+use super::{Buffer, CudaBackend, RmsNorm, error};
 use crate::{
     error::Result,
-    model::{Layer, Model},
+    model::{Layer, Linear, Model},
 };
-use countdown_kernels::cuda::{AttentionKernels, FfnLaunch, ProductsLaunch, ffn::Neighbours};
+use countdown_kernels::cuda::{
+    AttentionKernels, FfnLaunch, Output, Product, ProductsLaunch, ffn::Neighbours,
+};
 
 /// What waits.
 pub(super) enum Waiting {
     /// The output of attention.
     Output(ProductsLaunch),
     /// An FFN, with what came before it.
-    Ffn(FfnLaunch),
+    Ffn(Box<FfnLaunch>),
 }
 
 /// Names what steps are launched as: `joined` has the projections of a layer in the launch of its FFN. Anything else, and nothing, has a launch for each.
@@ -81,7 +83,7 @@ impl CudaBackend {
             self.waiting = Some(Waiting::Output(alone));
         }
         self.flush();
-        self.waiting = Some(Waiting::Ffn(ffn));
+        self.waiting = Some(Waiting::Ffn(Box::new(ffn)));
         if self.joints.is_none() {
             self.flush();
         }
@@ -96,5 +98,38 @@ impl CudaBackend {
         self.flush();
         let done = alone.map_or(Ok(()), |p| p.launch(&self.cuda));
         self.check(done);
+    }
+
+    /// Products of one token.
+    pub(super) fn step_linears<const N: usize>(
+        &mut self,
+        x: &Buffer,
+        norm: Option<RmsNorm<'_>>,
+        products: [(&Linear, &mut Buffer); N],
+    ) {
+        let (cuda, step, all) = (&self.cuda, &mut self.step, &self.weights);
+        let first = products.first().map(|(l, _)| l.weight.dtype());
+        let is_one_type = products
+            .iter()
+            .all(|(l, _)| Some(l.weight.dtype()) == first);
+        let products = products.map(|(l, out)| Product {
+            weights: all.matrix(&l.weight),
+            bias: l.bias.as_ref().map(|b| all.vector(b)),
+            out: Output::Write(&mut out.data),
+        });
+        let norm = norm.map(|n| (all.vector(n.weight), n.eps));
+        // A launch is of one type.
+        let each = if is_one_type { N } else { 1 };
+        let prepare = |p| step.prepare_products(cuda, (&x.data, 0), norm, p);
+        match products
+            .chunks(each)
+            .map(prepare)
+            .collect::<Result<Vec<_>, _>>()
+        {
+            Ok(launches) => launches
+                .into_iter()
+                .for_each(|l| self.launch_projections(l)),
+            failed => self.check(failed.map(|_| ())),
+        }
     }
 }

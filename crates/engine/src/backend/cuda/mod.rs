@@ -3,12 +3,13 @@
 
 mod ffn;
 mod joining;
+mod logits;
 mod memory;
 mod observed;
 mod plan;
 mod weights;
 
-use super::{Backend, ByPlan, FfnCall, Issue, RmsNorm};
+use super::{Backend, ByPlan, FfnCall, Head, Issue, RmsNorm};
 use crate::{
     arch::{Config, LayerSpec, Rope},
     error::{Error, Result},
@@ -23,16 +24,18 @@ use countdown_kernels::{
         Joints, KvCache, Orientation, Output, Product, PromptKernels, StepKernels,
         ffn::{FfnKernels, FfnShape, Neighbours},
     },
+    shortlist::Shortlist,
 };
 use joining::Waiting;
+use logits::Logits;
 use memory::Need;
 use observed::Observed;
 use plan::{DevicePlan, Steps};
 use std::{path::Path, sync::Arc};
 use weights::{DeviceWeights, turns};
 
-/// Rows of logits that are made at a time.
-const LOGIT_ROWS: usize = 32;
+/// Where the tokens of a batch begin in what the card is given: behind the position.
+const TOKENS: usize = 1;
 
 /// As the engine reports it.
 pub(crate) fn error(e: CudaError) -> Error {
@@ -74,21 +77,18 @@ pub(crate) struct CudaBackend {
     waiting: Option<Waiting>,
     act: Act,
     hidden: usize,
-    /// The tokens of a batch and the position of the first.
-    tokens: CudaSlice<u32>,
-    position: CudaSlice<u32>,
-    /// What `position` holds.
+    /// The position of the first token of a batch, and from [`TOKENS`] on its tokens: of a step one copy to the card.
+    given: CudaSlice<u32>,
+    /// The position it holds.
     placed: Option<usize>,
     /// act(gate) and up, `[batch, inter]`, and attention's output, `[batch, heads, head_dim]`.
     gate: CudaSlice<f32>,
     up: CudaSlice<f32>,
     wide: CudaSlice<f32>,
-    /// `[LOGIT_ROWS, vocab]` at most; those of one token are fetched.
-    logits: CudaSlice<f32>,
-    fetched: HostBuffer<f32>,
+    logits: Logits,
     /// Neurons kept, `[batch, layers]`.
     kept: CudaSlice<u32>,
-    /// Those of the first token, `[layers]`, and whether they are fetched since FFNs ran.
+    /// Those of the first token, `[layers]`, and whether they came since FFNs ran.
     fetched_kept: HostBuffer<u32>,
     is_kept_fetched: bool,
     layers: usize,
@@ -161,7 +161,7 @@ impl CudaBackend {
             weights: DeviceWeights::bytes(model)?,
             cache: c.layers.len() * shape.cache_bytes(),
             activations: 4 * batch * (2 * inter + 2 * widest + 6 * c.hidden + 3 * width)
-                + 4 * LOGIT_ROWS.min(batch) * c.vocab
+                + Logits::bytes(c.vocab, batch)
                 + 2 * unpacked,
         };
         need.check(&cuda)?;
@@ -182,14 +182,12 @@ impl CudaBackend {
             waiting: None,
             act: c.act,
             hidden: c.hidden,
-            tokens: cuda.zeros(batch).map_err(error)?,
-            position: cuda.zeros(1).map_err(error)?,
+            given: cuda.zeros(TOKENS + batch).map_err(error)?,
             placed: None,
             gate: cuda.zeros(batch * inter).map_err(error)?,
             up: cuda.zeros(batch * inter).map_err(error)?,
             wide: cuda.zeros(batch * width).map_err(error)?,
-            logits: cuda.zeros(LOGIT_ROWS.min(batch) * c.vocab).map_err(error)?,
-            fetched: cuda.host_buffer(c.vocab).map_err(error)?,
+            logits: Logits::new(&cuda, c.vocab, batch).map_err(error)?,
             kept: cuda.zeros(batch * c.layers.len()).map_err(error)?,
             fetched_kept: cuda.host_buffer(c.layers.len()).map_err(error)?,
             is_kept_fetched: false,
@@ -222,7 +220,7 @@ impl CudaBackend {
 
     fn place(&mut self, position: usize) {
         if self.placed != Some(position) {
-            let written = self.cuda.write(&[position as u32], &mut self.position);
+            let written = self.cuda.write(&[position as u32], &mut self.given);
             self.check(written);
             self.placed = Some(position);
         }
@@ -235,39 +233,6 @@ impl CudaBackend {
                 let plan = self.plans.first_mut();
                 &mut plan.expect("a step by a plan follows `set_plan`").steps
             }
-        }
-    }
-
-    /// Products of one token.
-    fn step_linears<const N: usize>(
-        &mut self,
-        x: &Buffer,
-        norm: Option<RmsNorm<'_>>,
-        products: [(&Linear, &mut Buffer); N],
-    ) {
-        let (cuda, step, all) = (&self.cuda, &mut self.step, &self.weights);
-        let first = products.first().map(|(l, _)| l.weight.dtype());
-        let is_one_type = products
-            .iter()
-            .all(|(l, _)| Some(l.weight.dtype()) == first);
-        let products = products.map(|(l, out)| Product {
-            weights: all.matrix(&l.weight),
-            bias: l.bias.as_ref().map(|b| all.vector(b)),
-            out: Output::Write(&mut out.data),
-        });
-        let norm = norm.map(|n| (all.vector(n.weight), n.eps));
-        // A launch is of one type.
-        let each = if is_one_type { N } else { 1 };
-        let prepare = |p| step.prepare_products(cuda, (&x.data, 0), norm, p);
-        match products
-            .chunks(each)
-            .map(prepare)
-            .collect::<Result<Vec<_>, _>>()
-        {
-            Ok(launches) => launches
-                .into_iter()
-                .for_each(|l| self.launch_projections(l)),
-            failed => self.check(failed.map(|_| ())),
         }
     }
 }
@@ -319,9 +284,10 @@ impl Backend for CudaBackend {
 
     fn begin(&mut self, token: u32, position: usize, by_plan: ByPlan) -> Issue {
         self.flush();
-        self.place(position);
-        let written = self.cuda.write(&[token], &mut self.tokens);
+        let given = [position as u32, token];
+        let written = self.cuda.write(&given, &mut self.given);
         self.check(written);
+        self.placed = Some(position);
         let steps = std::mem::take(self.steps(by_plan));
         let recorded = match steps {
             Steps::Recorded(mut recording, counted, dense) => {
@@ -393,11 +359,11 @@ impl Backend for CudaBackend {
     fn embed(&mut self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Buffer) {
         self.flush();
         if self.issuing.is_none() {
-            let written = self.cuda.write(tokens, &mut self.tokens);
+            let written = self.cuda.write_at(tokens, &mut self.given, TOKENS);
             self.check(written);
         }
         let table = self.weights.matrix(table);
-        let tokens = (&self.tokens, tokens.len());
+        let tokens = (&self.given, TOKENS, tokens.len());
         let done = self
             .step
             .embed(&self.cuda, table, tokens, scale, &mut out.data);
@@ -508,7 +474,7 @@ impl Backend for CudaBackend {
         });
         let call = AttentionCall {
             rope,
-            position: &self.position,
+            position: &self.given,
             window: spec.window,
             scale: c.attention_scale,
             cap: c.attention_soft_cap,
@@ -597,38 +563,25 @@ impl Backend for CudaBackend {
         }
     }
 
-    fn logits(
+    fn head(
         &mut self,
         x: &Buffer,
-        first: usize,
-        rows: usize,
-        head: &Matrix,
-        out: &mut [f32],
+        rows: (usize, usize),
+        head: Head<'_>,
+        normed: &mut Buffer,
     ) -> Result<()> {
         self.flush();
-        let (cuda, step, head) = (&self.cuda, &mut self.step, self.weights.matrix(head));
-        let logits = &mut self.logits;
-        let done = if rows == 1 {
-            let product = Product {
-                weights: head,
-                bias: None,
-                out: Output::Write(logits),
-            };
-            step.products(cuda, (&x.data, first), None, &[product])
-                .and_then(|()| cuda.fetch(&self.logits, out.len(), &mut self.fetched))
-                .and_then(|()| cuda.fetch(&self.kept, self.layers, &mut self.fetched_kept))
-                .and_then(|()| cuda.synchronize())
-                .and_then(|()| self.fetched.get())
-                .map(|fetched| out.copy_from_slice(fetched))
-                .inspect(|()| self.is_kept_fetched = true)
-        } else {
-            let rows = (&x.data, first, rows);
-            self.prompt
-                .matmul(cuda, step, head, Orientation::RowPerOutput, rows, logits)
-                .and_then(|()| cuda.read(logits, out))
-        };
+        let done = self.make_logits(x, rows, head, normed);
         self.check(done);
         self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn shortlist(&self) -> Option<&Shortlist> {
+        self.logits.shortlist()
+    }
+
+    fn logits(&mut self) -> Result<&mut [f32]> {
+        self.logits.fetch(&self.cuda)
     }
 
     fn name(&self) -> String {

@@ -259,7 +259,7 @@ impl Scorer<'_> {
                 self.session.set_plan(plan.cloned())?;
                 let before = Neurons::so_far(self.session);
                 self.session.truncate(prompt.len());
-                let logits = self.session.feed(&[*last], Phase::Decode)?;
+                let logits = self.session.feed(&[*last], Phase::Decode)?.all()?;
                 let log_sum = self.kernels.log_sum_exp(logits);
                 let first = |c: &Tokens| f64::from(logits[c.continuation[0] as usize]) - log_sum;
                 let firsts: Vec<f64> = group.iter().map(first).collect();
@@ -291,7 +291,7 @@ impl Scorer<'_> {
             Stepping::Batched => self.session.score(fed, Phase::Decode, add)?,
             Stepping::OneByOne => {
                 for (j, token) in fed.iter().enumerate() {
-                    add(j, self.session.feed(&[*token], Phase::Decode)?);
+                    add(j, self.session.feed(&[*token], Phase::Decode)?.all()?);
                 }
             }
         }

@@ -35,6 +35,23 @@ extern "C" __global__ void __launch_bounds__(256) add(const __grid_constant__ Ad
     for (u64 i = blockIdx.x * 256u + threadIdx.x; i < a.n; i += gridDim.x * 256u) a.x[i] = fmaf(a.scale, a.y[a.every ? i % a.every : i], a.x[i]);
 }
 
+struct Cap {
+    float* x;  // [n]
+    u64 n;
+    float scale;
+    float cap;  // 0 for none
+};
+
+// x = cap tanh(scale x / cap).
+extern "C" __global__ void __launch_bounds__(256) cap(const __grid_constant__ Cap c) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    for (u64 i = blockIdx.x * 256u + threadIdx.x; i < c.n; i += gridDim.x * 256u) {
+        const float x = c.x[i] * c.scale;
+        c.x[i] = c.cap > 0 ? c.cap * tanhf(x / c.cap) : x;
+    }
+}
+
 struct Round {
     const float* x;  // [n]
     u16* to;         // [n]
