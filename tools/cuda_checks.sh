@@ -3,7 +3,7 @@
 #
 #   tools/cuda_checks.sh [FOLDER]
 #
-# FOLDER holds the test binaries ffn, step, shortlist, train, model and sampling where they were built elsewhere (a card's machine need not have Rust); otherwise they are built
+# FOLDER holds the test binaries ffn, joined, step, shortlist, train, model and sampling where they were built elsewhere (a card's machine need not have Rust); otherwise they are built
 # here. COMMIT names what was built, where the folder is no checkout of it. CUDA's libraries must be where the loader looks (LD_LIBRARY_PATH).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -19,6 +19,7 @@ if [ -z "$folder" ]; then
             grep -o '"executable":"[^"]*"' | tail -1 | cut -d'"' -f4 | xargs -I{} cp {} "$folder/$1" || exit
     }
     build ffn countdown-kernels cuda
+    build joined countdown-kernels cuda_joined
     build step countdown-kernels cuda_step
     build shortlist countdown-kernels cuda_shortlist
     build train countdown-kernels cuda_train
@@ -39,7 +40,8 @@ check() {
     rows+="| $name | $verdict | $(grep -oE 'test result:.*passed|ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -2 | paste -sd';' | sed 's/; 0 failed//') |"$'\n'
 }
 
-for t in ffn step shortlist train model sampling; do check "$t" 240 "$folder/$t" --nocapture --test-threads=1; done
+for t in ffn joined step shortlist train model sampling; do check "$t" 400 "$folder/$t" --nocapture --test-threads=1; done
+COUNTDOWN_LAUNCHES=joined check "model, joined launches" 400 "$folder/model" --nocapture --test-threads=1
 # The sanitizer slows kernels down a hundredfold: shapes of a few columns, and one model.
 small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms what_is_not_finite logits_become_slopes slopes_of_products}
 if command -v compute-sanitizer >/dev/null; then

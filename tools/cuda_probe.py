@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).resolve().parent.parent / "crates/kernels/src/cuda/src"
-FILES = "types weights base barrier ring flow levels state score_rows score_low_rank score_copy select neurons gather ffn".split()
+FILES = "types products weights base barrier ring flow levels state score_rows score_low_rank score_copy select neurons joined gather ffn".split()
 EMPTY = -1
 # The part of its expected neurons that a block may take before all counts are known.
 EARLY = 0.85
@@ -119,7 +119,7 @@ class Shape:
     def __init__(self, hidden, inter, rank, dtype, gelu=False, blocks=None, defines=None):
         self.hidden, self.inter, self.rank, self.dtype, self.gelu = hidden, inter, rank, DTYPES[dtype], gelu
         self.blocks = blocks or torch.cuda.get_device_properties(0).multi_processor_count
-        self.defines = dict(HIDDEN=hidden, INTER=inter, RANK=rank, BLOCKS=self.blocks, SHARED_BYTES=115712,
+        self.defines = dict(HIDDEN=hidden, INTER=inter, RANK=rank, BLOCKS=self.blocks, SHARED_BYTES=115712, JOINED=0,
                             **{k: int(dtype == "f16") for k in ("WEIGHTS", "DOWN", "PREDICTOR")}, ACT_GELU=int(gelu)) | (defines or {})
         source = "".join(f'#line 1 "{f}.cu"\n' + (SOURCES / f"{f}.cu").read_text() for f in FILES)
         self.module = Module(source, self.defines)

@@ -40,6 +40,9 @@ const MOST_BLOCKS: usize = 256;
 /// Neurons more than its even share that a block may have.
 const DEALT: usize = 16;
 
+/// The part of its share of the memory's bandwidth that a block asks for at most, so that none gets less.
+const PACE: f64 = 0.96;
+
 /// The part of its share of the neurons expected that a block begins on: less than all, since some keep fewer.
 const EARLY: f64 = 0.85;
 
@@ -328,6 +331,7 @@ impl FfnKernels {
                 ("RANK", rank),
                 ("BLOCKS", blocks),
                 ("SHARED_BYTES", shared),
+                ("PACE", pace(cuda.card.bandwidth, blocks)),
                 ("JOINED", usize::from(is_joined)),
                 ("WEIGHTS", number(shape.weights)?),
                 ("DOWN", number(shape.down)?),
@@ -488,6 +492,14 @@ impl FfnKernels {
     }
 }
 
+/// Picoseconds a byte of one of so many blocks; 0 for no limit.
+fn pace(bandwidth: usize, blocks: usize) -> usize {
+    if bandwidth == 0 {
+        return 0;
+    }
+    (1e12 * blocks as f64 / (PACE * bandwidth as f64)).round() as usize
+}
+
 fn fits(w: &Weights, rows: usize, cols: usize, dtype: DType) -> bool {
     (w.rows, w.cols, w.dtype) == (rows, cols, dtype)
 }
@@ -521,4 +533,17 @@ pub fn copy4(gate: MatRef, up: MatRef) -> Vec<u8> {
         out.resize(out.len().next_multiple_of(16), 0);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pace;
+
+    #[test]
+    fn blocks_share_the_memory() {
+        // An H100 and an H200, by their clocks and widths.
+        let of = |clock: usize, width: usize| pace(2000 * clock * width / 8, 132);
+        assert_eq!((of(2_619_000, 5120), of(3_201_000, 6144)), (41, 28));
+        assert_eq!(pace(0, 132), 0);
+    }
 }

@@ -53,6 +53,8 @@ pub struct Card {
     pub shared: usize,
     /// Bytes of memory.
     pub memory: usize,
+    /// Bytes a second that its memory could give by its clock and width; 0 where the driver does not say.
+    pub bandwidth: usize,
 }
 
 impl Card {
@@ -77,16 +79,19 @@ impl Card {
     }
 
     fn of(context: &CudaContext) -> Result<Card, CudaError> {
+        use CUdevice_attribute::*;
+        let number = |what| context.attribute(what).map(|v| v as usize);
         let read = || {
-            let processors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-            let shared =
-                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
+            // Kilohertz, two words a tick, and bits.
+            let clock = number(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+            let width = number(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
             Ok(Card {
                 name: context.name()?,
                 capability: context.compute_capability()?,
-                multiprocessors: context.attribute(processors)? as usize,
-                shared: context.attribute(shared)? as usize,
+                multiprocessors: number(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+                shared: number(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
                 memory: context.total_mem()?,
+                bandwidth: 2000 * clock * width / 8,
             })
         };
         read().map_err(|e| driver("asking what card it is", e))
