@@ -134,7 +134,7 @@ impl<const R: usize> Coming<R> {
     /// Asks for a step's share of the rows.
     #[inline(always)]
     pub(super) fn ask(&self, step: usize) {
-        let line = |step: usize| (step * self.share >> 16) & !(LINE - 1);
+        let line = |step: usize| ((step * self.share) >> 16) & !(LINE - 1);
         let (mut at, end) = (line(step), line(step + 1).min(self.bytes));
         while at < end {
             for row in self.rows {
