@@ -104,10 +104,10 @@ pub(super) fn array<const R: usize, T: Copy>(blank: T, f: impl Fn(usize) -> T) -
 #[derive(Clone, Copy)]
 pub(super) struct Coming<const R: usize> {
     rows: [*const u8; R],
-    /// Bytes of each.
+    /// Bytes of each, in whole lines.
     bytes: usize,
-    /// Lines of each asked for in a step.
-    lines: usize,
+    /// Bytes of each that are asked for in a step, in 2^-16: shares of a line add up, so that requests are spread evenly.
+    share: usize,
 }
 
 impl<const R: usize> Coming<R> {
@@ -119,25 +119,24 @@ impl<const R: usize> Coming<R> {
             return Coming {
                 rows: [std::ptr::null(); R],
                 bytes: 0,
-                lines: 0,
+                share: 0,
             };
         };
         let row = |r: usize| later[r.min(later.len() - 1)] as usize;
+        let bytes = m.row_bytes().next_multiple_of(LINE);
         Coming {
             rows: array(std::ptr::null(), |r| m.row_data(row(r)).as_ptr()),
-            bytes: m.row_bytes(),
-            lines: m.row_bytes().div_ceil(LINE).div_ceil(steps.max(1)),
+            bytes,
+            share: (bytes << 16).div_ceil(steps.max(1)),
         }
     }
 
     /// Asks for a step's share of the rows.
     #[inline(always)]
     pub(super) fn ask(&self, step: usize) {
-        let mut at = step * self.lines * LINE;
-        for _ in 0..self.lines {
-            if at >= self.bytes {
-                break;
-            }
+        let line = |step: usize| ((step * self.share) >> 16) & !(LINE - 1);
+        let (mut at, end) = (line(step), line(step + 1).min(self.bytes));
+        while at < end {
             for row in self.rows {
                 ask(row.wrapping_add(at));
             }

@@ -18,7 +18,9 @@ struct Line([i8; 64]);
 /// Filled by [`Kernels::prepare`](super::Kernels::prepare).
 #[derive(Clone, Default)]
 pub struct Input {
-    pub(super) x: Vec<f32>,
+    /// The vector, padded with zeros to a multiple of 32.
+    x: Vec<f32>,
+    len: usize,
     /// Levels in their natural order.
     levels: Vec<Line>,
     /// Levels by groups of four blocks A B C D: first the first halves of A B C D, then their second halves. That is
@@ -40,7 +42,8 @@ impl Input {
     pub fn with_capacity(len: usize) -> Input {
         let blocks = len.next_multiple_of(PAD) / BLOCK;
         Input {
-            x: Vec::with_capacity(len),
+            x: Vec::with_capacity(len.next_multiple_of(BLOCK)),
+            len: 0,
             levels: Vec::with_capacity(blocks / 2),
             halves: Vec::with_capacity(blocks / 2),
             quarters: Vec::with_capacity(blocks / 2),
@@ -52,22 +55,29 @@ impl Input {
 
     /// The vector in `f32`.
     pub fn x(&self) -> &[f32] {
+        &self.x[..self.len]
+    }
+
+    /// The vector in `f32`, padded with zeros to a multiple of 32.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn padded(&self) -> &[f32] {
         &self.x
     }
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.x.len()
+        self.len
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
-        self.x.is_empty()
+        self.len == 0
     }
 
     /// Whether the int8 blocks are there.
     pub fn is_blocked(&self) -> bool {
-        self.x.len().is_multiple_of(BLOCK)
+        self.len.is_multiple_of(BLOCK)
     }
 
     /// Levels in natural order, padded with zeros to a multiple of 256.
@@ -115,6 +125,8 @@ impl Input {
     pub(super) fn fill(&mut self, x: &[f32]) {
         self.x.clear();
         self.x.extend_from_slice(x);
+        self.x.resize(x.len().next_multiple_of(BLOCK), 0.0);
+        self.len = x.len();
         let padded = if self.is_blocked() {
             x.len().next_multiple_of(PAD)
         } else {

@@ -5,7 +5,7 @@
 //!
 //! levels, 8 bits:  | 16 bytes, elements 0 to 15 of each of the four 32s | 16 bytes, elements 16 to 31 of each |
 //! levels, 4 bits:  | 16 bytes of each of the four 32s, low nibbles elements 0 to 15, high nibbles elements 16 to 31 |
-//! fifth bits:      | 16 bits of each of the four 32s, elements 0 to 15 | 16 bits of each, elements 16 to 31 |
+//! fifth bits:      | 16 bytes: bit r of byte i is that of element i of the r-th sixteen, in the order of 8-bit levels |
 //! ```
 //!
 //! A head is the scales and minima of a block, as its format has them. Nothing but the order of bits changes, and the last
@@ -14,6 +14,7 @@
 //! between scales.
 
 use crate::{cpu::Team, dtype::DType, matrix::MatRef};
+use std::ops::Range;
 
 /// Elements that share a vector of 4-bit levels.
 pub(crate) const GROUP: usize = 128;
@@ -137,8 +138,9 @@ fn put_row(m: MatRef, i: usize, out: &mut [u8]) {
             DType::Q5_0 | DType::Q5_1 => {
                 let (bits, nibbles) = rest.split_at(4);
                 levels[16 * b..][..16].copy_from_slice(nibbles);
-                for (half, bits) in bits.chunks_exact(2).enumerate() {
-                    fifth[fifth_at(b, half)..][..2].copy_from_slice(bits);
+                for (half, bits) in bits.as_chunks().0.iter().enumerate() {
+                    let (at, r) = fifth_of(b, half);
+                    put_bits(u16::from_le_bytes(*bits), r, &mut fifth[at]);
                 }
             }
             DType::Q4_K => swap_nibbles(rest, &mut levels[128 * b..][..128]),
@@ -147,9 +149,8 @@ fn put_row(m: MatRef, i: usize, out: &mut [u8]) {
                 swap_nibbles(nibbles, &mut levels[128 * b..][..128]);
                 for j in 0..8 {
                     for (half, bits) in bits.chunks_exact(16).enumerate() {
-                        let word = (0..16).fold(0, |w, i| w | u16::from(bits[i] >> j & 1) << i);
-                        fifth[fifth_at(8 * b + j, half)..][..2]
-                            .copy_from_slice(&word.to_le_bytes());
+                        let (at, r) = fifth_of(8 * b + j, half);
+                        put_bits(take_bits(bits, j), r, &mut fifth[at]);
                     }
                 }
             }
@@ -162,9 +163,23 @@ fn byte_levels_at(b: usize, half: usize) -> usize {
     b / 4 * 128 + half * 64 + b % 4 * 16
 }
 
-/// Where the fifth bits of half a 32 are.
-fn fifth_at(b: usize, half: usize) -> usize {
-    b / 4 * 16 + half * 8 + b % 4 * 2
+/// Where the bytes are that have the fifth bits of half a 32, and which bit of each it is.
+fn fifth_of(b: usize, half: usize) -> (Range<usize>, usize) {
+    let at = b / 4 * 16;
+    (at..at + 16, half * 4 + b % 4)
+}
+
+/// Sets bit `r` of byte `i` where bit `i` of the word is; they are zero.
+fn put_bits(word: u16, r: usize, bytes: &mut [u8]) {
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte |= ((word >> i & 1) as u8) << r;
+    }
+}
+
+/// Bit `i` is bit `r` of byte `i`.
+fn take_bits(bytes: &[u8], r: usize) -> u16 {
+    let bits = bytes.iter().enumerate();
+    bits.fold(0, |word, (i, byte)| word | u16::from(byte >> r & 1) << i)
 }
 
 /// From 64 elements to 32 bytes (low nibbles the first 32, high nibbles the last) to 32 elements to 16 bytes; and back, since that
@@ -198,8 +213,9 @@ pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
             DType::Q5_0 | DType::Q5_1 => {
                 let (bits, nibbles) = rest.split_at_mut(4);
                 nibbles.copy_from_slice(&levels[16 * b..][..16]);
-                for (half, bits) in bits.chunks_exact_mut(2).enumerate() {
-                    bits.copy_from_slice(&fifth[fifth_at(b, half)..][..2]);
+                for (half, bits) in bits.as_chunks_mut().0.iter_mut().enumerate() {
+                    let (at, r) = fifth_of(b, half);
+                    *bits = take_bits(&fifth[at], r).to_le_bytes();
                 }
             }
             DType::Q4_K => swap_nibbles(&levels[128 * b..][..128], rest),
@@ -209,11 +225,8 @@ pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
                 bits.fill(0);
                 for j in 0..8 {
                     for (half, bits) in bits.chunks_exact_mut(16).enumerate() {
-                        let at = fifth_at(8 * b + j, half);
-                        let word = u16::from_le_bytes([fifth[at], fifth[at + 1]]);
-                        for (i, bits) in bits.iter_mut().enumerate() {
-                            *bits |= ((word >> i & 1) as u8) << j;
-                        }
+                        let (at, r) = fifth_of(8 * b + j, half);
+                        put_bits(take_bits(&fifth[at], r), j, bits);
                     }
                 }
             }

@@ -30,6 +30,7 @@ pub const fn has_tiles(dtype: DType) -> bool {
             | DType::Q5_K
             | DType::Q6_K
             | DType::Q3_0
+            | DType::Q2_0
             | DType::T2
             | DType::Q8_H
     )

@@ -24,8 +24,27 @@ avx2! {
         floats::<64>(m, rows, x, out, |w| decode::f16(w));
     }
 
+    /// 16 weights a step: those at even places, then those at odd ones, are the upper halves of words as they lie.
     pub(super) fn bf16(m: MatRef, rows: Rows, x: &Input, out: &mut [f32]) {
-        floats::<64>(m, rows, x, out, |w| decode::bf16(w));
+        let upper = _mm256_set1_epi32(!0xffff);
+        drive::dot::<4, 32, _, _>(
+            m,
+            rows,
+            out,
+            [_mm256_setzero_ps(); 2],
+            |g| {
+                let four = |i: usize| load::f32x4(x.padded(), 16 * g + 4 * i);
+                let [a, b] = [0, 1].map(|i| _mm256_set_m128(four(i + 2), four(i)));
+                [_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b)]
+            },
+            |w, x, acc| {
+                let w = load::b32::<0, 32>(w);
+                let even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w));
+                let odd = _mm256_castsi256_ps(_mm256_and_si256(w, upper));
+                [_mm256_fmadd_ps(even, x[0], acc[0]), _mm256_fmadd_ps(odd, x[1], acc[1])]
+            },
+            |[a, b]| sum(_mm256_add_ps(a, b)),
+        );
     }
 
     /// 32 float weights a step, in four sums a row.
@@ -37,21 +56,12 @@ avx2! {
         out: &mut [f32],
         weights: impl Fn(&[u8; N]) -> [__m256; 4],
     ) {
-        let four = |x: &[f32]| [0, 8, 16, 24].map(|i| load::f32x8(x, i));
         drive::dot::<ROWS, N, _, _>(
             m,
             rows,
             out,
             [_mm256_setzero_ps(); 4],
-            |g| {
-                let x = &x.x()[32 * g..];
-                if x.len() >= 32 {
-                    return four(x);
-                }
-                let mut padded = [0.0; 32];
-                padded[..x.len()].copy_from_slice(x);
-                four(&padded)
-            },
+            |g| [0, 8, 16, 24].map(|i| load::f32x8(x.padded(), 32 * g + i)),
             |w, x, acc| {
                 let w = weights(w);
                 std::array::from_fn(|i| _mm256_fmadd_ps(w[i], x[i], acc[i]))

@@ -142,14 +142,17 @@ avx2! {
     #[inline]
     fn five_bits(s: Shape, lot: &Lot<ROWS>, r: usize, g: usize) -> [__m256i; 4] {
         let [a, b, c, d] = nibbles(lot, r, g);
-        let w = lot.get(r, s.fifth + 16 * g);
-        [with_fifth_bits::<0>(a, w), with_fifth_bits::<4>(b, w), with_fifth_bits::<8>(c, w), with_fifth_bits::<12>(d, w)]
-    }
-
-    /// `q` with the fifth bits that are the four bytes at `AT`.
-    #[inline]
-    fn with_fifth_bits<const AT: usize>(q: __m256i, w: &[u8; 16]) -> __m256i {
-        _mm256_or_si256(q, _mm256_and_si256(decode::spread_bits::<AT, 16>(w), _mm256_set1_epi8(16)))
+        let w: &[u8; 16] = lot.get(r, s.fifth + 16 * g);
+        // Bits 0, 2, 4 and 6 are those of the four lower halves, and, moved down by one, of the upper ones.
+        let bits = _mm256_broadcastsi128_si256(load::b16::<0, 16>(w));
+        let bits = _mm256_srlv_epi64(bits, _mm256_setr_epi64x(0, 0, 1, 1));
+        let with = |q, bits| _mm256_or_si256(q, _mm256_and_si256(bits, _mm256_set1_epi8(16)));
+        [
+            with(a, _mm256_slli_epi16::<4>(bits)),
+            with(b, _mm256_slli_epi16::<2>(bits)),
+            with(c, bits),
+            with(d, _mm256_srli_epi16::<2>(bits)),
+        ]
     }
 
     /// Activation levels of group `g`.

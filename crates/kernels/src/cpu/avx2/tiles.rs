@@ -27,6 +27,7 @@ pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     table[DType::Q5_K as usize] = Some(q5_k);
     table[DType::Q6_K as usize] = Some(q6_k);
     table[DType::Q3_0 as usize] = Some(q3_0);
+    table[DType::Q2_0 as usize] = Some(q2_0);
     table[DType::T2 as usize] = Some(t2);
     table[DType::Q8_H as usize] = Some(q8_h);
     table
@@ -190,27 +191,42 @@ avx2! {
         });
     }
 
+    fn q2_0(m: MatRef, x: &Input, out: &mut [f32]) {
+        // Twice the sums, since levels are one and a half off.
+        let twice = [_mm256_set1_epi16(2); 2];
+        tiles::<160>(m, out, |b, w, acc| {
+            let sums = widen(two_bits(w, 32, block(x, b)), twice, start(x, b, 3));
+            add_times(sixteen_halves(w), sums, 0.5 * x.scales()[b], acc)
+        });
+    }
+
     fn t2(m: MatRef, x: &Input, out: &mut [f32]) {
-        let (first, second) = (_mm256_set1_epi8(3), _mm256_set1_epi8(12));
+        let once = [_mm256_set1_epi16(1); 2];
         tiles::<128>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
-            // Sums of products with levels, and with levels where they lie two bits higher.
-            let (mut sums, mut fourfold) = (nothing(), nothing());
-            // As the format's drawing says: group 2 p + v is pair p of word v.
-            for v in 0..2 {
-                let w = word(w, 64 * v);
-                for (p, w) in [(0, w), (2, both(w, |w| _mm256_srli_epi16::<4>(w)))] {
-                    sums = meet(both(w, |w| _mm256_and_si256(w, first)), x32, 2 * p + v, sums);
-                    fourfold = meet(both(w, |w| _mm256_and_si256(w, second)), x32, 2 * p + 2 + v, fourfold);
-                }
-            }
-            for half in 0..2 {
-                let more = _mm256_srai_epi16::<2>(fourfold[half]);
-                sums[half] = _mm256_add_epi16(sums[half], more);
-            }
-            let sums = widen(sums, [_mm256_set1_epi16(1); 2], start(x, b, 1));
+            let sums = widen(two_bits(w, 0, block(x, b)), once, start(x, b, 1));
             scaled(sums, x, b, acc)
         });
+    }
+
+    /// Sums, in 16 bits, of products with a block of two-bit levels, which are at byte `at` of a tile's.
+    #[inline]
+    fn two_bits<const N: usize>(w: &[u8; N], at: usize, x: &Block) -> Ints {
+        let (first, second) = (_mm256_set1_epi8(3), _mm256_set1_epi8(12));
+        // Sums of products with levels, and with levels where they lie two bits higher.
+        let (mut sums, mut fourfold) = (nothing(), nothing());
+        // As the formats' drawings say: group 2 p + v is pair p of word v.
+        for v in 0..2 {
+            let w = word(w, at + 64 * v);
+            for (p, w) in [(0, w), (2, both(w, |w| _mm256_srli_epi16::<4>(w)))] {
+                sums = meet(both(w, |w| _mm256_and_si256(w, first)), x, 2 * p + v, sums);
+                fourfold = meet(both(w, |w| _mm256_and_si256(w, second)), x, 2 * p + 2 + v, fourfold);
+            }
+        }
+        for half in 0..2 {
+            let more = _mm256_srai_epi16::<2>(fourfold[half]);
+            sums[half] = _mm256_add_epi16(sums[half], more);
+        }
+        sums
     }
 
     fn q4_k(m: MatRef, x: &Input, out: &mut [f32]) {
@@ -504,7 +520,13 @@ avx2! {
     /// The same for weights that have a scale a row as well.
     #[inline]
     fn add(d: Floats, sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
-        let scale = _mm256_set1_ps(x.scales()[b]);
+        add_times(d, sums, x.scales()[b], acc)
+    }
+
+    /// The same where the scale is another one.
+    #[inline]
+    fn add_times(d: Floats, sums: Ints, scale: f32, acc: Floats) -> Floats {
+        let scale = _mm256_set1_ps(scale);
         let add = |half: usize| {
             let sum = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[half]), scale);
             _mm256_fmadd_ps(sum, d[half], acc[half])

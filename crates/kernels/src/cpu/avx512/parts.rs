@@ -161,9 +161,14 @@ avx512! {
     #[inline]
     fn five_bits(s: Shape, lot: &Lot<ROWS>, r: usize, g: usize) -> [__m512i; 2] {
         let [low, high] = nibbles(lot, r, g);
+        let bits = _mm512_broadcast_i32x4(load::b16::<0, 16>(lot.get(r, s.fifth + 16 * g)));
+        // Each quarter of a vector has a bit of its own.
+        let of = |first: u32| {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|i| (0x0101_0101_u32 << (first + i)) as i32);
+            _mm512_test_epi8_mask(bits, _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d))
+        };
         let bit = _mm512_set1_epi8(16);
-        let mask = |half: usize| u64::from_le_bytes(*lot.get(r, s.fifth + 16 * g + 8 * half));
-        [or_bytes(low, mask(0), bit), or_bytes(high, mask(1), bit)]
+        [or_bytes(low, of(0), bit), or_bytes(high, of(4), bit)]
     }
 
     /// Four scales, then four minima, from the heads of group `g` of row `r`.
