@@ -82,9 +82,9 @@ impl Card {
         use CUdevice_attribute::*;
         let number = |what| context.attribute(what).map(|v| v as usize);
         let read = || {
-            // Kilohertz, two words a tick, and bits.
-            let clock = number(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
-            let width = number(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+            // Kilohertz, two words a tick, and bits. A card can do without.
+            let clock = number(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0);
+            let width = number(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0);
             Ok(Card {
                 name: context.name()?,
                 capability: context.compute_capability()?,

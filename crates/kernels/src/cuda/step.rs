@@ -180,7 +180,7 @@ struct UnpackArguments {
     stride: u32,
 }
 
-/// Products that are ready to be launched, by themselves or with an FFN ([`super::ffn::FfnLaunch`]). What they were made of must live until that has run.
+/// Products that are ready to be launched, by themselves or with an FFN ([`super::FfnLaunch`]). What they were made of must live until that has run.
 pub struct ProductsLaunch {
     function: CudaFunction,
     grid: Grid,
