@@ -4,7 +4,8 @@
 mod common;
 
 use common::{
-    MODELS, by_copy, difference, fixture, in_type, model, plan_of, prose, session, steps, tokens,
+    MODELS, by_copy, copied, difference, fixture, in_type, model, more_steps, plan_of, prose,
+    session, steps, tokens,
 };
 use countdown::{
     Allocation, Device, DownLayout, Error, Fit, Inputs, Model, Phase, PlanRequest, Session,
@@ -366,25 +367,10 @@ fn a_session_goes_on_from_where_it_was_cut() {
         let mut s = on_card(&m, 8);
         let whole = steps(&mut s, &tokens);
         s.truncate(11);
-        let again: Vec<Vec<f32>> = tokens[11..]
-            .iter()
-            .map(|t| {
-                s.feed(&[*t], Phase::Decode)
-                    .unwrap()
-                    .all()
-                    .unwrap()
-                    .to_vec()
-            })
-            .collect();
-        assert_eq!(again, whole[11..], "{name}");
+        assert_eq!(more_steps(&mut s, &tokens[11..]), whole[11..], "{name}");
         // Observed or not, a prompt is the same.
         s.reset();
-        let plain = s
-            .prompt(&tokens, |_, _| ())
-            .unwrap()
-            .all()
-            .unwrap()
-            .to_vec();
+        let plain = copied(s.prompt(&tokens, |_, _| ()).unwrap());
         s.reset();
         let mut seen = 0;
         s.trace(&tokens[..29], Phase::Prompt, &mut |t| {
@@ -396,12 +382,7 @@ fn a_session_goes_on_from_where_it_was_cut() {
             seen,
             29 * m.config.layers.iter().map(|l| l.inter).sum::<usize>()
         );
-        let last = s
-            .feed(&tokens[29..], Phase::Prompt)
-            .unwrap()
-            .all()
-            .unwrap()
-            .to_vec();
+        let last = copied(s.feed(&tokens[29..], Phase::Prompt).unwrap());
         assert!(difference(&[last], &[plain]) <= 0.02, "{name}");
     }
 }

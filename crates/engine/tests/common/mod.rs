@@ -1,7 +1,7 @@
 //! Models of the fixtures, texts, and plans for them.
 
 use countdown::{
-    DownLayout, Fit, Model, Phase, PlanRequest, Session, SessionOptions, SparsityPlan,
+    DownLayout, Fit, Logits, Model, Phase, PlanRequest, Session, SessionOptions, SparsityPlan,
     kernels::{DType, quant, reference},
     model::{Down, Matrix},
     sparsity::{Form, Keep, METHODS, Method, PredictorKind, Rule, Score, Signal},
@@ -84,18 +84,21 @@ pub(crate) fn in_type(m: &Model, dtype: DType) -> Arc<Model> {
     Arc::new(m)
 }
 
+/// The logits after each token, from the start.
 pub(crate) fn steps(s: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
     s.reset();
-    tokens
-        .iter()
-        .map(|t| {
-            s.feed(&[*t], Phase::Decode)
-                .unwrap()
-                .all()
-                .unwrap()
-                .to_vec()
-        })
-        .collect()
+    more_steps(s, tokens)
+}
+
+/// The same, after what the session has seen.
+pub(crate) fn more_steps(s: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let step = |t: &u32| copied(s.feed(&[*t], Phase::Decode).unwrap());
+    tokens.iter().map(step).collect()
+}
+
+/// All of them.
+pub(crate) fn copied(logits: Logits) -> Vec<f32> {
+    logits.all().unwrap().to_vec()
 }
 
 pub(crate) fn plan_of(

@@ -2,7 +2,7 @@
 
 use super::{Buffer, CudaBackend, RmsNorm, error};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     model::{Layer, Linear, Model},
 };
 use countdown_kernels::cuda::{
@@ -17,15 +17,19 @@ pub(super) enum Waiting {
     Ffn(Box<FfnLaunch>),
 }
 
-/// Names what steps are launched as: `joined` has the projections of a layer in the launch of its FFN. Anything else, and nothing, has a launch for each.
+/// Names what steps are launched as: `joined` has the projections of a layer in the launch of its FFN where the model allows it, `apart` has a launch for each, as has nothing.
 const LAUNCHES_VARIABLE: &str = "COUNTDOWN_LAUNCHES";
 
 /// What runs beside the FFNs of a model: attention alone, where that is asked for and all projections of all layers can join FFNs.
 pub(super) fn neighbours(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
-    if std::env::var(LAUNCHES_VARIABLE).is_ok_and(|v| v == "joined") {
-        joined(model, attention)
-    } else {
-        Ok(Neighbours::Products)
+    let asked = std::env::var(LAUNCHES_VARIABLE);
+    match asked.as_deref().unwrap_or("apart") {
+        "apart" => Ok(Neighbours::Products),
+        "joined" => joined(model, attention),
+        other => Err(Error::Machine {
+            cause: format!("{LAUNCHES_VARIABLE}: there is no {other:?}"),
+            remedy: format!("unset {LAUNCHES_VARIABLE}, or set it to joined or apart"),
+        }),
     }
 }
 
@@ -55,10 +59,9 @@ impl CudaBackend {
         let done = match self.waiting.take() {
             None => Ok(()),
             Some(Waiting::Output(output)) => {
-                let forgotten = self.joints.as_mut().map(|j| j.forget(&self.cuda));
-                forgotten
-                    .unwrap_or(Ok(()))
-                    .and_then(|()| output.launch(&self.cuda))
+                let joints = self.joints.as_mut();
+                let forgotten = joints.map_or(Ok(()), |j| j.forget(&self.cuda));
+                forgotten.and_then(|()| output.launch(&self.cuda))
             }
             Some(Waiting::Ffn(ffn)) => ffn.launch(&self.cuda, self.joints.as_mut()),
         };

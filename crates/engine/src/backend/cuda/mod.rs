@@ -585,6 +585,10 @@ impl Backend for CudaBackend {
     }
 
     fn name(&self) -> String {
-        format!("CUDA {}", self.cuda.card().name)
+        let launches = match self.joints {
+            Some(_) => ", two launches a layer",
+            None => "",
+        };
+        format!("CUDA {}{launches}", self.cuda.card().name)
     }
 }
