@@ -41,7 +41,7 @@ check() {
 }
 
 for t in ffn joined step shortlist train model sampling; do check "$t" 400 "$folder/$t" --nocapture --test-threads=1; done
-COUNTDOWN_LAUNCHES=joined check "model, joined launches" 400 "$folder/model" --nocapture --test-threads=1
+COUNTDOWN_LAUNCHES=apart check "model, a launch for each" 400 "$folder/model" --nocapture --test-threads=1
 # The sanitizer slows kernels down a hundredfold: shapes of a few columns, and one model.
 small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms what_is_not_finite logits_become_slopes slopes_of_products}
 if command -v compute-sanitizer >/dev/null; then

@@ -1,4 +1,5 @@
-//! FFNs with the products before and after them in one launch, against the same by launches of their own. Without a card that runs them, tests say so and check nothing.
+//! FFNs with the products before and after them in one launch, and attention between, against the same by launches of their own. Without a card that runs them, tests say so and
+//! check nothing.
 
 mod on_card;
 
@@ -6,7 +7,8 @@ use countdown_kernels::{
     DType, MatRef,
     cpu::Act,
     cuda::{
-        Cuda, CudaSlice, Joints, Output, Product, StepKernels, Weights,
+        AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaSlice, Footprint, Joints,
+        Output, Product, StepKernels, Weights,
         ffn::{
             Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score, copy4,
         },
@@ -34,7 +36,8 @@ struct Case {
     hidden: usize,
     inter: usize,
     rank: usize,
-    next: [usize; 3],
+    head_dim: usize,
+    kv_heads: usize,
     dtype: DType,
 }
 
@@ -44,6 +47,22 @@ impl Case {
             DType::Q8_0
         } else {
             self.dtype
+        }
+    }
+
+    /// Rows of queries, keys and values.
+    fn next(&self) -> [usize; 3] {
+        let kv = self.kv_heads * self.head_dim;
+        [self.hidden, kv, kv]
+    }
+
+    fn attention(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.hidden / self.head_dim,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            context: 8,
+            cache: DType::F32,
         }
     }
 
@@ -84,7 +103,7 @@ impl Case {
         let down = matrix(self.down(), inter, hidden);
         let a = matrix(DType::BF16, rank, hidden);
         let b = matrix(DType::BF16, inter, rank);
-        let next = self.next.map(|rows| matrix(dtype, rows, hidden));
+        let next = self.next().map(|rows| matrix(dtype, rows, hidden));
         let copy = hidden.is_multiple_of(32).then(|| {
             let data = [(); 2].map(|()| packed(DType::Q4_0, inter, hidden));
             let [gate, up] = data
@@ -102,7 +121,7 @@ impl Case {
             b,
             copy,
             next,
-            bias: upload(noise.many(self.next[1], 1.0)),
+            bias: upload(noise.many(self.next()[1], 1.0)),
             norms: [(); 2].map(|()| {
                 upload(
                     noise
@@ -140,11 +159,14 @@ fn decide(how: usize, l: &Layer, inter: usize) -> Option<Decide<'_>> {
     })
 }
 
-/// The residual stream, the projections after each layer but the last, and neurons kept; `None` where there is no such kernel.
+/// What joins and what does not: an FFN's kernels, with joints where they join.
+type Kernels = (FfnKernels, Option<Joints>);
+
+/// The residual stream after each layer, attention's outputs between, and neurons kept; `None` where there is no such kernel.
 fn run(
     cuda: &Cuda,
-    step: &mut StepKernels,
-    (kernels, joints): (&mut FfnKernels, &mut Option<Joints>),
+    (step, attention): (&mut StepKernels, &mut AttentionKernels),
+    (kernels, joints): &mut Kernels,
     c: &Case,
     layers: &[Layer],
     how: usize,
@@ -152,14 +174,29 @@ fn run(
     let mut noise = Noise(5);
     let mut x = cuda.upload(&noise.many(c.hidden, 1.0)).unwrap();
     let mut kept = cuda.upload(&vec![0u32; layers.len()]).unwrap();
+    let mut caches: Vec<_> = layers
+        .iter()
+        .map(|_| attention.cache(cuda).unwrap())
+        .collect();
+    let pairs = c.head_dim / 4;
+    let turns: Vec<f32> = (0..8 * pairs)
+        .flat_map(|i| [(i as f32).cos(), (i as f32).sin()])
+        .collect();
+    let turns = cuda.upload(&turns).unwrap();
     let mut seen = Vec::new();
     // Twice, so that what one step leaves would be seen by the next.
-    for _ in 0..2 {
+    for position in 0..2u32 {
+        let position = cuda.upload(&[position]).unwrap();
+        let call = AttentionCall {
+            rope: Some((&turns, pairs)),
+            position: &position,
+            window: None,
+            scale: 0.3,
+            cap: None,
+        };
+        // What the first layer is given has come from nowhere.
+        let mut attended = cuda.upload(&noise.many(c.hidden, 1.0)).unwrap();
         for (i, l) in layers.iter().enumerate() {
-            let attended = cuda.upload(&noise.many(c.hidden, 1.0)).unwrap();
-            let mut outs = c
-                .next
-                .map(|rows| cuda.upload(&vec![f32::NAN; rows]).unwrap());
             let product = Product {
                 weights: &l.output,
                 bias: None,
@@ -188,12 +225,18 @@ fn run(
             };
             let mut ffn = kernels.prepare(cuda, weights, decide(how, l, c.inter)?, buffers);
             output.into_iter().for_each(|o| alone(ffn.join_output(o)));
-            let is_last = i + 1 == layers.len();
-            let [q, k, v] = &mut outs;
+            if i + 1 == layers.len() {
+                ffn.launch(cuda, joints.as_mut()).unwrap();
+                seen.push(cuda.download(&x).unwrap());
+                continue;
+            }
+            let [mut q, mut k, mut v] = c
+                .next()
+                .map(|rows| cuda.upload(&vec![f32::NAN; rows]).unwrap());
             let products = [
-                (&l.next[0], None, q),
-                (&l.next[1], Some(&l.bias), k),
-                (&l.next[2], None, v),
+                (&l.next[0], None, &mut q),
+                (&l.next[1], Some(&l.bias), &mut k),
+                (&l.next[2], None, &mut v),
             ];
             let products = products.map(|(weights, bias, out)| Product {
                 weights,
@@ -203,26 +246,35 @@ fn run(
             let next = step
                 .prepare_products(cuda, (&x, 0), Some((&l.norms[1], EPS)), &products)
                 .unwrap();
-            let mut next = Some(next).filter(|_| !is_last);
-            if joints.is_some() {
-                next.take()
-                    .into_iter()
-                    .for_each(|n| alone(ffn.join_next(n)));
+            match joints {
+                Some(_) => {
+                    alone(ffn.join_next(next));
+                    // Every other layer's come through memory.
+                    if i % 2 == 0 {
+                        ffn.join_attention(cuda, [&q, &k, &v]);
+                    }
+                    ffn.launch(cuda, joints.as_mut()).unwrap();
+                }
+                None => {
+                    ffn.launch(cuda, None).unwrap();
+                    next.launch(cuda).unwrap();
+                }
             }
-            ffn.launch(cuda, joints.as_mut()).unwrap();
-            next.into_iter().for_each(|n| n.launch(cuda).unwrap());
-            seen.push(cuda.download(&x).unwrap());
-            if !is_last {
-                seen.extend(outs.iter().map(|o| cuda.download(o).unwrap()));
-            }
+            attention
+                .attend(
+                    cuda,
+                    call,
+                    &mut caches[i],
+                    &mut q,
+                    [&k, &v],
+                    joints.as_mut(),
+                )
+                .unwrap();
+            seen.extend([&x, &q].map(|s| cuda.download(s).unwrap()));
+            attended = q;
         }
-        seen.push(
-            cuda.download(&kept)
-                .unwrap()
-                .iter()
-                .map(|k| *k as f32)
-                .collect(),
-        );
+        let kept = cuda.download(&kept).unwrap();
+        seen.push(kept.iter().map(|k| *k as f32).collect());
     }
     assert!(
         kernels.is_at_rest(cuda).unwrap(),
@@ -241,47 +293,59 @@ fn joined_launches_give_what_launches_of_their_own_do() {
     let mut step = StepKernels::new(&cuda).unwrap();
     // All of a multiprocessor's memory but what attention takes, and so little that rows go round the ring many times.
     let rings = |needs: usize| [cuda.card().shared - needs, 20_000];
-    for (hidden, inter, rank, next, dtype, needs) in [
-        (256, 300, 16, [256, 64, 64], DType::F32, 40_000),
-        (896, 1000, 64, [896, 128, 128], DType::BF16, 60_000),
-        (2048, 2100, 64, [1024, 512, 512], DType::F16, 90_000),
-        (4096, 4200, 512, [2048, 1024, 1024], DType::BF16, 115_000),
-        (1024, 1100, 64, [768, 128, 128], DType::Q8_0, 90_000),
-        (2048, 2100, 64, [1024, 256, 256], DType::Q4_0, 90_000),
-        (2048, 2100, 64, [1024, 256, 256], DType::Q4_K, 90_000),
+    for (hidden, inter, rank, (head_dim, kv_heads), dtype, needs) in [
+        (256, 300, 16, (32, 2), DType::F32, 40_000),
+        (896, 1000, 64, (64, 2), DType::BF16, 60_000),
+        (2048, 2100, 64, (64, 4), DType::F16, 90_000),
+        (4096, 5600, 512, (128, 8), DType::BF16, 115_000),
+        (1024, 1100, 64, (256, 1), DType::Q8_0, 90_000),
+        (2048, 2100, 64, (128, 4), DType::Q4_0, 90_000),
+        (2048, 2100, 64, (128, 2), DType::Q4_K, 90_000),
     ] {
         let case = Case {
             hidden,
             inter,
             rank,
-            next,
+            head_dim,
+            kv_heads,
             dtype,
         };
         let mut noise = Noise(hidden as u64 + inter as u64);
-        let layers = [(); 2].map(|()| case.layer(&cuda, &mut noise));
+        let layers = [(); 4].map(|()| case.layer(&cuda, &mut noise));
+        let mut attention = AttentionKernels::new(&cuda, case.attention()).unwrap();
+        let footprint = attention.footprint().unwrap();
         let kernels = |neighbours: Neighbours| {
-            let joints =
-                (neighbours != Neighbours::Products).then(|| Joints::new(&cuda, hidden).unwrap());
+            let joints = (neighbours != Neighbours::Products)
+                .then(|| Joints::new(&cuda, hidden, case.attention()).unwrap());
             (
                 FfnKernels::new(&cuda, case.shape(neighbours)).unwrap(),
                 joints,
             )
         };
-        let (mut apart, mut none) = kernels(Neighbours::Products);
-        let mut joined = rings(needs).map(|shared| kernels(Neighbours::Attention { shared }));
+        let mut apart = kernels(Neighbours::Products);
+        let mut joined = rings(needs).map(|shared| {
+            let shared = shared.max(footprint.shared);
+            kernels(Neighbours::Attention(Footprint {
+                shared,
+                ..footprint
+            }))
+        });
         for how in 0..5 {
             let what = format!("{hidden} x {inter}, {dtype}, {how}");
-            let by = (&mut apart, &mut none);
-            let Some(apart) = run(&cuda, &mut step, by, &case, &layers, how) else {
+            let mut run = |by: &mut Kernels| {
+                let others = (&mut step, &mut attention);
+                run(&cuda, others, by, &case, &layers, how)
+            };
+            let Some(apart) = run(&mut apart) else {
                 continue;
             };
-            for (kernels, joints) in &mut joined {
-                let mut run = || run(&cuda, &mut step, (kernels, joints), &case, &layers, how);
-                let [joined, again] = [(); 2].map(|()| run().unwrap());
+            for kernels in &mut joined {
+                let [joined, again] = [(); 2].map(|()| run(kernels).unwrap());
                 assert!(joined == again, "{what}: two runs differ");
                 assert_eq!(joined.len(), apart.len());
-                // Sums in another order; of quantised weights x is rounded to 8 bits afterwards, where that makes steps of a 127th of a block's largest.
-                let allowed = if dtype.is_quantized() { 2e-2 } else { 2e-5 };
+                // Sums in another order; of quantised weights x is rounded to 8 bits afterwards, where that makes steps of a 127th of a block's largest, and neurons near the cut
+                // change sides.
+                let allowed = if dtype.is_quantized() { 4e-2 } else { 2e-5 };
                 for (n, (j, a)) in joined.iter().zip(&apart).enumerate() {
                     let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
                     for (i, (j, a)) in j.iter().zip(a).enumerate() {

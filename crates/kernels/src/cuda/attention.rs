@@ -116,11 +116,23 @@ pub struct AttentionKernels {
     partial: CudaSlice<u32>,
 }
 
+/// What a block of a kernel takes of a multiprocessor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Footprint {
+    /// Bytes of shared memory.
+    pub shared: usize,
+    /// Warps.
+    pub warps: usize,
+    /// Registers of a thread.
+    pub registers: usize,
+}
+
 #[repr(C)]
 struct AttendArguments {
     q: u64,
     k: u64,
     v: u64,
+    out: u64,
     keys: u64,
     values: u64,
     turns: u64,
@@ -133,6 +145,7 @@ struct AttendArguments {
     scale: f32,
     cap: f32,
     words: u64,
+    herald: u64,
 }
 
 #[repr(C)]
@@ -208,16 +221,22 @@ impl AttentionKernels {
         })
     }
 
-    /// Shared memory that a block of attention of one token needs, in bytes.
+    /// What a block of attention of one token takes.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn shared(&self) -> Result<usize, CudaError> {
-        let bytes = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-        let asked = self.attend.get_attribute(bytes);
-        asked
-            .map(|bytes| bytes as usize)
-            .map_err(|e| driver("asking about a kernel", e))
+    pub fn footprint(&self) -> Result<Footprint, CudaError> {
+        let ask = |attribute| {
+            let asked = self.attend.get_attribute(attribute);
+            asked
+                .map(|n| n as usize)
+                .map_err(|e| driver("asking about a kernel", e))
+        };
+        Ok(Footprint {
+            shared: ask(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            warps: self.shape.warps(self.spans),
+            registers: ask(CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+        })
     }
 
     /// An empty cache for one layer.
@@ -233,7 +252,8 @@ impl AttentionKernels {
     }
 
     /// Rotates q, `[heads, head_dim]`, and k, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q. With joints, an FFN that takes it must follow
-    /// ([`super::FfnLaunch::join_output`]), or [`Joints::forget`].
+    /// ([`super::FfnLaunch::join_output`]), or [`Joints::forget`]; and q, k and v come through them where an FFN before passes them
+    /// ([`super::FfnLaunch::join_attention`]).
     ///
     /// # Errors
     /// What the driver says.
@@ -254,10 +274,21 @@ impl AttentionKernels {
         assert!(q.len() >= s.heads * s.head_dim && k.len() >= kv && v.len() >= kv);
         self.check(call, cache);
         let rows = s.heads / s.together();
+        let joints = joints.map(|j| j.attend(cuda, s.heads * s.head_dim));
+        let out = cuda.address(q);
+        let projected = joints.as_ref().and_then(|j| j.projected);
+        let (q, k, v, herald) = match projected {
+            None => (out, cuda.address(k), cuda.address(v), 0),
+            Some([q, herald]) => {
+                let k = q + 4 * (s.heads * s.head_dim) as u64;
+                (q, k, k + 4 * kv as u64, herald)
+            }
+        };
         let arguments = AttendArguments {
-            q: cuda.address(q),
-            k: cuda.address(k),
-            v: cuda.address(v),
+            q,
+            k,
+            v,
+            out,
             keys: cuda.address(&cache.keys),
             values: cuda.address(&cache.values),
             turns: call.rope.map_or(0, |(turns, _)| cuda.address(turns)),
@@ -269,7 +300,8 @@ impl AttentionKernels {
             shares: (rows / s.kv_heads) as u32,
             scale: call.scale,
             cap: call.cap.unwrap_or(0.0),
-            words: joints.map_or(0, |j| j.attend(cuda, s.heads * s.head_dim)),
+            words: joints.map_or(0, |j| j.out),
+            herald,
         };
         let grid = Grid {
             blocks: (rows, self.spans),

@@ -2,7 +2,7 @@
 //! that are kept.
 
 use super::{
-    Cuda, CudaError, EMPTY, Output, Weights,
+    Cuda, CudaError, EMPTY, Footprint, Output, Weights,
     joined::FfnLaunch,
     launch::{Grid, Source, sources},
     step::{PRODUCTS, ProductArguments},
@@ -35,6 +35,10 @@ const SOURCES: [Source; 17] = sources![
 const SHARED_BYTES: usize = 115_712;
 /// What the driver takes of a multiprocessor's shared memory for each block.
 const RESERVED: usize = 1024;
+/// Registers of a multiprocessor, and what a thread may have of them; with fewer than the least, kernels would keep in memory what they use all the time.
+const REGISTERS: usize = 65_536;
+const LEAST_REGISTERS: usize = 64;
+const MOST_REGISTERS: usize = 255;
 /// Blocks whose counts fit a warp's registers.
 const MOST_BLOCKS: usize = 256;
 /// Neurons more than its even share that a block may have.
@@ -72,12 +76,9 @@ pub struct FfnShape {
 pub enum Neighbours {
     /// Products, which need half of a multiprocessor's shared memory.
     Products,
-    /// Attention, which needs `shared` bytes of it a block: the products between belong to the FFN's launch ([`FfnLaunch::join_output`], [`FfnLaunch::join_next`]), whose rows
-    /// stream through all the rest.
-    Attention {
-        /// Bytes.
-        shared: usize,
-    },
+    /// Attention, whose blocks need so much of it: the products between belong to the FFN's launch ([`FfnLaunch::join_output`], [`FfnLaunch::join_next`]), whose rows stream
+    /// through all the rest.
+    Attention(Footprint),
 }
 
 impl FfnShape {
@@ -85,11 +86,25 @@ impl FfnShape {
     fn shared(&self, cuda: &Cuda) -> usize {
         match self.neighbours {
             Neighbours::Products => SHARED_BYTES,
-            Neighbours::Attention { shared } => {
-                let rest = cuda.card.shared.saturating_sub(shared + 2 * RESERVED);
-                rest / 128 * 128
+            Neighbours::Attention(attention) => {
+                let taken = attention.shared + 2 * RESERVED;
+                cuda.card.shared.saturating_sub(taken) / 128 * 128
             }
         }
+    }
+
+    /// Registers that a thread may have for blocks of both to find room: each quarter of a multiprocessor has its own, for its warps.
+    fn registers(&self) -> usize {
+        let quarter = |warps: usize| 32 * warps.div_ceil(4);
+        let warps = quarter(self.threads() / 32);
+        let each = match self.neighbours {
+            Neighbours::Products => REGISTERS / 4 / (2 * warps),
+            Neighbours::Attention(a) => {
+                let taken = quarter(a.warps) * a.registers.next_multiple_of(8);
+                (REGISTERS / 4).saturating_sub(taken) / warps
+            }
+        };
+        (each / 8 * 8).clamp(LEAST_REGISTERS, MOST_REGISTERS)
     }
 
     /// Threads that hold x and y between them (`base.cu`).
@@ -277,6 +292,8 @@ pub(super) struct Arguments {
     pub(super) made: u64,
     pub(super) passed: u64,
     pub(super) passed_before: u64,
+    pub(super) projected_before: u64,
+    pub(super) projected: u32,
 }
 
 impl FfnKernels {
@@ -323,8 +340,9 @@ impl FfnKernels {
         };
         let shared = shape.shared(cuda);
         let is_joined = shape.neighbours != Neighbours::Products;
-        let module = cuda.module(
+        let module = cuda.module_of(
             &SOURCES,
+            Some(shape.registers()),
             &[
                 ("HIDDEN", hidden),
                 ("INTER", inter),
@@ -488,6 +506,7 @@ impl FfnKernels {
             },
             arguments: a,
             shape: self.shape,
+            is_for_attention: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{
     Cuda, CudaError, CudaSlice, EMPTY,
+    attention::AttentionShape,
     ffn::{Arguments, FfnShape, Neighbours},
     launch::Grid,
     step::ProductsLaunch,
@@ -15,50 +16,96 @@ pub struct FfnLaunch {
     pub(super) grid: Grid,
     pub(super) arguments: Arguments,
     pub(super) shape: FfnShape,
+    /// Whether the products that join after it are what attention is given next.
+    pub(super) is_for_attention: bool,
 }
 
-/// Memory that blocks of joined launches speak through; all of one stream share it.
+/// Memory that blocks of joined launches speak through; all of one stream share it. Launches of FFNs use two sets in turns: one empties what it and attention before it have read,
+/// and only the launch after the next writes that again.
 pub struct Joints {
-    /// What an FFN is given, `[hidden]`.
-    made: CudaSlice<u32>,
-    /// What an FFN has made, `[hidden]`, in turns: a launch empties what the one before it passed.
-    passed: [CudaSlice<u32>; 2],
+    sets: [Words; 2],
     turn: usize,
-    /// What attention has made, `[hidden]`, and whether a launch of an FFN is to take it.
-    attended: CudaSlice<u32>,
+    /// What the last launch of an FFN has passed on, which the next one empties.
+    passed: Passed,
+    /// Whether attention has put what it made where the next launch of an FFN takes it.
     is_attended: bool,
 }
 
+struct Words {
+    /// What attention has made, `[hidden]`.
+    attended: CudaSlice<u32>,
+    /// What an FFN is given, `[hidden]`.
+    made: CudaSlice<u32>,
+    /// What it has made, `[hidden]`.
+    passed: CudaSlice<u32>,
+    /// Queries, keys and values made of that, one after the other.
+    projected: CudaSlice<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Passed {
+    Nothing,
+    /// Its output.
+    Output,
+    /// And queries, keys and values.
+    Projections,
+}
+
+/// What attention takes from joints and puts there, as addresses.
+pub(super) struct Attended {
+    pub(super) out: u64,
+    /// Queries, keys and values, and a word that is there before them.
+    pub(super) projected: Option<[u64; 2]>,
+}
+
 impl Joints {
-    /// For vectors of `hidden`.
+    /// For vectors of `hidden`, and attention of a shape.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn new(cuda: &Cuda, hidden: usize) -> Result<Joints, CudaError> {
-        let empty = || cuda.upload(&vec![EMPTY; hidden]);
+    pub fn new(cuda: &Cuda, hidden: usize, shape: AttentionShape) -> Result<Joints, CudaError> {
+        let empty = |len: usize| cuda.upload(&vec![EMPTY; len]);
+        let words = || {
+            Ok(Words {
+                attended: empty(hidden)?,
+                made: empty(hidden)?,
+                passed: empty(hidden)?,
+                projected: empty((shape.heads + 2 * shape.kv_heads) * shape.head_dim)?,
+            })
+        };
         Ok(Joints {
-            made: empty()?,
-            passed: [empty()?, empty()?],
+            sets: [words()?, words()?],
             turn: 0,
-            attended: empty()?,
+            passed: Passed::Nothing,
             is_attended: false,
         })
     }
 
-    /// Where attention puts its output.
-    pub(super) fn attend(&mut self, cuda: &Cuda, width: usize) -> u64 {
-        assert_eq!(width, self.attended.len(), "as wide as the FFN's input");
+    /// Where attention puts its output, and finds its input if the launch of an FFN before has put it there.
+    pub(super) fn attend(&mut self, cuda: &Cuda, width: usize) -> Attended {
+        let (now, before) = (&self.sets[self.turn], &self.sets[1 - self.turn]);
+        assert_eq!(width, now.attended.len(), "as wide as the FFN's input");
         self.is_attended = true;
-        cuda.address(&self.attended)
+        let projected = [&before.projected, &before.passed].map(|w| cuda.address(w));
+        Attended {
+            out: cuda.address(&now.attended),
+            projected: Some(projected).filter(|_| self.passed == Passed::Projections),
+        }
     }
 
-    /// Empties what attention has put where no FFN takes it.
+    /// Empties what attention has put and was given where no FFN takes it.
     ///
     /// # Errors
     /// What the driver says.
     pub fn forget(&mut self, cuda: &Cuda) -> Result<(), CudaError> {
+        let [now, before] = [self.turn, 1 - self.turn];
+        let empty = |words: &mut CudaSlice<u32>| cuda.write(&vec![EMPTY; words.len()], words);
         if std::mem::take(&mut self.is_attended) {
-            cuda.write(&vec![EMPTY; self.attended.len()], &mut self.attended)?;
+            empty(&mut self.sets[now].attended)?;
+        }
+        if self.passed == Passed::Projections {
+            self.passed = Passed::Output;
+            empty(&mut self.sets[before].projected)?;
         }
         Ok(())
     }
@@ -68,9 +115,11 @@ impl Joints {
     /// # Errors
     /// What the driver says.
     pub fn is_at_rest(&self, cuda: &Cuda) -> Result<bool, CudaError> {
-        for memory in self.passed.iter().chain([&self.made, &self.attended]) {
-            if cuda.download(memory)?.iter().any(|v| *v != EMPTY) {
-                return Ok(false);
+        for w in &self.sets {
+            for memory in [&w.attended, &w.made, &w.passed, &w.projected] {
+                if cuda.download(memory)?.iter().any(|v| *v != EMPTY) {
+                    return Ok(false);
+                }
             }
         }
         Ok(true)
@@ -102,7 +151,8 @@ impl FfnLaunch {
     #[must_use]
     pub fn join_next(&mut self, products: ProductsLaunch) -> Option<ProductsLaunch> {
         let (a, p) = (&mut self.arguments, &products.arguments);
-        let is_next = p.x == a.y && p.products.iter().all(|p| p.adds == 0);
+        let is_first = a.next.iter().all(|p| p.rows == 0);
+        let is_next = is_first && p.x == a.y && p.products.iter().all(|p| p.adds == 0);
         if !is_next || !fits(&self.shape, self.grid.blocks.0, &products) {
             return Some(products);
         }
@@ -110,6 +160,13 @@ impl FfnLaunch {
         a.next_norm = p.norm;
         a.next_eps = p.eps;
         None
+    }
+
+    /// Has the queries, keys and values that joined it passed to attention as they come, which must be the next launch; their buffers are not written. Does nothing where others
+    /// joined, or none.
+    pub fn join_attention(&mut self, cuda: &Cuda, qkv: [&CudaSlice<f32>; 3]) {
+        let outs = self.arguments.next.map(|p| p.out);
+        self.is_for_attention = outs == qkv.map(|b| cuda.address(b));
     }
 
     /// Launches it with what joined it, in the order of calls.
@@ -125,19 +182,46 @@ impl FfnLaunch {
             self.shape.neighbours != Neighbours::Products
         );
         if let Some(j) = joints {
-            let [now, before] = [j.turn, 1 - j.turn].map(|i| cuda.address(&j.passed[i]));
-            j.turn = 1 - j.turn;
-            self.arguments.made = cuda.address(&j.made);
-            self.arguments.passed = now;
-            self.arguments.passed_before = before;
-            if self.arguments.output.rows == 0 {
-                j.forget(cuda)?;
-            } else if std::mem::take(&mut j.is_attended) {
-                self.arguments.words = cuda.address(&j.attended);
-            }
+            self.speak_through(cuda, j)?;
         }
         // SAFETY: as `Ffn` is declared; `prepare` checked lengths, and `prepare_products` those of what joined.
         unsafe { cuda.launch(&self.function, self.grid, self.arguments) }
+    }
+
+    /// Says where blocks find what others pass, and what they are to empty.
+    fn speak_through(&mut self, cuda: &Cuda, j: &mut Joints) -> Result<(), CudaError> {
+        let a = &mut self.arguments;
+        if a.output.rows == 0 {
+            j.forget(cuda)?;
+        }
+        let (now, before) = (&j.sets[j.turn], &j.sets[1 - j.turn]);
+        a.made = cuda.address(&now.made);
+        a.passed = cuda.address(&now.passed);
+        if std::mem::take(&mut j.is_attended) {
+            a.words = cuda.address(&now.attended);
+        }
+        if j.passed != Passed::Nothing {
+            a.passed_before = cuda.address(&before.passed);
+        }
+        if j.passed == Passed::Projections {
+            a.projected_before = cuda.address(&before.projected);
+            a.projected = before.projected.len() as u32;
+        }
+        j.passed = match a.next.iter().map(|p| p.rows as usize).sum() {
+            0 => Passed::Nothing,
+            rows if self.is_for_attention => {
+                assert_eq!(rows, now.projected.len(), "as many as attention is given");
+                let mut at = cuda.address(&now.projected);
+                for p in &mut a.next {
+                    p.out = at;
+                    at += 4 * u64::from(p.rows);
+                }
+                Passed::Projections
+            }
+            _ => Passed::Output,
+        };
+        j.turn = 1 - j.turn;
+        Ok(())
     }
 }
 

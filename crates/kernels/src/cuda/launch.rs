@@ -54,11 +54,22 @@ impl Cuda {
         files: &[Source],
         definitions: &[(&str, usize)],
     ) -> Result<Arc<CudaModule>, CudaError> {
+        self.module_of(files, None, definitions)
+    }
+
+    /// The same with so many registers a thread at most.
+    pub(super) fn module_of(
+        &self,
+        files: &[Source],
+        registers: Option<usize>,
+        definitions: &[(&str, usize)],
+    ) -> Result<Arc<CudaModule>, CudaError> {
         let (major, minor) = self.card.capability;
         let mut options = vec![
             format!("--gpu-architecture=sm_{major}{minor}"),
             "-std=c++17".into(),
         ];
+        options.extend(registers.map(|n| format!("--maxrregcount={n}")));
         let defines = definitions.iter();
         options.extend(defines.map(|(name, value)| format!("-D{name}={value}")));
         let source: String = files

@@ -15,7 +15,7 @@ mod step;
 pub mod train;
 mod weights;
 
-pub use attention::{AttentionCall, AttentionKernels, AttentionShape, KvCache};
+pub use attention::{AttentionCall, AttentionKernels, AttentionShape, Footprint, KvCache};
 pub use cudarc::driver::CudaSlice;
 pub use error::CudaError;
 pub use joined::{FfnLaunch, Joints};

@@ -17,15 +17,15 @@ pub(super) enum Waiting {
     Ffn(Box<FfnLaunch>),
 }
 
-/// Names what steps are launched as: `joined` has the projections of a layer in the launch of its FFN where the model allows it, `apart` has a launch for each, as has nothing.
+/// Names what steps are launched as: `joined`, or nothing, has the projections of a layer in the launch of its FFN where the model allows it, `apart` has a launch for each.
 const LAUNCHES_VARIABLE: &str = "COUNTDOWN_LAUNCHES";
 
-/// What runs beside the FFNs of a model: attention alone, where that is asked for and all projections of all layers can join FFNs.
+/// What runs beside the FFNs of a model: attention alone, where all projections of all layers can join FFNs.
 pub(super) fn neighbours(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
     let asked = std::env::var(LAUNCHES_VARIABLE);
-    match asked.as_deref().unwrap_or("apart") {
-        "apart" => Ok(Neighbours::Products),
+    match asked.as_deref().unwrap_or("joined") {
         "joined" => joined(model, attention),
+        "apart" => Ok(Neighbours::Products),
         other => Err(Error::Machine {
             cause: format!("{LAUNCHES_VARIABLE}: there is no {other:?}"),
             remedy: format!("unset {LAUNCHES_VARIABLE}, or set it to joined or apart"),
@@ -49,8 +49,10 @@ fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
     {
         return Ok(Neighbours::Products);
     }
-    let shared = attention.shared().map_err(error)?;
-    Ok(Neighbours::Attention { shared })
+    attention
+        .footprint()
+        .map(Neighbours::Attention)
+        .map_err(error)
 }
 
 impl CudaBackend {
@@ -92,15 +94,25 @@ impl CudaBackend {
         }
     }
 
-    /// Projections, which join an FFN if one waits for them.
+    /// Projections, which join an FFN if one waits for them; that waits on, for attention.
     pub(super) fn launch_projections(&mut self, projections: ProductsLaunch) {
         let alone = match &mut self.waiting {
             Some(Waiting::Ffn(ffn)) => ffn.join_next(projections),
             _ => Some(projections),
         };
+        if let Some(alone) = alone {
+            self.flush();
+            let done = alone.launch(&self.cuda);
+            self.check(done);
+        }
+    }
+
+    /// Launches what waits before attention of a step, which takes queries, keys and values from an FFN's launch if they have joined one and nothing came between.
+    pub(super) fn flush_for_attention(&mut self, qkv: [&Buffer; 3]) {
+        if let Some(Waiting::Ffn(ffn)) = &mut self.waiting {
+            ffn.join_attention(&self.cuda, qkv.map(|b| &b.data));
+        }
         self.flush();
-        let done = alone.map_or(Ok(()), |p| p.launch(&self.cuda));
-        self.check(done);
     }
 
     /// Products of one token.

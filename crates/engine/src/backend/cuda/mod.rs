@@ -170,7 +170,7 @@ impl CudaBackend {
         let neighbours = joining::neighbours(model, &attention)?;
         let joints = match neighbours {
             Neighbours::Products => None,
-            Neighbours::Attention { .. } => Some(Joints::new(&cuda, c.hidden).map_err(error)?),
+            Neighbours::Attention(_) => Some(Joints::new(&cuda, c.hidden, shape).map_err(error)?),
         };
         let mut backend = CudaBackend {
             step: StepKernels::new(&cuda).map_err(error)?,
@@ -463,9 +463,12 @@ impl Backend for CudaBackend {
         k: &mut Buffer,
         v: &Buffer,
     ) {
-        self.flush();
         if self.issuing.is_none() {
+            self.flush();
             self.place(start);
+        } else {
+            // A step is of one token.
+            self.flush_for_attention([q, k, v]);
         }
         let rope = spec.rope.as_ref().map(|rope| {
             let table = cache.turns.iter().find(|(r, _)| r == rope);

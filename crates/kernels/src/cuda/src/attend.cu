@@ -15,9 +15,10 @@
 //   ATTEND_WARPS  warps of a block
 
 struct Attend {
-    float* q;             // [heads, HEAD]; becomes the result
+    const float* q;       // [heads, HEAD]
     const float* k;       // [kv_heads, HEAD]
     const float* v;       // [kv_heads, HEAD]
+    float* out;           // [heads, HEAD]; may be q
     u8* keys;             // [kv_heads, context, HEAD]
     u8* values;           // [kv_heads, context, HEAD]
     const float2* turns;  // [context, pairs]: cosines and sines; columns i and i + pairs turn together
@@ -29,7 +30,8 @@ struct Attend {
     u32 shares;  // launches of GROUP heads for a key/value head; gridDim.x is kv_heads * shares
     float scale;
     float cap;     // scores are cap * tanh(score / cap); 0 for none
-    float* words;  // [heads, HEAD], or null: the result once more, for blocks of the next launch that wait for it (flow.cu)
+    float* words;         // [heads, HEAD], or null: the result once more, for blocks of the next launch that wait for it (flow.cu)
+    const float* herald;  // null, or q, k and v are words that blocks of the launch before pass, and this is one that they pass before
 };
 
 #if CACHE_F32
@@ -48,12 +50,11 @@ __device__ void to_cache(u8* row, u32 column, float v) {
 #endif
 }
 
-// Column c of a head, rotated.
-__device__ float rotated(const float* head, u32 c, u32 pairs, const float2* turns) {
-    if (c >= 2 * pairs) return head[c];
-    const float2 t = turns[c % pairs];
-    return c < pairs ? head[c] * t.x - head[c + pairs] * t.y : head[c] * t.x + head[c - pairs] * t.y;
-}
+// The i-th two columns of a head: those that turn together, and then those that do not.
+__device__ uint2 two_columns(u32 i, u32 pairs) { return i < pairs ? make_uint2(i, i + pairs) : make_uint2(2 * i, 2 * i + 1); }
+
+// Two columns turned.
+__device__ float2 turned(float2 v, float2 t) { return make_float2(v.x * t.x - v.y * t.y, v.y * t.x + v.x * t.y); }
 
 __device__ float capped(float score, float cap) { return cap > 0 ? cap * tanhf(score / cap) : score; }
 
@@ -66,6 +67,8 @@ constexpr u32 AT_ONCE = 2;  // rows of each group
 constexpr float LEAST = -3.0e38f;
 constexpr u32 PIECE = HEAD / PIECES;
 constexpr u32 PIECE_QUADS = PIECE / 4 + 1;
+constexpr u32 TWOS = HEAD / 2;                                               // of a row
+constexpr u32 TWOS_EACH = ceil_div((GROUP + 2) * TWOS, ATTEND_THREADS);  // of queries, key and value
 static_assert(HEAD % 8 == 0 && HEAD <= 256 && GROUP <= 8, "a group of lanes fits in a warp, and its sums in registers");
 
 // Eight columns of a row of keys or values.
@@ -97,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     const u32 column = threadIdx.x % LANES * 8, group = threadIdx.x / LANES;
     const bool holds = column < HEAD;
     const u32 head = blockIdx.x / a.shares;
-    float* const queries = a.q + u64(blockIdx.x) * GROUP * HEAD;
+    const u64 queries = u64(blockIdx.x) * GROUP * HEAD;
     u8* const keys = a.keys + u64(head) * a.context * HEAD * CACHE_BYTES;
     u8* const values = a.values + u64(head) * a.context * HEAD * CACHE_BYTES;
 
@@ -115,22 +118,55 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
         next_k[u] = load_row(keys, p, column);
         next_v[u] = load_row(values, p, column);
     }
+    const bool appends = from <= position && position < to;
+    const u32 rows = appends ? GROUP + 2 : GROUP;
+    // Row r of those that this block reads: queries, the key and the value.
+    const auto row = [&](u32 r) { return r < GROUP ? a.q + queries + r * HEAD : (r == GROUP ? a.k : a.v) + u64(head) * HEAD; };
+    // For long there is nothing to be had: one thread asks, and seldom. Then one lane of each warp that has queries does.
+    if (a.herald && threadIdx.x == 0)
+        while (is_empty(peek(a.herald))) __nanosleep(400);
     __syncthreads();
-    wait_for_previous_kernel();
+    if (!a.herald) wait_for_previous_kernel();
+    else if (lane == 0 && threadIdx.x < GROUP * TWOS) await_word(row(threadIdx.x / TWOS) + two_columns(threadIdx.x % TWOS, a.pairs).x);
+    __syncwarp();
     let_next_kernel_start();
 
+    float2 twos[TWOS_EACH];
+#pragma unroll
+    for (u32 u = 0; u < TWOS_EACH; u++) twos[u] = make_float2(__uint_as_float(EMPTY), 0);
+    bool missing;
+    do {
+        missing = false;
+#pragma unroll
+        for (u32 u = 0; u < TWOS_EACH; u++) {
+            const u32 i = threadIdx.x + u * ATTEND_THREADS;
+            if (i >= rows * TWOS || !(is_empty(twos[u].x) || is_empty(twos[u].y))) continue;
+            const uint2 c = two_columns(i % TWOS, a.pairs);
+            twos[u] = make_float2(peek(row(i / TWOS) + c.x), peek(row(i / TWOS) + c.y));
+        }
+#pragma unroll
+        for (u32 u = 0; u < TWOS_EACH; u++) missing |= threadIdx.x + u * ATTEND_THREADS < rows * TWOS && (is_empty(twos[u].x) || is_empty(twos[u].y));
+    } while (a.herald && missing);
+
     float* const rotated_q = &room[0][0][0];
-    for (u32 i = threadIdx.x; i < GROUP * HEAD; i += ATTEND_THREADS) rotated_q[i] = rotated(queries + i / HEAD * HEAD, i % HEAD, a.pairs, turns) * a.scale;
-    const bool appends = from <= position && position < to;
-    if (appends) {
-        const float* k = a.k + u64(head) * HEAD;
-        const float* v = a.v + u64(head) * HEAD;
-        for (u32 c = threadIdx.x; c < HEAD; c += ATTEND_THREADS) {
-            const float key = rotated(k, c, a.pairs, turns), value = v[c];
-            to_cache(own[0], c, key);
-            to_cache(own[1], c, value);
-            to_cache(keys + u64(position) * HEAD * CACHE_BYTES, c, key);
-            to_cache(values + u64(position) * HEAD * CACHE_BYTES, c, value);
+#pragma unroll
+    for (u32 u = 0; u < TWOS_EACH; u++) {
+        const u32 i = threadIdx.x + u * ATTEND_THREADS, r = i / TWOS;
+        if (r >= rows) break;
+        const uint2 c = two_columns(i % TWOS, a.pairs);
+        float2 v = twos[u];
+        if (r <= GROUP && i % TWOS < a.pairs) v = turned(v, turns[i % TWOS]);
+        if (r < GROUP) {
+            rotated_q[r * HEAD + c.x] = v.x * a.scale;
+            rotated_q[r * HEAD + c.y] = v.y * a.scale;
+        } else {
+            u8* const cached = (r == GROUP ? keys : values) + u64(position) * HEAD * CACHE_BYTES;
+            u8* const both[2] = {own[r - GROUP], cached};
+#pragma unroll
+            for (u32 b = 0; b < 2; b++) {
+                to_cache(both[b], c.x, v.x);
+                to_cache(both[b], c.y, v.y);
+            }
         }
     }
     __syncthreads();
@@ -274,9 +310,11 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
                 weights = fmaf(shrink, spans[s][PIECE], weights);
             }
             const float result = sum / weights;
-            queries[piece * PIECE + c] = result;
-            if (a.words) put(a.words + u64(blockIdx.x) * GROUP * HEAD + piece * PIECE + c, not_empty(result));
+            if (a.words) put(a.words + queries + piece * PIECE + c, not_empty(result));
+            a.out[queries + piece * PIECE + c] = result;
         }
         __syncthreads();
     }
+    // When this launch has ended, so has the one before.
+    if (a.herald) wait_for_previous_kernel();
 }

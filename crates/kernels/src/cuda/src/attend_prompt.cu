@@ -27,17 +27,22 @@ extern "C" __global__ void __launch_bounds__(256) store(const __grid_constant__ 
     for (u32 i = threadIdx.x; i < s.heads * s.pairs; i += 256) {
         float* head = q + i / s.pairs * HEAD;
         const u32 c = i % s.pairs;
-        const float2 t = turns[c];
-        const float first = head[c], second = head[c + s.pairs];
-        head[c] = first * t.x - second * t.y;
-        head[c + s.pairs] = second * t.x + first * t.y;
+        const float2 v = turned(make_float2(head[c], head[c + s.pairs]), turns[c]);
+        head[c] = v.x;
+        head[c + s.pairs] = v.y;
     }
     const u64 at = u64(blockIdx.x) * s.kv_heads * HEAD;
-    for (u32 i = threadIdx.x; i < s.kv_heads * HEAD; i += 256) {
-        const u32 head = i / HEAD, c = i % HEAD;
+    for (u32 i = threadIdx.x; i < s.kv_heads * TWOS; i += 256) {
+        const u32 head = i / TWOS;
+        const uint2 c = two_columns(i % TWOS, s.pairs);
         const u64 row = (u64(head) * s.context + position) * HEAD * CACHE_BYTES;
-        to_cache(s.keys + row, c, rotated(s.k + at + head * HEAD, c, s.pairs, turns));
-        to_cache(s.values + row, c, s.v[at + i]);
+        const float *k = s.k + at + head * HEAD, *v = s.v + at + head * HEAD;
+        float2 key = make_float2(k[c.x], k[c.y]);
+        if (i % TWOS < s.pairs) key = turned(key, turns[i % TWOS]);
+        to_cache(s.keys + row, c.x, key.x);
+        to_cache(s.keys + row, c.y, key.y);
+        to_cache(s.values + row, c.x, v[c.x]);
+        to_cache(s.values + row, c.y, v[c.y]);
     }
 }
 

@@ -85,7 +85,7 @@ struct Copy4 {
         p.fill<COPY_BYTES>(f.first + u64(neuron<1>(place)) * COPY_BYTES);
     }
     __device__ static void score(const Ffn& f, u32 first, const Input& input) {
-        const Levels x = LEVELS ? input.levels : input_levels(input.from, f.norm, input.factor);
+        const Levels x = LEVELS ? input.levels : input_levels(input.columns);
         const u32 rows = row_count<1>();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
             four_copies(first, row, rows, x, shared().room);
@@ -122,7 +122,6 @@ template <class Method> __device__ void end_stream(const Ffn& f, Producer& p) {
 }
 __device__ void wait_for_input(const Ffn& f) {
 #if JOINED
-    // All else that the consumers read is older than attention, which has waited for it.
     if (f.words) return;
 #endif
     wait_for_previous_kernel();
@@ -130,9 +129,14 @@ __device__ void wait_for_input(const Ffn& f) {
 __device__ Input begin(const Ffn& f, const Norm& norm, u32& place) {
 #if JOINED
     place = make_input(f);
-    if (f.output.rows) return input_of(f.made, load_words(f.made), norm);
+    if (f.output.rows) {
+        const Input x = input_of(load_words(f.made), norm);
+        // Attention has ended long since, and the launch before it: what is written from here on may be what that one has emptied.
+        wait_for_previous_kernel();
+        return x;
+    }
 #endif
-    return input_of(f.x, load_columns(f.x), norm);
+    return input_of(load_columns(f.x), norm);
 }
 __device__ void end(const Ffn& f, Columns& y, u32 place) {
     gather(f, y);
@@ -154,6 +158,7 @@ template <class Method> __device__ void produce(const Ffn& f) {
     u32 items = 0;
     for (u32 batch = 0;; batch++) {
         barrier_wait(s.chosen[batch], 0);
+        p.resume();
         const u32 end = items + s.batch[batch];
         if (batch > 0 && end == items) break;
         for (; items < end; items++) {
@@ -216,7 +221,7 @@ __device__ void produce_all(const Ffn& f) {
     end_stream<Dense>(f, p);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_constant__ Ffn f) {
+extern "C" __global__ void ffn_dense(const __grid_constant__ Ffn f) {
     init_shared();
     barriers_ready();
     __syncthreads();
@@ -233,11 +238,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) ffn_dense(const __grid_con
     end(f, y, place);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) ffn_by_up(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<true>>(f); }
-extern "C" __global__ void __launch_bounds__(THREADS) ffn_by_gate(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<false>>(f); }
+extern "C" __global__ void ffn_by_up(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<true>>(f); }
+extern "C" __global__ void ffn_by_gate(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<false>>(f); }
 #if RANK > 0
-extern "C" __global__ void __launch_bounds__(THREADS) ffn_low_rank(const __grid_constant__ Ffn f) { ffn_sparse<LowRank>(f); }
+extern "C" __global__ void ffn_low_rank(const __grid_constant__ Ffn f) { ffn_sparse<LowRank>(f); }
 #endif
 #if HIDDEN % 32 == 0
-extern "C" __global__ void __launch_bounds__(THREADS) ffn_copy4(const __grid_constant__ Ffn f) { ffn_sparse<Copy4>(f); }
+extern "C" __global__ void ffn_copy4(const __grid_constant__ Ffn f) { ffn_sparse<Copy4>(f); }
 #endif

@@ -63,6 +63,13 @@ __device__ float4 empty4() {
     return make_float4(e, e, e, e);
 }
 
+// A word, once it is there.
+__device__ float await_word(const float* from) {
+    float v;
+    while (is_empty(v = peek(from))) {}
+    return v;
+}
+
 // A value as it may be put: a NaN that happens to be EMPTY becomes another.
 __device__ float not_empty(float v) { return is_empty(v) ? __uint_as_float(0x7fffffffu) : v; }
 

@@ -25,11 +25,15 @@ __device__ void stream_output(const Ffn& f, Producer& p) {
     for (u32 i = 0; i < mine.count; i++) p.fill<ROW_BYTES>(f.output.weights + u64(mine.first + i) * ROW_BYTES);
 }
 
+// Bytes that a block asks for at a time while blocks tell each other y, which is known the sooner.
+#ifndef NEXT_CALM_BYTES
+#define NEXT_CALM_BYTES 16384
+#endif
+
 __device__ void stream_next(const Ffn& f, Producer& p) {
     const Rows mine = rows_of_block(next_rows(f));
     for (u32 i = 0; i < mine.count; i++) {
-        // The first ring fills while blocks tell each other y.
-        p.window = i < SLOTS ? CALM_BYTES : WINDOW_BYTES;
+        p.window = i < SLOTS ? NEXT_CALM_BYTES : WINDOW_BYTES;
         u32 row = mine.first + i;
         const Product& product = product_of(f.next, row);
         p.fill<ROW_BYTES>(product.weights + u64(row) * ROW_BYTES);
@@ -46,24 +50,38 @@ template <class Done> __device__ void multiply_rows(u32 first, u32 rows, const I
     sync_consumers();
 }
 
-// Makes x, of which every block makes some columns. Gives how many places it took.
+// Makes x, of which every block makes some columns, a thread each (gather.cu says that there are so many). Gives how many places it took.
 __device__ u32 make_input(const Ffn& f) {
     const Rows mine = rows_of_block(f.output.rows);
     if (f.output.rows == 0) return 0;
-    const Input attended = f.words ? input_of(f.words, load_words(f.words), {}) : input_of(f.attended, load_columns(f.attended), {});
-    multiply_rows(0, mine.count, attended, [&](u32 row, float sum) {
-        const u32 c = mine.first + row;
-        put(f.made + c, not_empty(peek(f.residual + c) + sum + (f.output.bias ? f.output.bias[c] : 0)));
-    });
+    const u32 c = mine.first + threadIdx.x;
+    const bool has = threadIdx.x < mine.count;
+    // What is there before attention is fetched while it runs.
+    float base = has && f.output.bias ? f.output.bias[c] : 0;
+    if (has && f.passed_before) base += await_word(f.passed_before + c);
+    const Input attended = input_of(f.words ? load_words(f.words) : load_columns(f.attended), {});
+    if (has && !f.passed_before) base += peek(f.residual + c);
+    multiply_rows(0, mine.count, attended, [&](u32, float sum) { put(f.made + c, not_empty(base + sum)); });
     return mine.count;
 }
 
-// Tells all blocks column c of y, and empties what nobody reads any more: all blocks' sums were there, so all have read x.
+// Tells all blocks column c of y.
 __device__ void pass_on(const Ffn& f, u32 c, float y) {
-    if (f.output.rows) put(f.made + c, __uint_as_float(EMPTY));
-    if (f.words) put(f.words + c, __uint_as_float(EMPTY));
     if (next_rows(f)) put(f.passed + c, not_empty(y));
-    put(f.passed_before + c, __uint_as_float(EMPTY));
+}
+
+// Empties this block's part, quads [first, end) of HIDDEN / 4, of what nobody reads any more. To a block that adds up columns all blocks' sums were there, so all have read x, and
+// attention what it was given. It is written again by the launch after the next, or by the next one once this one has ended.
+__device__ void empty_read(const Ffn& f, u32 first, u32 end) {
+    const auto empty = [=](float* words, u32 count) {
+        if (!words) return;
+        const u32 to = count * end / (HIDDEN / 4);
+        for (u32 i = count * first / (HIDDEN / 4) + threadIdx.x; i < to; i += CONSUMERS) put(words + i, __uint_as_float(EMPTY));
+    };
+    if (f.output.rows) empty(f.made, HIDDEN);
+    empty(f.words, HIDDEN);
+    empty(f.passed_before, HIDDEN);
+    empty(f.projected_before, f.projected);
 }
 
 // Multiplies y, whose rows' places begin at `place`.
@@ -71,11 +89,12 @@ __device__ void multiply_next(const Ffn& f, u32 place) {
     const Rows mine = rows_of_block(next_rows(f));
     if (next_rows(f) == 0) return;
     const Norm norm = load_norm(f.next_norm, f.next_eps);
-    const Input y = input_of(f.passed, load_words(f.passed), norm);
+    const Input y = input_of(load_words(f.passed), norm);
     multiply_rows(place, mine.count, y, [&](u32 row, float sum) {
         u32 in_product = mine.first + row;
         const Product& p = product_of(f.next, in_product);
-        p.out[in_product] = sum + (p.bias ? p.bias[in_product] : 0);
+        // Attention may wait for it.
+        put(p.out + in_product, not_empty(sum + (p.bias ? p.bias[in_product] : 0)));
     });
 }
 

@@ -55,10 +55,38 @@ __device__ Levels load_levels(const u8* from, u32 cols, u32 block) {
     return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}, __uint_as_float(about.x), {short(about.y), short(about.y >> 16)}};
 }
 
+// Rounds EACH columns, 4 or 8, from EACH * part on. For all lanes of a warp, with parts in turn, of which those beyond the columns do not count.
+template <u32 EACH> __device__ void store_part(const float* v, u32 part, u32 cols, u8* to) {
+    // As words, whose order a NaN ends.
+    u32 bits = 0;
+#pragma unroll
+    for (u32 c = 0; c < EACH; c++) bits = max(bits, __float_as_uint(v[c]) & 0x7fffffffu);
+#pragma unroll
+    for (u32 d = 1; d < COLUMNS / EACH; d *= 2) bits = max(bits, __shfl_xor_sync(~0u, bits, d));
+    const float largest = __uint_as_float(bits);
+    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    u32 words[EACH / 4] = {};
+    int total = 0;
+#pragma unroll
+    for (u32 w = 0; w < EACH / 4; w++) {
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) words[w] |= u32(__float2int_rn(v[4 * w + c] * inverse) & 255) << 8 * c;
+        total = dot_bytes(0x01010101u, words[w], total);
+    }
+#pragma unroll
+    for (u32 d = 1; d < COLUMNS / 2 / EACH; d *= 2) total += __shfl_xor_sync(~0u, total, d);
+    const u32 totals = u32(total & 0xffff) | u32(__shfl_xor_sync(~0u, total, COLUMNS / 2 / EACH)) << 16;
+    const u32 block = EACH * part / COLUMNS, word = EACH * part % COLUMNS / 4;
+    if (EACH * part >= cols) return;
+    u32* const at = reinterpret_cast<u32*>(to) + word / 4 * (cols / 8) + 4 * block + word % 4;
+#pragma unroll
+    for (u32 w = 0; w < EACH / 4; w++) at[w] = words[w];
+    if (word == 0) reinterpret_cast<uint2*>(to + cols)[block] = make_uint2(__float_as_uint(largest / 127.0f), totals);
+}
+
 // Rounds x, or x times factor times norm, [cols], for THREADS threads; a lane takes four columns. Whoever reads the levels waits for all of them.
 template <u32 THREADS> __device__ void store_levels(const float* x, const float* norm, float factor, u32 cols, u8* to) {
     const u32 quads = cols / 4;
-    u32* const words = reinterpret_cast<u32*>(to);
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < ceil_div(quads, 32) * 32; i += THREADS) {
         float4 v = make_float4(0, 0, 0, 0);
@@ -70,23 +98,6 @@ template <u32 THREADS> __device__ void store_levels(const float* x, const float*
             }
         }
         const float columns[4] = {v.x, v.y, v.z, v.w};
-        // As words, whose order a NaN ends.
-        u32 bits = 0;
-#pragma unroll
-        for (u32 c = 0; c < 4; c++) bits = max(bits, __float_as_uint(columns[c]) & 0x7fffffffu);
-#pragma unroll
-        for (u32 d = 1; d < 8; d *= 2) bits = max(bits, __shfl_xor_sync(~0u, bits, d));
-        const float largest = __uint_as_float(bits);
-        const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-        u32 word = 0;
-#pragma unroll
-        for (u32 c = 0; c < 4; c++) word |= u32(__float2int_rn(columns[c] * inverse) & 255) << 8 * c;
-        int total = dot_bytes(0x01010101u, word, 0);
-        total += __shfl_xor_sync(~0u, total, 1);
-        total += __shfl_xor_sync(~0u, total, 2);
-        const u32 totals = u32(total & 0xffff) | u32(__shfl_xor_sync(~0u, total, 4)) << 16;
-        const u32 block = i / 8, quad = i % 8;
-        if (i < quads) words[quad / 4 * (quads / 2) + 4 * block + quad % 4] = word;
-        if (i < quads && quad == 0) reinterpret_cast<uint2*>(to + cols)[block] = make_uint2(__float_as_uint(largest / 127.0f), totals);
+        store_part<4>(columns, i, cols, to);
     }
 }

@@ -46,9 +46,11 @@ struct Ffn {
     const float* next_norm;  // as norm
     float next_eps;
     // Passed between blocks: EMPTY before the first launch, and `made` and `words` after each. What a launch has passed the next one empties.
-    float* made;           // [HIDDEN]: x
-    float* passed;         // [HIDDEN]: y
-    float* passed_before;  // [HIDDEN]: y of the launch before
+    float* made;              // [HIDDEN]: x
+    float* passed;            // [HIDDEN]: y
+    float* passed_before;     // [HIDDEN]: y of the launch before, which is the residual; or null
+    float* projected_before;  // [projected]: what attention was given by the launch before in words; or null
+    u32 projected;
 #endif
 };
 
@@ -127,6 +129,13 @@ __device__ void wait_full(u32 place) {
 #ifndef PACE
 #define PACE 41
 #endif
+// Short rows come as fast as one thread can ask for them, and a look at the time would take as long as a row.
+constexpr bool PACED = PACE > 0 && !LEVELS;
+// A block that falls behind all the same asks for so many bytes more at a time for each nanosecond, and so gets a larger share, but not for more than so many nanoseconds.
+#ifndef BEHIND
+#define BEHIND 4
+#endif
+constexpr u64 BEHIND_MAX = 16384;
 
 __device__ u64 nanoseconds() {
     u64 now;
@@ -154,11 +163,27 @@ struct Producer {
             phase ^= 1;
         }
     }
-    __device__ void wait() { barrier_wait(shared().ring.empty[slot], phase ^ 1); }
+    __device__ void wait() {
+        u64& empty = shared().ring.empty[slot];
+        if (barrier_done(empty, phase ^ 1)) return;
+        barrier_wait(empty, phase ^ 1);
+        resume();
+    }
+    // After waiting for others of its block, which is not falling behind.
+    __device__ void resume() {
+        if (!PACED) return;
+        const u64 now = nanoseconds();
+        if (now > due) due = now;
+    }
 
     // Waits until no more is on its way than may be, if places are of so many bytes, and for the time.
     __device__ void look(u32 bytes) {
         u32 last = SLOTS, last_phase = 0;
+        u32 window = this->window;
+        if (PACED && BEHIND > 0) {
+            const u64 now = nanoseconds();
+            if (now > due) window += BEHIND * u32(min(now - due, BEHIND_MAX));
+        }
         // A slot cannot be waited for once it is asked to be filled again.
         while ((asked - arrived) * bytes >= window || asked - arrived + LOOK > SLOTS) {
             last = arrived_slot;
@@ -168,7 +193,7 @@ struct Producer {
         }
         // Where that has arrived, those asked for before have, or are about to.
         if (last < SLOTS) barrier_wait(shared().ring.full[last], last_phase);
-        if (PACE) {
+        if (PACED) {
             while (nanoseconds() < due) {}
             due += unpaced * PACE / 1000;
         }
@@ -265,8 +290,11 @@ __device__ Columns load_columns(const float* x) {
     return c;
 }
 
-// The same of words that blocks put (flow.cu), once the team has found all to be there.
+// The same of words that blocks put (flow.cu), once the team has found all to be there. At first one lane asks for its warp: all blocks ask for the same few lines, and so many
+// questions would keep waiting those who write them.
 __device__ Columns load_words(const float* x) {
+    if (threadIdx.x % 32 == 0 && has_run(0)) await_word(x + 8 * run(0));
+    __syncwarp();
     Columns c;
     float4 v[2 * RUNS_EACH];
 #pragma unroll
@@ -316,21 +344,21 @@ struct Norm {
 
 __device__ Norm load_norm(const float* weight, float eps) { return {weight, eps, weight ? load_columns(weight) : Columns{}}; }
 
-// x as it is multiplied: the columns of this thread, the factor that its norm takes, and of levels the block of 32 columns with the thread's number.
+// x as it is multiplied: the columns of this thread, and of levels the block of 32 columns with the thread's number.
 struct Input {
-    const float* from;
     Columns columns;
-    float factor;
     Levels levels;
 };
 
 constexpr u32 ALL = 15;  // the barrier of all consumers
 __device__ void sync_consumers() { sync_some(ALL, CONSUMERS); }
 
-// This thread's block of x times the factor of its norm; for all consumers, before anything else is in the room.
-__device__ Levels input_levels(const float* x, const float* norm, float factor) {
+// This thread's block of x, of which it has `columns`; for all consumers, before anything else is in the room.
+__device__ Levels input_levels(const Columns& columns) {
     u8* room = reinterpret_cast<u8*>(shared().room);
-    store_levels<CONSUMERS>(x, norm, factor, HIDDEN, room);
+#pragma unroll
+    for (u32 k = 0; k < RUNS_EACH; k++)
+        if (k % TEAMS == team()) store_part<8>(columns.v + 8 * k, run(k), HIDDEN, room);
     sync_consumers();
     const u32 block = team_thread() % HALF;
     const Levels levels = block < HIDDEN / COLUMNS ? load_levels(room, HIDDEN, block) : Levels{};
@@ -339,14 +367,14 @@ __device__ Levels input_levels(const float* x, const float* norm, float factor) 
 }
 
 // x, of which this thread has `columns`, normed.
-__device__ Input input_of(const float* x, const Columns& columns, const Norm& norm) {
-    Input in = {x, columns, 1};
+__device__ Input input_of(const Columns& columns, const Norm& norm) {
+    Input in = {columns};
     if (norm.weight) {
-        in.factor = norm_factor(columns, norm.eps);
+        const float factor = norm_factor(columns, norm.eps);
 #pragma unroll
-        for (u32 i = 0; i < 8 * RUNS_EACH; i++) in.columns.v[i] *= in.factor * norm.columns.v[i];
+        for (u32 i = 0; i < 8 * RUNS_EACH; i++) in.columns.v[i] *= factor * norm.columns.v[i];
     }
-    if constexpr (LEVELS) in.levels = input_levels(x, norm.weight, in.factor);
+    if constexpr (LEVELS) in.levels = input_levels(in.columns);
     return in;
 }
 
