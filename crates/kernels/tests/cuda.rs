@@ -51,7 +51,7 @@ impl Weights {
             row.fill(0xff);
         }
         let m = MatRef::new(self.dtype, self.values.len() / self.cols, self.cols, &data);
-        OnCard::upload(cuda, m.unwrap()).unwrap()
+        OnCard::upload(cuda, m.unwrap(), None).unwrap()
     }
 
     /// In Q4_0; nothing where rows are no whole number of blocks.

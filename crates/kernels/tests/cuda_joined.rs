@@ -96,7 +96,8 @@ impl Case {
         };
         let mut matrix = |dtype: DType, rows: usize, cols: usize| {
             let data = packed(dtype, rows, cols);
-            Weights::upload(cuda, MatRef::new(dtype, rows, cols, &data).unwrap()).unwrap()
+            let data = MatRef::new(dtype, rows, cols, &data).unwrap();
+            Weights::upload(cuda, data, None).unwrap()
         };
         let output = matrix(dtype, hidden, hidden);
         let [gate, up] = [(); 2].map(|()| matrix(dtype, inter, hidden));

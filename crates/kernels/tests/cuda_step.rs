@@ -34,7 +34,7 @@ impl Matrix {
         let m = MatRef::new(dtype, rows, cols, &data).unwrap();
         let row = |i| reference::row(m, i).iter().map(|v| f64::from(*v)).collect();
         Matrix {
-            on_card: Weights::upload(cuda, m).unwrap(),
+            on_card: Weights::upload(cuda, m, None).unwrap(),
             values: (0..rows).map(row).collect(),
         }
     }

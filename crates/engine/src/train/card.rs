@@ -81,7 +81,7 @@ impl CardMatrix {
         };
         let inputs = rows * w.rows().max(w.cols());
         Ok(CardMatrix {
-            weights: Weights::upload(&card.cuda, w).map_err(error)?,
+            weights: Weights::upload(&card.cuda, w, None).map_err(error)?,
             prompt: PromptKernels::new(&card.cuda, inputs, unpacked).map_err(error)?,
             card: card.clone(),
         })

@@ -1,7 +1,7 @@
 //! Weights on the card.
 
 use super::{Cuda, CudaError, blocks};
-use crate::{DType, MatRef, quant};
+use crate::{DType, MatRef, cpu::Team, quant};
 use cudarc::driver::CudaSlice;
 use std::borrow::Cow;
 
@@ -51,14 +51,14 @@ impl Weights {
         Ok(rows * row_bytes(dtype, cols))
     }
 
-    /// A copy on the card. Matrices may lie in any layout of the host.
+    /// A copy on the card. Matrices may lie in any layout of the host; a team lays out quantised rows together.
     ///
     /// # Errors
     /// As [`Weights::bytes`], and what the driver says.
-    pub fn upload(cuda: &Cuda, m: MatRef) -> Result<Weights, CudaError> {
+    pub fn upload(cuda: &Cuda, m: MatRef, team: Option<&mut Team>) -> Result<Weights, CudaError> {
         let (dtype, rows, cols) = (m.dtype(), m.rows(), m.cols());
         Weights::bytes(dtype, rows, cols)?;
-        let data = device_rows(m);
+        let data = device_rows(m, team);
         Ok(Weights {
             data: cuda.upload(&data)?,
             dtype,
@@ -91,7 +91,7 @@ fn row_bytes(dtype: DType, cols: usize) -> usize {
 }
 
 /// Rows as device code reads them.
-fn device_rows(m: MatRef<'_>) -> Cow<'_, [u8]> {
+fn device_rows<'a>(m: MatRef<'a>, team: Option<&mut Team>) -> Cow<'a, [u8]> {
     let stored = quant::blocks_of(m);
     if !m.dtype().is_quantized() {
         return stored;
@@ -99,8 +99,36 @@ fn device_rows(m: MatRef<'_>) -> Cow<'_, [u8]> {
     let from = m.cols() / m.dtype().block_len() * m.dtype().block_bytes();
     let stride = row_bytes(m.dtype(), m.cols());
     let mut out = vec![0; m.rows() * stride];
-    for (row, to) in stored.chunks_exact(from).zip(out.chunks_exact_mut(stride)) {
-        blocks::put_row(m.dtype(), row, to);
+    let put = |at: usize, part: &mut [u8]| {
+        let rows = stored[at / stride * from..].chunks_exact(from);
+        for (row, to) in rows.zip(part.chunks_exact_mut(stride)) {
+            blocks::put_row(m.dtype(), row, to);
+        }
+    };
+    match team {
+        Some(team) => team.split(&mut out, stride, put),
+        None => put(0, &mut out),
     }
     Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_team_lays_out_the_same_rows() {
+        let (rows, cols) = (37, 512);
+        let mut team = Team::new(3).unwrap();
+        for (dtype, _) in TYPES.iter().filter(|(t, _)| t.is_quantized()) {
+            let bytes = rows * dtype.row_bytes(cols).unwrap();
+            let data: Vec<u8> = (0..bytes).map(|i| (i * 31 + i / 7) as u8).collect();
+            let m = MatRef::new(*dtype, rows, cols, &data).unwrap();
+            assert_eq!(
+                device_rows(m, Some(&mut team)),
+                device_rows(m, None),
+                "{dtype}"
+            );
+        }
+    }
 }

@@ -166,8 +166,8 @@ impl How {
                 }
                 let bias = b.bias.as_ref().map(|b| cuda.upload(b));
                 Ok(How::LowRank {
-                    a: Weights::upload(cuda, a.view()).map_err(error)?,
-                    b: Weights::upload(cuda, b.weight.view()).map_err(error)?,
+                    a: Weights::upload(cuda, a.view(), None).map_err(error)?,
+                    b: Weights::upload(cuda, b.weight.view(), None).map_err(error)?,
                     bias: bias.transpose().map_err(error)?,
                 })
             }

@@ -72,24 +72,26 @@ impl DeviceWeights {
         Ok(bytes + vectors(model).map(|v| 4 * v.len()).sum::<usize>())
     }
 
-    /// Copies everything. `threads` help to transpose down projections that are stored otherwise.
+    /// Copies everything. `threads` help to lay out rows, and to transpose down projections that are stored otherwise.
     pub(super) fn upload(cuda: &Cuda, model: &Model, threads: usize) -> Result<DeviceWeights> {
         let mut weights = DeviceWeights {
             matrices: HashMap::new(),
             vectors: HashMap::new(),
         };
+        let mut team = crate::session::team(threads)?;
         for m in matrices(model) {
             let place = place(m.view().data());
             if let Entry::Vacant(entry) = weights.matrices.entry(place) {
-                entry.insert(Weights::upload(cuda, m.view()).map_err(error)?);
+                entry.insert(Weights::upload(cuda, m.view(), Some(&mut team)).map_err(error)?);
             }
         }
-        let mut team = crate::session::team(threads)?;
         for l in &model.layers {
             let m = l.ffn.down.matrix();
             let copy = match &l.ffn.down {
                 Down::Stored(m) => transposed(cuda, m, &mut team)?,
-                Down::Transposed(m) => Weights::upload(cuda, m.view()).map_err(error)?,
+                Down::Transposed(m) => {
+                    Weights::upload(cuda, m.view(), Some(&mut team)).map_err(error)?
+                }
             };
             weights.matrices.insert(place(m.view().data()), copy);
         }
@@ -125,7 +127,7 @@ fn transposed(cuda: &Cuda, m: &Matrix, team: &mut Team) -> Result<Weights> {
     let rows = MatRef::new(m.dtype(), hidden, inter, &blocks).map_err(|e| shape(&e))?;
     let data = quant::transpose_pack(rows, dtype, team).map_err(|e| shape(&e))?;
     let down = MatRef::new(dtype, inter, hidden, &data).map_err(|e| shape(&e))?;
-    Weights::upload(cuda, down).map_err(error)
+    Weights::upload(cuda, down, Some(team)).map_err(error)
 }
 
 /// Cosines and sines in turns for all positions of a context, `[context, pairs]`.
