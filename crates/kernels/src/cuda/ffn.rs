@@ -35,7 +35,7 @@ const SOURCES: [Source; 17] = sources![
 const SHARED_BYTES: usize = 115_712;
 /// What the driver takes of a multiprocessor's shared memory for each block.
 const RESERVED: usize = 1024;
-/// Registers of a multiprocessor, and what a thread may have of them; with fewer than the least, kernels would keep in memory what they use all the time.
+/// Registers of a multiprocessor, and what a thread may have of them. With fewer than the least, kernels would keep in memory what they use all the time.
 const REGISTERS: usize = 65_536;
 const LEAST_REGISTERS: usize = 64;
 const MOST_REGISTERS: usize = 255;
@@ -76,7 +76,7 @@ pub struct FfnShape {
 pub enum Neighbours {
     /// Products, which need half of a multiprocessor's shared memory.
     Products,
-    /// Attention, whose blocks need so much of it: the products between belong to the FFN's launch ([`FfnLaunch::join_output`], [`FfnLaunch::join_next`]), whose rows stream
+    /// Attention, whose blocks take so much of a multiprocessor: the products between belong to the FFN's launch ([`FfnLaunch::join_output`], [`FfnLaunch::join_next`]), whose rows stream
     /// through all the rest.
     Attention(Footprint),
 }
@@ -93,18 +93,23 @@ impl FfnShape {
         }
     }
 
-    /// Registers that a thread may have for blocks of both to find room: each quarter of a multiprocessor has its own, for its warps.
+    /// Registers that a thread may have for blocks of the next launch to find room beside its own, or where that leaves too few, for its own alone. Each quarter of a
+    /// multiprocessor has a quarter of them, for a quarter of the warps.
     fn registers(&self) -> usize {
-        let quarter = |warps: usize| 32 * warps.div_ceil(4);
-        let warps = quarter(self.threads() / 32);
-        let each = match self.neighbours {
-            Neighbours::Products => REGISTERS / 4 / (2 * warps),
-            Neighbours::Attention(a) => {
-                let taken = quarter(a.warps) * a.registers.next_multiple_of(8);
-                (REGISTERS / 4).saturating_sub(taken) / warps
-            }
+        let threads = |warps: usize| 32 * warps.div_ceil(4);
+        let all = REGISTERS / 4;
+        let own = threads(self.threads() / 32);
+        let others = match self.neighbours {
+            Neighbours::Products => all / 2,
+            Neighbours::Attention(a) => threads(a.warps) * a.registers.next_multiple_of(8),
         };
-        (each / 8 * 8).clamp(LEAST_REGISTERS, MOST_REGISTERS)
+        let beside = all.saturating_sub(others) / own;
+        let each = if beside < LEAST_REGISTERS {
+            all / own
+        } else {
+            beside
+        };
+        (each / 8 * 8).min(MOST_REGISTERS)
     }
 
     /// Threads that hold x and y between them (`base.cu`).
@@ -556,7 +561,38 @@ pub fn copy4(gate: MatRef, up: MatRef) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::pace;
+    use super::*;
+
+    #[test]
+    fn registers_leave_room_for_what_runs_beside() {
+        let shape = |hidden, weights, neighbours| FfnShape {
+            hidden,
+            inter: 4 * hidden,
+            rank: 0,
+            weights,
+            down: DType::Q8_0,
+            predictor: DType::BF16,
+            act: Act::Silu,
+            neighbours,
+        };
+        let attention = |registers| {
+            Neighbours::Attention(Footprint {
+                shared: 20_000,
+                warps: 8,
+                registers,
+            })
+        };
+        let q = shape(4096, DType::Q4_0, attention(126));
+        // Ten warps, three of them in a quarter, and two of attention's: 3 * 32 * 80 + 2 * 32 * 128 = 15,872 of 16,384.
+        assert_eq!((q.threads(), q.registers()), (320, 80));
+        let apart = shape(4096, DType::Q4_0, Neighbours::Products);
+        assert_eq!(apart.registers(), 80);
+        // Too few would be left: the launches run one after the other.
+        let alone = shape(4096, DType::Q4_0, attention(232));
+        assert_eq!(alone.registers(), 168);
+        let wide = shape(8192, DType::BF16, Neighbours::Products);
+        assert_eq!((wide.threads(), wide.registers()), (576, 96));
+    }
 
     #[test]
     fn blocks_share_the_memory() {
