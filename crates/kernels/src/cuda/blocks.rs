@@ -1,7 +1,7 @@
 //! Rows of quantised weights as device code reads them: blocks of 32 columns in parts, as `src/weights.cu` draws them.
 
 use crate::{
-    DType,
+    DType, MatRef,
     quant::{five_bit_levels, scales_and_mins},
 };
 
@@ -149,6 +149,37 @@ fn put_scales(dtype: DType, block: &[u8], i: usize, blocks: usize, to: &mut [u8]
             units[4 * i..][..4].copy_from_slice(&block[..4]);
         }
     }
+}
+
+/// Bytes of a neuron in a copy of 4 bits: nibbles and scales of gate and up, on 16 bytes.
+pub(super) const fn copy4_row(hidden: usize) -> usize {
+    (2 * (hidden / 32) * DType::Q4_0.block_bytes()).next_multiple_of(16)
+}
+
+/// A copy of gate and up as [`super::ffn::Decide::Copy4`] takes it, from both in Q4_0, `[inter, hidden]`:
+///
+/// ```text
+/// a neuron:  | nibbles of gate | nibbles of up | scales of gate | scales of up | up to a multiple of 16 bytes |
+/// ```
+///
+/// # Panics
+/// If the matrices are of another type, or of different shapes.
+pub fn copy4(gate: MatRef, up: MatRef) -> Vec<u8> {
+    let shape = |m: MatRef| (m.dtype(), m.rows(), m.cols());
+    assert!(shape(gate) == shape(up) && gate.dtype() == DType::Q4_0);
+    let mut out = Vec::with_capacity(gate.rows() * copy4_row(gate.cols()));
+    for i in 0..gate.rows() {
+        let rows = [gate, up].map(|m| m.row(i).chunks_exact(DType::Q4_0.block_bytes()));
+        let [gate, up] = &rows;
+        for blocks in [gate, up] {
+            blocks.clone().for_each(|b| out.extend_from_slice(&b[2..]));
+        }
+        for blocks in [gate, up] {
+            blocks.clone().for_each(|b| out.extend_from_slice(&b[..2]));
+        }
+        out.resize(out.len().next_multiple_of(16), 0);
+    }
+    out
 }
 
 #[cfg(test)]

@@ -3,13 +3,16 @@
 
 use super::{
     Cuda, CudaError, EMPTY, Footprint, Output, Weights,
+    blocks::copy4_row,
     joined::FfnLaunch,
     launch::{Grid, Source, sources},
     step::{PRODUCTS, ProductArguments},
     weights,
 };
-use crate::{cpu::Act, dtype::DType, matrix::MatRef};
+use crate::{cpu::Act, dtype::DType};
 use cudarc::driver::{CudaFunction, CudaSlice};
+
+pub use super::blocks::copy4;
 
 const SOURCES: [Source; 17] = sources![
     "types.cu",
@@ -526,37 +529,6 @@ fn pace(bandwidth: usize, blocks: usize) -> usize {
 
 fn fits(w: &Weights, rows: usize, cols: usize, dtype: DType) -> bool {
     (w.rows, w.cols, w.dtype) == (rows, cols, dtype)
-}
-
-/// Bytes of a neuron in a copy of 4 bits: nibbles and scales of gate and up, on 16 bytes.
-const fn copy4_row(hidden: usize) -> usize {
-    (2 * (hidden / 32) * DType::Q4_0.block_bytes()).next_multiple_of(16)
-}
-
-/// A copy of gate and up as [`Decide::Copy4`] takes it, from both in Q4_0, `[inter, hidden]`:
-///
-/// ```text
-/// a neuron:  | nibbles of gate | nibbles of up | scales of gate | scales of up | up to a multiple of 16 bytes |
-/// ```
-///
-/// # Panics
-/// If the matrices are of another type, or of different shapes.
-pub fn copy4(gate: MatRef, up: MatRef) -> Vec<u8> {
-    let shape = |m: MatRef| (m.dtype(), m.rows(), m.cols());
-    assert!(shape(gate) == shape(up) && gate.dtype() == DType::Q4_0);
-    let mut out = Vec::with_capacity(gate.rows() * copy4_row(gate.cols()));
-    for i in 0..gate.rows() {
-        let rows = [gate, up].map(|m| m.row(i).chunks_exact(DType::Q4_0.block_bytes()));
-        let [gate, up] = &rows;
-        for blocks in [gate, up] {
-            blocks.clone().for_each(|b| out.extend_from_slice(&b[2..]));
-        }
-        for blocks in [gate, up] {
-            blocks.clone().for_each(|b| out.extend_from_slice(&b[..2]));
-        }
-        out.resize(out.len().next_multiple_of(16), 0);
-    }
-    out
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
         l.post_attn_norm.is_none()
             && l.post_ffn_norm.is_none()
             && l.ffn_norm.is_some()
+            // What a block makes of attention's output has the room of its neurons' signals.
+            && l.ffn.gate.rows() >= c.hidden
             && linears.iter().all(|l| l.weight.dtype() == dtype)
     };
     if c.heads * c.head_dim != c.hidden
