@@ -102,14 +102,10 @@ class Module:
 POINTERS = "gate up down x residual y kept positive negative".split()
 
 
-STRIDES = "gate_stride up_stride down_stride".split()
-
-
 class Ffn(ctypes.Structure):
     """As in state.cu."""
 
     _fields_ = ([(n, ctypes.c_void_p) for n in POINTERS] + [("tau", ctypes.c_float), ("score", ctypes.c_uint), ("early", ctypes.c_uint)]
-                + [(n, ctypes.c_uint) for n in STRIDES]
                 + [(n, ctypes.c_void_p) for n in "first second bias partial low shares entries norm".split()] + [("eps", ctypes.c_float)])
 
 
@@ -133,8 +129,7 @@ class Shape:
     def run(self, name, layer, x, y, kept=None, residual=None, score="value", tau=0.0, expected=0, dependent=True):
         arrays = {k: layer[k] for k in "gate up down positive negative first second bias norm".split() if k in layer}
         arrays |= self.scratch | dict(x=x, y=y, kept=kept, residual=residual)
-        f = Ffn(**{k: v.data_ptr() for k, v in arrays.items() if v is not None}, tau=tau, score=SCORES[score], early=int(EARLY * expected / self.blocks), eps=1e-5,
-                **{n: layer[n[:-7]].stride(0) * 2 for n in STRIDES})
+        f = Ffn(**{k: v.data_ptr() for k, v in arrays.items() if v is not None}, tau=tau, score=SCORES[score], early=int(EARLY * expected / self.blocks), eps=1e-5)
         self.module.launch(name, self.blocks, self.threads, int(self.defines["SHARED_BYTES"]), f, dependent)
 
     def act(self, g):
@@ -202,12 +197,6 @@ def threshold(score, keep):
 READ_KEPT = {"ffn_by_up": ("gate", "down"), "ffn_by_gate": ("up", "down")}
 
 
-def beside(layer, names):
-    """The matrices laid out again so that a neuron's rows lie beside each other."""
-    together = torch.stack([layer[n] for n in names], 1)
-    return {n: together[:, i] for i, n in enumerate(names)}
-
-
 U = 2.0**-24
 
 
@@ -236,7 +225,6 @@ def check_one(s, name, rule, keep):
         tau = threshold(score, keep)
         kept = score > tau
         read_kept = READ_KEPT.get(name, ("gate", "up", "down"))
-        layer |= beside(layer, read_kept)
         for m in read_kept:
             layer[m][~kept] = float("nan")
     coefficient = torch.where(kept, s.act(g) * u, 0)
@@ -386,7 +374,6 @@ def bench(options):
                     ready, kept = [], []
                     for l in layers:
                         d = {k: l[k] for k in ("gate", "up", "down", "positive", "negative")}
-                        d |= beside(d, READ_KEPT.get(name, ("gate", "up", "down"))) if options.beside else {}
                         if name == "ffn_low_rank":
                             d |= dict(first=l["low_a"], second=l["low_b"], bias=l["low_bias"])
                         if name == "ffn_copy4":
@@ -415,7 +402,6 @@ def main():
     b.add_argument("--rank", type=int, default=512)
     b.add_argument("--layers", type=int, default=8)
     b.add_argument("--rho", type=float, nargs="*", default=[0.0, 0.1, 0.5, 0.7, 0.8, 0.9])
-    b.add_argument("--beside", action="store_true", help="rows read for the neurons kept only lie beside each other")
     b.add_argument("--only", nargs="*", help="these sparse kernels")
     b.add_argument("--apart", action="store_true", help="also without programmatic dependent launch")
     b.add_argument("--torch", action="store_true", help="also PyTorch's dense products")

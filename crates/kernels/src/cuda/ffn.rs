@@ -79,9 +79,14 @@ pub struct FfnShape {
 pub enum Neighbours {
     /// Products, which need half of a multiprocessor's shared memory.
     Products,
-    /// Attention, whose blocks take so much of a multiprocessor: the products between belong to the FFN's launch ([`FfnLaunch::join_output`], [`FfnLaunch::join_next`]), whose rows stream
-    /// through all the rest.
-    Attention(Footprint),
+    /// Attention: the products between belong to the FFN's launch ([`FfnLaunch::join_output`], [`FfnLaunch::join_next`]), whose rows stream through all of a multiprocessor that
+    /// attention leaves.
+    Attention {
+        /// What attention's blocks take of it.
+        footprint: Footprint,
+        /// Type that the last of the products after may have instead of that of gate and up; quantised if that is.
+        values: Option<DType>,
+    },
 }
 
 impl FfnShape {
@@ -89,8 +94,8 @@ impl FfnShape {
     fn shared(&self, cuda: &Cuda) -> usize {
         match self.neighbours {
             Neighbours::Products => SHARED_BYTES,
-            Neighbours::Attention(attention) => {
-                let taken = attention.shared + 2 * RESERVED;
+            Neighbours::Attention { footprint, .. } => {
+                let taken = footprint.shared + 2 * RESERVED;
                 cuda.card.shared.saturating_sub(taken) / 128 * 128
             }
         }
@@ -104,7 +109,9 @@ impl FfnShape {
         let own = threads(self.threads() / 32);
         let others = match self.neighbours {
             Neighbours::Products => all / 2,
-            Neighbours::Attention(a) => threads(a.warps) * a.registers.next_multiple_of(8),
+            Neighbours::Attention { footprint: a, .. } => {
+                threads(a.warps) * a.registers.next_multiple_of(8)
+            }
         };
         let beside = all.saturating_sub(others) / own;
         let each = if beside < LEAST_REGISTERS {
@@ -279,9 +286,6 @@ pub(super) struct Arguments {
     tau: f32,
     score: u32,
     early: u32,
-    gate_stride: u32,
-    up_stride: u32,
-    down_stride: u32,
     first: u64,
     second: u64,
     bias: u64,
@@ -295,6 +299,7 @@ pub(super) struct Arguments {
     pub(super) attended: u64,
     pub(super) words: u64,
     pub(super) next: [ProductArguments; PRODUCTS],
+    pub(super) values: ProductArguments,
     pub(super) next_norm: u64,
     pub(super) next_eps: f32,
     pub(super) made: u64,
@@ -347,7 +352,10 @@ impl FfnKernels {
             weights::number(dtype).ok_or(CudaError::Weights { dtype, cols })
         };
         let shared = shape.shared(cuda);
-        let is_joined = shape.neighbours != Neighbours::Products;
+        let (is_joined, values) = match shape.neighbours {
+            Neighbours::Products => (false, None),
+            Neighbours::Attention { values, .. } => (true, values),
+        };
         let module = cuda.module_of(
             &SOURCES,
             Some(shape.registers()),
@@ -359,6 +367,7 @@ impl FfnKernels {
                 ("SHARED_BYTES", shared),
                 ("PACE", pace(cuda.card.bandwidth, blocks)),
                 ("JOINED", usize::from(is_joined)),
+                ("VALUES", number(values.unwrap_or(shape.weights))?),
                 ("WEIGHTS", number(shape.weights)?),
                 ("DOWN", number(shape.down)?),
                 ("PREDICTOR", number(shape.predictor)?),
@@ -463,9 +472,6 @@ impl FfnKernels {
             residual,
             y,
             kept: cuda.address(buffers.kept) + 4 * buffers.at as u64,
-            gate_stride: gate.stride as u32,
-            up_stride: up.stride as u32,
-            down_stride: down.stride as u32,
             partial: cuda.address(&self.partial),
             low: cuda.address(&self.low),
             shares: cuda.address(&self.shares),
@@ -547,12 +553,13 @@ mod tests {
             act: Act::Silu,
             neighbours,
         };
-        let attention = |registers| {
-            Neighbours::Attention(Footprint {
+        let attention = |registers| Neighbours::Attention {
+            footprint: Footprint {
                 shared: 20_000,
                 warps: 8,
                 registers,
-            })
+            },
+            values: None,
         };
         let q = shape(4096, DType::Q4_0, attention(126));
         // Ten warps, three of them in a quarter, and two of attention's: 3 * 32 * 80 + 2 * 32 * 128 = 15,872 of 16,384.

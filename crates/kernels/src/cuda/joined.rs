@@ -6,8 +6,9 @@ use super::{
     attention::AttentionShape,
     ffn::{Arguments, FfnShape, Neighbours},
     launch::Grid,
-    step::ProductsLaunch,
+    step::{ProductArguments, ProductsLaunch},
 };
+use crate::DType;
 use cudarc::driver::CudaFunction;
 
 /// An FFN that is ready to be launched. What it was made of must live until that has run.
@@ -138,7 +139,9 @@ impl FfnLaunch {
             && p.norm == 0
             && first.out == a.residual
             && first.out == a.x;
-        if !is_output || !fits(&self.shape, self.grid.blocks.0, &product) {
+        let is_joined = self.shape.neighbours != Neighbours::Products;
+        let dtype = self.shape.weights;
+        if !(is_joined && is_output && fits(&self.shape, dtype, self.grid.blocks.0, &product)) {
             return Some(product);
         }
         a.output = *first;
@@ -146,27 +149,41 @@ impl FfnLaunch {
         None
     }
 
-    /// Makes products with the FFN's output, or its norm, part of its launch. Such a launch must be followed by another one of an FFN with the same [`Joints`]. Gives the products
-    /// back where they are none, or the FFN's kernels have no room for them.
+    /// Makes products with the FFN's output, or its norm, part of its launch; in a second call, one more of the type that [`Neighbours::Attention`] allows. Such a launch must be
+    /// followed by another one of an FFN with the same [`Joints`]. Gives the products back where they are none, or the FFN's kernels have no room for them.
     #[must_use]
     pub fn join_next(&mut self, products: ProductsLaunch) -> Option<ProductsLaunch> {
+        let Neighbours::Attention { values, .. } = self.shape.neighbours else {
+            return Some(products);
+        };
         let (a, p) = (&mut self.arguments, &products.arguments);
+        let [first, others @ ..] = &p.products;
         let is_first = a.next.iter().all(|p| p.rows == 0);
-        let is_next = is_first && p.x == a.y && p.products.iter().all(|p| p.adds == 0);
-        if !is_next || !fits(&self.shape, self.grid.blocks.0, &products) {
+        let is_values = a.values.rows == 0
+            && others.iter().all(|p| p.rows == 0)
+            && (p.norm, p.eps) == (a.next_norm, a.next_eps);
+        let dtype = Some(self.shape.weights).filter(|_| is_first);
+        let dtype = dtype.or(values.filter(|_| is_values));
+        let is_next = p.x == a.y && p.products.iter().all(|p| p.adds == 0);
+        let fits = |d| fits(&self.shape, d, self.grid.blocks.0, &products);
+        if !is_next || !dtype.is_some_and(fits) {
             return Some(products);
         }
-        a.next = p.products;
-        a.next_norm = p.norm;
-        a.next_eps = p.eps;
+        if is_first {
+            a.next = p.products;
+            a.next_norm = p.norm;
+            a.next_eps = p.eps;
+        } else {
+            a.values = *first;
+        }
         None
     }
 
     /// Has the queries, keys and values that joined it passed to attention as they come, which must be the next launch; their buffers are not written. Does nothing where others
     /// joined, or none.
     pub fn join_attention(&mut self, cuda: &Cuda, qkv: [&CudaSlice<f32>; 3]) {
-        let outs = self.arguments.next.map(|p| p.out);
-        self.is_for_attention = outs == qkv.map(|b| cuda.address(b));
+        let outs = products_after(&mut self.arguments).map(|p| p.out);
+        self.is_for_attention = outs.eq(qkv.map(|b| cuda.address(b)));
     }
 
     /// Launches it with what joined it, in the order of calls.
@@ -207,12 +224,12 @@ impl FfnLaunch {
             a.projected_before = cuda.address(&before.projected);
             a.projected = before.projected.len() as u32;
         }
-        j.passed = match a.next.iter().map(|p| p.rows as usize).sum() {
+        j.passed = match products_after(a).map(|p| p.rows as usize).sum() {
             0 => Passed::Nothing,
             rows if self.is_for_attention => {
                 assert_eq!(rows, now.projected.len(), "as many as attention is given");
                 let mut at = cuda.address(&now.projected);
-                for p in &mut a.next {
+                for p in products_after(a) {
                     p.out = at;
                     at += 4 * u64::from(p.rows);
                 }
@@ -225,15 +242,17 @@ impl FfnLaunch {
     }
 }
 
-/// Whether rows are such as the FFN's kernels stream, and sums of a block's have room.
-fn fits(shape: &FfnShape, blocks: usize, products: &ProductsLaunch) -> bool {
-    let rows: usize = products
-        .arguments
-        .products
-        .iter()
-        .map(|p| p.rows as usize)
-        .sum();
-    shape.neighbours != Neighbours::Products
-        && products.key == (shape.weights, shape.hidden)
-        && rows.div_ceil(blocks) <= shape.rows(blocks)
+/// The products that joined after an FFN, in order.
+fn products_after(a: &mut Arguments) -> impl Iterator<Item = &mut ProductArguments> {
+    let all = a.next.iter_mut().chain([&mut a.values]);
+    all.filter(|p| p.rows > 0)
+}
+
+/// Whether rows are such as the FFN's kernels stream, two of one product together where they are short, and sums of a block's have room.
+fn fits(shape: &FfnShape, dtype: DType, blocks: usize, products: &ProductsLaunch) -> bool {
+    let rows = products.arguments.products.map(|p| p.rows as usize);
+    let pairs: usize = rows.iter().map(|rows| rows / 2).sum();
+    products.key == (dtype, shape.hidden)
+        && rows.iter().all(|rows| rows.is_multiple_of(2))
+        && 2 * pairs.div_ceil(blocks) <= shape.rows(blocks)
 }

@@ -20,7 +20,7 @@ pub(super) enum Waiting {
 /// Names what steps are launched as: `joined`, or nothing, has the projections of a layer in the launch of its FFN where the model allows it, `apart` has a launch for each.
 const LAUNCHES_VARIABLE: &str = "COUNTDOWN_LAUNCHES";
 
-/// What runs beside the FFNs of a model: attention alone, where all projections of all layers can join FFNs.
+/// What runs beside the FFNs of a model: attention alone, where all projections of all layers can join FFNs. Values may be of another type, as they are in files of few bits.
 pub(super) fn neighbours(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
     let asked = std::env::var(LAUNCHES_VARIABLE);
     match asked.as_deref().unwrap_or("joined") {
@@ -35,26 +35,33 @@ pub(super) fn neighbours(model: &Model, attention: &AttentionKernels) -> Result<
 
 fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
     let c = &model.config;
+    let types = |l: &Layer| (l.ffn.gate.dtype(), l.value.weight.dtype());
+    let all = || model.layers.iter().map(types);
+    // Values of another type, which are multiplied with the same input.
+    let mixed = all().find(|(dtype, values)| dtype != values);
+    let is_room = mixed.is_none_or(|(dtype, values)| {
+        dtype.is_quantized() == values.is_quantized()
+            && all().all(|t| t == (dtype, values) || t == (dtype, dtype))
+    });
     let joins = |l: &Layer| {
-        let linears = [&l.query, &l.key, &l.value, &l.attn_output];
-        let dtype = l.ffn.gate.dtype();
+        let linears = [&l.query, &l.key, &l.attn_output];
         l.post_attn_norm.is_none()
             && l.post_ffn_norm.is_none()
             && l.ffn_norm.is_some()
             // What a block makes of attention's output has the room of its neurons' signals.
             && l.ffn.gate.rows() >= c.hidden
-            && linears.iter().all(|l| l.weight.dtype() == dtype)
+            && linears.iter().all(|p| p.weight.dtype() == types(l).0)
     };
     if c.heads * c.head_dim != c.hidden
         || c.residual_scale != 1.0
+        || !is_room
         || !model.layers.iter().all(joins)
     {
         return Ok(Neighbours::Products);
     }
-    attention
-        .footprint()
-        .map(Neighbours::Attention)
-        .map_err(error)
+    let values = mixed.map(|(_, values)| values);
+    let footprint = attention.footprint().map_err(error)?;
+    Ok(Neighbours::Attention { footprint, values })
 }
 
 impl CudaBackend {
@@ -125,21 +132,16 @@ impl CudaBackend {
         products: [(&Linear, &mut Buffer); N],
     ) {
         let (cuda, step, all) = (&self.cuda, &mut self.step, &self.weights);
-        let first = products.first().map(|(l, _)| l.weight.dtype());
-        let is_one_type = products
-            .iter()
-            .all(|(l, _)| Some(l.weight.dtype()) == first);
         let products = products.map(|(l, out)| Product {
             weights: all.matrix(&l.weight),
             bias: l.bias.as_ref().map(|b| all.vector(b)),
             out: Output::Write(&mut out.data),
         });
         let norm = norm.map(|n| (all.vector(n.weight), n.eps));
+        let prepare = |p: &[_]| step.prepare_products(cuda, (&x.data, 0), norm, p);
         // A launch is of one type.
-        let each = if is_one_type { N } else { 1 };
-        let prepare = |p| step.prepare_products(cuda, (&x.data, 0), norm, p);
         match products
-            .chunks(each)
+            .chunk_by(|a, b| a.weights.dtype() == b.weights.dtype())
             .map(prepare)
             .collect::<Result<Vec<_>, _>>()
         {

@@ -170,7 +170,9 @@ impl CudaBackend {
         let neighbours = joining::neighbours(model, &attention)?;
         let joints = match neighbours {
             Neighbours::Products => None,
-            Neighbours::Attention(_) => Some(Joints::new(&cuda, c.hidden, shape).map_err(error)?),
+            Neighbours::Attention { .. } => {
+                Some(Joints::new(&cuda, c.hidden, shape).map_err(error)?)
+            }
         };
         let mut backend = CudaBackend {
             step: StepKernels::new(&cuda).map_err(error)?,

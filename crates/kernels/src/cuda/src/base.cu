@@ -8,6 +8,7 @@
 //   JOINED        1: the products before and after the FFN belong to its launch (joined.cu)
 //   WEIGHTS       type of gate and up (weights.cu)
 //   DOWN          type of down
+//   VALUES        where JOINED, the type that the values' projection may have instead of WEIGHTS; both are floats or neither is
 //   PREDICTOR     type of a low-rank predictor's matrices, BF16 or F16
 //   ACT_GELU      1: the activation is GELU by tanh, 0: SiLU
 //   RANK          width of the low-rank predictor, a multiple of 8; 0 where there is none
@@ -33,7 +34,18 @@ constexpr u32 THREADS = CONSUMERS + 64;
 
 constexpr u32 RUNS = HIDDEN / 8;
 constexpr u32 ROW_BYTES = Weights<WEIGHTS>::row_bytes(HIDDEN);
+// Rows of gate and up, and of products beside them, that share a slot of the ring: one thread asks for all of a block's rows, and for a slot of 2 kB it takes as long as the
+// memory does for 4. Rows that are multiplied one after the other, or a neuron's two.
+constexpr u32 PACK = ROW_BYTES <= 3072 ? 2 : 1;
+constexpr u32 PACK_BYTES = PACK * ROW_BYTES;
 constexpr u32 DOWN_BYTES = Weights<DOWN>::row_bytes(HIDDEN);
+#if JOINED
+constexpr bool VALUES_APART = VALUES != WEIGHTS;
+constexpr u32 VALUE_BYTES = Weights<VALUES>::row_bytes(HIDDEN);
+static_assert(Weights<VALUES>::LEVELS == LEVELS, "x is in levels or it is not");
+#else
+constexpr u32 VALUE_BYTES = 0;
+#endif
 // A row of A of a low-rank predictor comes in parts of two runs a thread.
 constexpr u32 LOW_PARTS = ceil_div(RUNS, 2 * TEAM);
 constexpr u32 LOW_PART_BYTES = RANK > 0 ? (RUNS < 2 * TEAM ? RUNS : 2 * TEAM) * 16 : 0;

@@ -13,22 +13,24 @@ struct Dense {
 // Signals that are products of one matrix, computed for all neurons.
 template <bool UP> struct ByRows {
     static constexpr u32 ROWS = 2;
-    static constexpr u32 DEAL = 1;
+    static constexpr u32 DEAL = PACK;
     static constexpr bool LOW = false;
 
-    __device__ static const u8* row_scored(const Ffn& f, u64 row) { return UP ? f.up + row * f.up_stride : f.gate + row * f.gate_stride; }
-    __device__ static const u8* row_kept(const Ffn& f, u64 row) { return UP ? f.gate + row * f.gate_stride : f.up + row * f.up_stride; }
-    __device__ static u32 places() { return row_count<1>(); }
-    __device__ static u32 groups() { return ceil_div(row_count<1>(), 32); }
+    __device__ static const u8* row_scored(const Ffn& f, u64 row) { return (UP ? f.up : f.gate) + row * ROW_BYTES; }
+    __device__ static const u8* row_kept(const Ffn& f, u64 row) { return (UP ? f.gate : f.up) + row * ROW_BYTES; }
+    __device__ static u32 rows() { return row_count<DEAL>(); }
+    __device__ static u32 places() { return ceil_div(rows(), PACK); }
+    __device__ static u32 groups() { return ceil_div(rows(), 32); }
     __device__ static u32 group_begin(u32 group) { return 32 * group; }
-    __device__ static u32 arrivals(u32 group) { return ceil_div(min(32u, row_count<1>() - 32 * group), ROWS_AT_ONCE); }
+    __device__ static u32 arrivals(u32 group) { return ceil_div(min(32u, rows() - 32 * group), ROWS_AT_ONCE); }
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
-        p.fill<ROW_BYTES>(row_scored(f, neuron<1>(place)));
+        const u32 row = place * PACK;
+        p.fill<PACK_BYTES>(row_scored(f, neuron<DEAL>(row)), min(PACK, rows() - row) * ROW_BYTES);
     }
     __device__ static void score(const Ffn& f, u32 first, const Input& x) {
-        const u32 rows = row_count<1>();
+        const u32 rows = ByRows::rows();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_rows<1>(first, row, rows, shared().room, [&](u32 place, u32) { return dot(place, x); });
+            some_rows<ROWS_AT_ONCE, PACK, 1>(first, row, rows, shared().room, [&](const u8* at, u32) { return dot(at, x); });
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }

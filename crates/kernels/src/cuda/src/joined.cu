@@ -4,14 +4,15 @@
 
 #if JOINED
 
-// This block's rows of `rows`.
-struct Rows {
+// This block's rows of `rows`, EACH a place.
+template <u32 EACH> struct Rows {
     u32 first, count;
+    __device__ Rows(u32 rows) {
+        first = range_begin(rows / EACH, blockIdx.x) * EACH;
+        count = range_begin(rows / EACH, blockIdx.x + 1) * EACH - first;
+    }
+    __device__ u32 places() const { return count / EACH; }
 };
-__device__ Rows rows_of_block(u32 rows) {
-    const u32 first = range_begin(rows, blockIdx.x);
-    return {first, range_begin(rows, blockIdx.x + 1) - first};
-}
 
 __device__ u32 next_rows(const Ffn& f) {
     u32 rows = 0;
@@ -21,8 +22,8 @@ __device__ u32 next_rows(const Ffn& f) {
 }
 
 __device__ void stream_output(const Ffn& f, Producer& p) {
-    const Rows mine = rows_of_block(f.output.rows);
-    for (u32 i = 0; i < mine.count; i++) p.fill<ROW_BYTES>(f.output.weights + u64(mine.first + i) * ROW_BYTES);
+    const Rows<PACK> mine(f.output.rows);
+    for (u32 i = 0; i < mine.count; i += PACK) p.fill<PACK_BYTES>(f.output.weights + u64(mine.first + i) * ROW_BYTES);
 }
 
 // Bytes that a block asks for at a time while blocks tell each other y, which is known the sooner.
@@ -31,20 +32,32 @@ __device__ void stream_output(const Ffn& f, Producer& p) {
 #endif
 
 __device__ void stream_next(const Ffn& f, Producer& p) {
-    const Rows mine = rows_of_block(next_rows(f));
-    for (u32 i = 0; i < mine.count; i++) {
-        p.window = i < SLOTS ? NEXT_CALM_BYTES : WINDOW_BYTES;
+    const u32 start = p.asked;
+    const auto calm = [&] { p.window = p.asked - start < SLOTS ? NEXT_CALM_BYTES : WINDOW_BYTES; };
+    const Rows<PACK> mine(next_rows(f));
+    for (u32 i = 0; i < mine.count; i += PACK) {
+        calm();
         u32 row = mine.first + i;
         const Product& product = product_of(f.next, row);
-        p.fill<ROW_BYTES>(product.weights + u64(row) * ROW_BYTES);
+        p.fill<PACK_BYTES>(product.weights + u64(row) * ROW_BYTES);
+    }
+    if constexpr (VALUES_APART) {
+        const Rows<1> values(f.values.rows);
+        for (u32 i = 0; i < values.count; i++) {
+            calm();
+            p.fill<VALUE_BYTES>(f.values.weights + u64(values.first + i) * VALUE_BYTES);
+        }
     }
 }
 
-// Multiplies `rows` rows from place `first` on; `done` takes them and their sums, a row a thread. For all consumers.
-template <class Done> __device__ void multiply_rows(u32 first, u32 rows, const Input& x, Done done) {
+// Rows of a product that a team multiplies at once. Most are there before what they are multiplied with, and a row of levels takes less time than its sum over lanes.
+constexpr u32 PRODUCT_ROWS = LEVELS && SLOTS >= 2 * PRODUCT_ROWS_MAX ? PRODUCT_ROWS_MAX : ROWS_AT_ONCE;
+
+// Multiplies `rows` rows of TYPE from place `first` on, EACH a place; `done` takes them and their sums, a row a thread. For all consumers.
+template <u32 TYPE, u32 EACH, class Done> __device__ void multiply_rows(u32 first, u32 rows, const Input& x, Done done) {
     float* const sums = shared().room;
-    for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS)
-        four_rows<1>(first, row, rows, sums, [&](u32 place, u32) { return dot(place, x); });
+    for (u32 row = PRODUCT_ROWS * team(); row < rows; row += PRODUCT_ROWS * TEAMS)
+        some_rows<PRODUCT_ROWS, EACH, 1>(first, row, rows, sums, [&](const u8* at, u32) { return dot<TYPE>(at, x); });
     sync_consumers();
     for (u32 row = threadIdx.x; row < rows; row += CONSUMERS) done(row, sum_of_warps(sums + row * WARPS, WARPS));
     sync_consumers();
@@ -52,7 +65,7 @@ template <class Done> __device__ void multiply_rows(u32 first, u32 rows, const I
 
 // Makes x, of which every block makes some columns, a thread each (gather.cu says that there are so many). Gives how many places it took.
 __device__ u32 make_input(const Ffn& f) {
-    const Rows mine = rows_of_block(f.output.rows);
+    const Rows<PACK> mine(f.output.rows);
     if (f.output.rows == 0) return 0;
     const u32 c = mine.first + threadIdx.x;
     const bool has = threadIdx.x < mine.count;
@@ -61,8 +74,8 @@ __device__ u32 make_input(const Ffn& f) {
     if (has && f.passed_before) base += await_word(f.passed_before + c);
     const Input attended = input_of(f.words ? load_words(f.words) : load_columns(f.attended), {});
     if (has && !f.passed_before) base += peek(f.residual + c);
-    multiply_rows(0, mine.count, attended, [&](u32, float sum) { put(f.made + c, not_empty(base + sum)); });
-    return mine.count;
+    multiply_rows<WEIGHTS, PACK>(0, mine.count, attended, [&](u32, float sum) { put(f.made + c, not_empty(base + sum)); });
+    return mine.places();
 }
 
 // Tells all blocks column c of y.
@@ -86,16 +99,21 @@ __device__ void empty_read(const Ffn& f, u32 first, u32 end) {
 
 // Multiplies y, whose rows' places begin at `place`.
 __device__ void multiply_next(const Ffn& f, u32 place) {
-    const Rows mine = rows_of_block(next_rows(f));
     if (next_rows(f) == 0) return;
     const Norm norm = load_norm(f.next_norm, f.next_eps);
     const Input y = input_of(load_words(f.passed), norm);
-    multiply_rows(place, mine.count, y, [&](u32 row, float sum) {
-        u32 in_product = mine.first + row;
-        const Product& p = product_of(f.next, in_product);
-        // Attention may wait for it.
-        put(p.out + in_product, not_empty(sum + (p.bias ? p.bias[in_product] : 0)));
+    // Attention may wait for it.
+    const auto pass = [](const Product& p, u32 row, float sum) { put(p.out + row, not_empty(sum + (p.bias ? p.bias[row] : 0))); };
+    const Rows<PACK> mine(next_rows(f));
+    multiply_rows<WEIGHTS, PACK>(place, mine.count, y, [&](u32 i, float sum) {
+        u32 row = mine.first + i;
+        const Product& p = product_of(f.next, row);
+        pass(p, row, sum);
     });
+    if constexpr (VALUES_APART) {
+        const Rows<1> values(f.values.rows);
+        multiply_rows<VALUES, 1>(place + mine.places(), values.count, y, [&](u32 i, float sum) { pass(f.values, values.first + i, sum); });
+    }
 }
 
 #endif

@@ -30,7 +30,7 @@ __device__ float copy_dot(u32 place, u32 matrix, const Levels& x) {
     return half_value(d) * x.scale * int_value(sum);
 }
 
-// The four neurons from `row` on, all of them from place `first` on, as four_rows: of each, the sums of gate's warps, then those of up's.
+// The four neurons from `row` on, all of them from place `first` on, as some_rows: of each, the sums of gate's warps, then those of up's.
 __device__ void four_copies(u32 first, u32 row, u32 rows, const Levels& x, float* sums) {
     constexpr u32 EACH = COPY_MATRICES;
     float v[ROWS_AT_ONCE * EACH];

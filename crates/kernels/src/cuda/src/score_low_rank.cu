@@ -24,7 +24,7 @@ __device__ float* low_x() { return shared().room + ROWS_MAX + ROOM_LOW; }
 __device__ void multiply_low(const Ffn& f, u32 first, const Input& x) {
     const u32 rows = low_count();
     for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-        four_rows<LOW_PARTS>(first, row, rows, low_sums(), [&](u32 place, u32 part) { return dot_part<PREDICTOR>(place, part, x.columns); });
+        some_rows<ROWS_AT_ONCE, 1, LOW_PARTS>(first, row, rows, low_sums(), [&](const u8* at, u32 part) { return dot_part<PREDICTOR>(at, part, x.columns); });
         sync_team();
         const u32 r = row + team_thread();
         if (team_thread() < ROWS_AT_ONCE && r < rows)

@@ -2,9 +2,9 @@
 
 // y = residual + sum over the neurons kept of act(gate_i . x) * (up_i . x) * down_i.
 struct Ffn {
-    const u8* gate;  // [INTER, HIDDEN], each row HIDDEN weights of type WEIGHTS
+    const u8* gate;  // [INTER, HIDDEN] of type WEIGHTS, one row behind the other
     const u8* up;    // the same
-    const u8* down;  // the same of type DOWN: a row holds what the neuron adds to y
+    const u8* down;  // the same of type DOWN: a row is what the neuron adds to y
     const float* x;         // [HIDDEN], at a multiple of 16 bytes
     const float* residual;  // [HIDDEN], or null for 0
     float* y;               // [HIDDEN]; may be residual
@@ -17,10 +17,6 @@ struct Ffn {
     u32 score;
     // Neurons that a block may take of those it keeps before all counts are known: somewhat less (0.85) than its part of those that are kept on average.
     u32 early;
-    // Bytes from one row to the next, multiples of 16: a neuron's rows may lie beside each other or apart, which is as fast here.
-    u32 gate_stride;
-    u32 up_stride;
-    u32 down_stride;
 
     // The predictor: A [RANK, HIDDEN] and B [INTER, RANK] with a bias [INTER] or null; or the copy of gate and up (score_copy.cu) as `first`.
     const u8* first;
@@ -43,6 +39,7 @@ struct Ffn {
     float* words;           // [HIDDEN]: the same passed by attention's blocks, before that launch has ended; or null
     // The products after, with y or its norm, where they have rows.
     Product next[PRODUCTS];  // rows of HIDDEN weights of type WEIGHTS
+    Product values;          // after them, of type VALUES
     const float* next_norm;  // as norm
     float next_eps;
     // Passed between blocks: EMPTY before the first launch, and `made` and `words` after each. What a launch has passed the next one empties.
@@ -70,10 +67,13 @@ constexpr u32 GROUPS_MAX = ROWS_MAX / 4;
 // Batches of neurons to take: the early ones, 32 at a time, and an empty one.
 constexpr u32 BATCHES_MAX = ceil_div(ROWS_MAX, 32) + 2;
 
+// Rows of a product beside the FFN that a team multiplies at once, at most (joined.cu).
+constexpr u32 PRODUCT_ROWS_MAX = 8;
+
 // Sums of each warp for all rows; or scores of all rows, sums of a few rows, and A x; and before any of them the levels of x.
 constexpr u32 ROW_SUMS = HIDDEN % 32 == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a copy
 constexpr u32 ROOM_LOW = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
-constexpr u32 ROOM = ceil_div(larger(larger(ROWS_MAX * ROW_SUMS, ROWS_MAX + ROOM_LOW + RANK), levels_bytes(HIDDEN) / 4), 4) * 4;  // whole vectors
+constexpr u32 ROOM = ceil_div(larger(larger(ceil_div(ROWS_MAX, PRODUCT_ROWS_MAX) * PRODUCT_ROWS_MAX * ROW_SUMS, ROWS_MAX + ROOM_LOW + RANK), levels_bytes(HIDDEN) / 4), 4) * 4;  // whole vectors
 
 // What blocks' sums are added up in (gather.cu): the ring, or where rows still come through it, room of its own.
 constexpr u32 GATHER_BYTES = larger(TEAMS > 1 ? TEAMS * HIDDEN * 4 : 0, CONSUMERS * 16);
@@ -106,6 +106,8 @@ extern __shared__ __align__(128) u8 shared_memory[];
 
 __device__ Shared& shared() { return *reinterpret_cast<Shared*>(shared_memory + SLOTS * SLOT_BYTES); }
 __device__ u8* slot(u32 place) { return shared_memory + place % SLOTS * SLOT_BYTES; }
+// Row r of those that share slots from a place on.
+__device__ const u8* packed_row(u32 place, u32 r) { return slot(place + r / PACK) + r % PACK * ROW_BYTES; }
 
 // Waits until the bytes of a place are there. For consumers. Copies may arrive in any order, and a team does not wait for those meant for others: it could come here a round
 // of the ring before what the slot is still waiting for, whose phase looks like the end of its own. Not once the place has been asked for.
@@ -144,7 +146,7 @@ __device__ u64 nanoseconds() {
 }
 
 // Places filled between two looks at what has arrived and at the time: about 9 kB of rows, for a look takes as long as a copy.
-constexpr u32 LOOK_WANTED = larger(9216 / ROW_BYTES, 1);
+constexpr u32 LOOK_WANTED = larger(9216 / PACK_BYTES, 1);
 constexpr u32 LOOK = LOOK_WANTED < SLOTS / 4 ? LOOK_WANTED : SLOTS / 4;
 
 // The producer: one thread, which fills places in turn. It issues a copy every 300 ns or sooner, so it counts slots instead of dividing.
@@ -207,17 +209,28 @@ struct Producer {
     }
     // The same to a place that is known to be free.
     template <u32 BYTES> __device__ void send(const u8* from, u32 bytes = BYTES) {
+        u64& full = expect<BYTES>(bytes);
+        bulk_copy(shared_memory + slot * SLOT_BYTES, from, bytes, full, policy);
+        advance();
+    }
+    // The same of two times BYTES from two places in memory.
+    template <u32 BYTES> __device__ void send_two(const u8* first, const u8* second) {
+        u64& full = expect<2 * BYTES>(2 * BYTES);
+        bulk_copy(shared_memory + slot * SLOT_BYTES, first, BYTES, full, policy);
+        bulk_copy(shared_memory + slot * SLOT_BYTES + BYTES, second, BYTES, full, policy);
+        advance();
+    }
+    template <u32 BYTES> __device__ u64& expect(u32 bytes) {
         count(BYTES);
         unpaced += BYTES;
         u64& full = shared().ring.full[slot];
         barrier_arrive_for_bytes(full, bytes);
-        bulk_copy(shared_memory + slot * SLOT_BYTES, from, bytes, full, policy);
-        advance();
+        return full;
     }
     // Leaves what lies at the next place as it is, once that is free, and says that it is there.
     __device__ void leave() {
         wait();
-        count(ROW_BYTES);
+        count(PACK_BYTES);
         barrier_arrive(shared().ring.full[slot]);
         advance();
     }
@@ -378,19 +391,19 @@ __device__ Input input_of(const Columns& columns, const Norm& norm) {
     return in;
 }
 
-// This thread's part of the product of two runs' worth of a row of floats of TYPE at a place, the runs from 2 * part on, and x.
-template <u32 TYPE> __device__ float dot_part(u32 place, u32 part, const Columns& x) {
+// This thread's part of the product of two runs' worth of a row of floats of TYPE, the runs from 2 * part on, which lie at `at`, and x.
+template <u32 TYPE> __device__ float dot_part(const u8* at, u32 part, const Columns& x) {
     float sum[2] = {0, 0};
 #pragma unroll
     for (u32 k = 0; k < 2; k++)
-        if (has_run(2 * part + k)) dot8<TYPE>(slot(place), HIDDEN, run(k), x.v + 16 * part + 8 * k, sum[k]);
+        if (has_run(2 * part + k)) dot8<TYPE>(at, HIDDEN, run(k), x.v + 16 * part + 8 * k, sum[k]);
     return sum[0] + sum[1];
 }
 
 // The same of a whole row of gate or up.
-template <u32 TYPE = WEIGHTS> __device__ float dot(u32 place, const Input& x) {
-    if constexpr (!Weights<TYPE>::LEVELS) return dot_part<TYPE>(place, 0, x.columns);
-    else return team_thread() < HIDDEN / COLUMNS ? dot_block<TYPE>(slot(place), HIDDEN, team_thread(), x.levels) : 0;
+template <u32 TYPE = WEIGHTS> __device__ float dot(const u8* row, const Input& x) {
+    if constexpr (!Weights<TYPE>::LEVELS) return dot_part<TYPE>(row, 0, x.columns);
+    else return team_thread() < HIDDEN / COLUMNS ? dot_block<TYPE>(row, HIDDEN, team_thread(), x.levels) : 0;
 }
 
 // Adds c times the row of down at a place to y.
