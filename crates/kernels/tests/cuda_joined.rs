@@ -357,10 +357,13 @@ fn joined_launches_give_what_launches_of_their_own_do() {
                 let [joined, again] = [(); 2].map(|()| run(kernels).unwrap());
                 assert!(joined == again, "{what}: two runs differ");
                 assert_eq!(joined.len(), apart.len());
-                // Sums in another order; for quantised weights and copies x is rounded to 8 bits afterwards, where that makes steps of a 127th of a block's largest, and neurons near
-                // the cut change sides.
-                let is_rounded = dtype.is_quantized() || how == 4;
-                let allowed = if is_rounded { 4e-2 } else { 2e-5 };
+                // Sums in another order; of quantised weights x is rounded to 8 bits afterwards, where that makes steps of a 127th of a block's largest, and neurons near the cut
+                // change sides. Copies round it too, and in the case of two types of floats that shows (2.6e-4 seen on a card).
+                let allowed = match dtype.is_quantized() {
+                    true => 4e-2,
+                    false if how == 4 && values != dtype => 1e-3,
+                    false => 2e-5,
+                };
                 for (n, (j, a)) in joined.iter().zip(&apart).enumerate() {
                     let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
                     for (i, (j, a)) in j.iter().zip(a).enumerate() {
