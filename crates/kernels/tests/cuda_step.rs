@@ -351,6 +351,7 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
         (14, 2, 64, DType::F16, None, None, 32),
         (4, 4, 24, DType::F32, Some(7), Some(2.0), 12),
         (4, 1, 48, DType::F16, Some(8), None, 24),
+        (6, 2, 40, DType::F16, None, Some(1.5), 20),
         (16, 1, 8, DType::F32, None, Some(0.5), 2),
         (8, 2, 128, DType::F16, None, None, 64),
         (2, 1, 256, DType::F16, Some(33), None, 128),
@@ -380,17 +381,21 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
             turns,
         };
         let expected = definition.of([&q, &k, &v], tokens);
-        // Scores are off by what keys are rounded to, in the cache too; weights by twice that, values once more. Scores stay below 3 * sqrt(head_dim).
+        // Scores are off by what keys are rounded to, in the cache too, and queries of prompts over a cache of 16 bits; weights by twice that, values once more, as those weights.
+        // Scores stay below 3 * sqrt(head_dim).
         let unit = if cache == DType::F16 { 1.0 / 2048.0 } else { U };
         let scores = 3.0 * (head_dim as f64).sqrt();
-        let off = 2.0 * scores * (unit + (head_dim + 8) as f64 * U) + unit + 200.0 * U;
-        let bound = vec![off; expected.len()];
+        let off = |rounded: f64| {
+            2.0 * scores * (rounded * unit + (head_dim + 8) as f64 * U) + rounded * unit + 200.0 * U
+        };
         let turns = cuda.upload(&definition.turns).unwrap();
         let mut position = cuda.zeros(1).unwrap();
         let what = format!("{shape:?} {window:?} {cap:?}");
 
         // Token by token, then in three batches, each over a cache of its own.
-        for batches in [vec![1; tokens], vec![64, 10, 1]] {
+        let of_prompts = if cache == DType::F16 { 2.0 } else { 1.0 };
+        for (batches, rounded) in [(vec![1; tokens], 1.0), (vec![64, 10, 1], of_prompts)] {
+            let bound = vec![off(rounded); expected.len()];
             let mut cache = kernels.cache(&cuda).unwrap();
             let mut got = Vec::new();
             let mut start = 0;

@@ -14,11 +14,11 @@ const SOURCES: [Source; 5] = sources![
     "attend.cu",
     "attend_prompt.cu"
 ];
+const OF_FLOATS: [Source; 1] = sources!["prompt_floats.cu"];
+const OF_HALVES: [Source; 1] = sources!["prompt_halves.cu"];
 
-/// `PROMPT_THREADS`, `QUERIES` and `TILE` of `attend_prompt.cu`.
+/// `PROMPT_THREADS` of `attend_prompt.cu`.
 const PROMPT_THREADS: usize = 256;
-const QUERIES: usize = 64;
-const TILE: usize = 32;
 /// Query heads that one launch takes together, at most.
 const MOST_TOGETHER: usize = 8;
 /// Shared memory that a kernel may have without asking for more, and parts that the context is cut in, at most.
@@ -47,6 +47,20 @@ impl AttentionShape {
     pub fn cache_bytes(&self) -> usize {
         let each = if self.cache == DType::F32 { 4 } else { 2 };
         2 * self.kv_heads * self.context * self.head_dim * each
+    }
+
+    /// Queries of a block of a prompt's attention, and its bytes of shared memory: `QUERIES` and `PROMPT_SHARED` of `prompt_floats.cu` and `prompt_halves.cu`.
+    fn prompt_blocks(&self) -> (usize, usize) {
+        if self.cache == DType::F32 {
+            const QUERIES: usize = 64;
+            const TILE: usize = 32;
+            let floats = (QUERIES + 2 * TILE) * (self.head_dim + 4) + QUERIES * (TILE + 1);
+            (QUERIES, 4 * floats)
+        } else {
+            let tile = if self.head_dim <= 128 { 64 } else { 32 };
+            let pitch = self.head_dim.next_multiple_of(16) + 8;
+            (PROMPT_THREADS / 32 * 16, 2 * 4 * tile * pitch)
+        }
     }
 
     /// Parts that the context is cut in: as many as fill the card.
@@ -200,8 +214,13 @@ impl AttentionKernels {
         let together = shape.together();
         let spans = shape.spans(cuda.card().multiprocessors);
         let pieces = shape.pieces(spans);
+        let prompts = match cache {
+            DType::F32 => OF_FLOATS,
+            _ => OF_HALVES,
+        };
+        let sources = [&SOURCES[..], &prompts].concat();
         let module = cuda.module(
-            &SOURCES,
+            &sources,
             &[
                 ("HEAD", head_dim),
                 ("GROUP", together),
@@ -216,7 +235,7 @@ impl AttentionKernels {
             spans,
             attend: Cuda::function(&module, "attend", 0)?,
             store: Cuda::function(&module, "store", 0)?,
-            attend_prompt: Cuda::function(&module, "attend_prompt", prompt_shared(head_dim))?,
+            attend_prompt: Cuda::function(&module, "attend_prompt", shape.prompt_blocks().1)?,
             partial: cuda.upload(&vec![EMPTY; heads * spans * (head_dim + 4 * pieces)])?,
         })
     }
@@ -365,10 +384,11 @@ impl AttentionKernels {
             scale: call.scale,
             cap: call.cap.unwrap_or(0.0),
         };
+        let (queries, shared) = s.prompt_blocks();
         let grid = Grid {
-            blocks: ((tokens * group).div_ceil(QUERIES), s.kv_heads),
+            blocks: ((tokens * group).div_ceil(queries), s.kv_heads),
             threads: PROMPT_THREADS,
-            shared: prompt_shared(s.head_dim),
+            shared,
         };
         // SAFETY: as `AttendPrompt` is declared; otherwise as above.
         unsafe { cuda.launch(&self.attend_prompt, grid, arguments) }
@@ -387,9 +407,4 @@ impl AttentionKernels {
 fn window(call: AttentionCall) -> u32 {
     let all = u32::MAX as usize;
     call.window.unwrap_or(all).min(all) as u32
-}
-
-/// `PROMPT_SHARED` of `attend_prompt.cu`.
-const fn prompt_shared(head_dim: usize) -> usize {
-    4 * ((QUERIES + 2 * TILE) * (head_dim + 4) + QUERIES * (TILE + 1))
 }
