@@ -47,7 +47,7 @@ small=${SMALL:-the_small_shape attention_is_its_definition embeddings_norms what
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         for s in $small; do
-            for t in ffn step shortlist train; do
+            for t in ffn joined step shortlist train; do
                 "$folder/$t" --list 2>/dev/null | grep -q "$s" || continue
                 check "$tool, $s" "${SANITIZER_SECONDS:-120}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/$t" "$s" --nocapture --test-threads=1
             done

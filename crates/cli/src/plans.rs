@@ -9,7 +9,7 @@ use crate::{
 };
 use countdown::{
     DownLayout, FfnTimes, Fit, Model, Packing, PlanRequest, Session, SessionOptions, SparsityPlan,
-    bench::Variant,
+    bench::{BenchResult, Load, Variant, bench},
     calibrate,
     formats::Checkpoint,
     measure_realised,
@@ -63,7 +63,10 @@ pub(crate) fn session(
         let plans = plan.as_slice();
         args.device.on_card(console, &model, plans, &options)?
     };
-    if let Some(session) = on_card {
+    if let Some(mut session) = on_card {
+        if let Some(plan) = plan.filter(|_| !args.plan.always_sparse) {
+            follow_if_quicker(console, &mut session, plan, tokenizer)?;
+        }
         load::announce(console, &session, options.cache_dtype);
         return Ok(session);
     }
@@ -107,18 +110,59 @@ fn quicker(
         FfnTimes::measure(&dense, &model, &plan, threads)?
     };
     let gain = times.dense.as_secs_f64() / times.sparse.as_secs_f64();
+    Ok(match is_quicker(console, &plan, "FFNs", gain) {
+        true => (model, Some(plan)),
+        false => (dense, None),
+    })
+}
+
+/// Whether a plan that runs something `gain` times as fast as dense is followed. Says so.
+fn is_quicker(console: &Console, plan: &SparsityPlan, what: &str, gain: f64) -> bool {
     let of = &plan.provenance;
-    let what = format!("{} at {}", of.method, of.target);
+    let plan = format!("{} at {}", of.method, of.target);
     if gain > 1.0 {
         console.detail(format_args!(
-            "{what}: FFNs {gain:.2} times as fast as dense here"
+            "{plan}: {what} {gain:.2} times as fast as dense here"
         ));
-        return Ok((model, Some(plan)));
+    } else {
+        console.note(format_args!(
+            "{plan} would run {what} at {gain:.2} of dense's speed here: decoding without it (--always-sparse follows it anyway)"
+        ));
     }
-    console.note(format_args!(
-        "{what} would run FFNs at {gain:.2} of dense's speed here: decoding without it (--always-sparse follows it anyway)"
-    ));
-    Ok((dense, None))
+    gain > 1.0
+}
+
+/// Steps that are timed on a card, and how often.
+const STEPS: usize = 16;
+const ROUNDS: usize = 5;
+
+/// Puts the plan of a session on a card in force, or none where its steps are quicker without. Announces a change.
+fn follow_if_quicker(
+    console: &Console,
+    session: &mut Session,
+    plan: Arc<SparsityPlan>,
+    tokenizer: &Tokenizer,
+) -> Result<()> {
+    if plan.provenance.form == Form::Ideal || session.context() < STEPS {
+        return Ok(());
+    }
+    let text = load::text_tokens(tokenizer, countdown::CALIBRATION_TEXT)?;
+    let plans = [None, Some(plan.clone())];
+    let variants = plans.map(|plan| Variant { session: 0, plan });
+    let steps = Load::Steps {
+        tokens: STEPS,
+        depth: 0,
+    };
+    let timed = {
+        let _spinner = Progress::spinner(console, "timing the plan");
+        let sessions = std::slice::from_mut(session);
+        bench(sessions, &variants, steps, &text, ROUNDS, |_, _| ())?
+    };
+    let [dense, sparse] = [&timed[0], &timed[1]].map(BenchResult::median);
+    let is_quicker = is_quicker(console, &plan, "steps", sparse / dense);
+    session.reset();
+    session.set_plan(Some(plan).filter(|_| is_quicker))?;
+    Ok(())
 }
 
 /// Variants of a benchmark, and a model for the session of each.

@@ -307,14 +307,18 @@ fn run(
     Some(seen)
 }
 
+/// Of hidden and inter columns, rank, head_dim and key/value heads, weights and values; and bytes of shared memory that a ring needs.
+type Row = (usize, usize, usize, (usize, usize), (DType, DType), usize);
+
+/// Small enough for a sanitizer.
+#[test]
+fn the_small_shape_joined_gives_what_launches_of_its_own_do() {
+    check(&[(256, 300, 16, (32, 2), (DType::F32, DType::F32), 40_000)]);
+}
+
 #[test]
 fn joined_launches_give_what_launches_of_their_own_do() {
-    let Some(cuda) = card() else { return };
-    let mut step = StepKernels::new(&cuda).unwrap();
-    // All of a multiprocessor's memory but what attention takes, and so little that rows go round the ring many times.
-    let rings = |needs: usize| [cuda.card().shared - needs, 20_000];
-    for (hidden, inter, rank, (head_dim, kv_heads), (dtype, values), needs) in [
-        (256, 300, 16, (32, 2), (DType::F32, DType::F32), 40_000),
+    check(&[
         (896, 1000, 64, (64, 2), (DType::BF16, DType::F16), 60_000),
         (2048, 2100, 64, (64, 4), (DType::F16, DType::F16), 90_000),
         (
@@ -328,7 +332,15 @@ fn joined_launches_give_what_launches_of_their_own_do() {
         (1024, 1100, 64, (256, 1), (DType::Q8_0, DType::Q8_0), 90_000),
         (2048, 2100, 64, (128, 4), (DType::Q4_0, DType::Q4_0), 90_000),
         (2048, 2100, 64, (128, 2), (DType::Q4_K, DType::Q6_K), 90_000),
-    ] {
+    ]);
+}
+
+fn check(rows: &[Row]) {
+    let Some(cuda) = card() else { return };
+    let mut step = StepKernels::new(&cuda).unwrap();
+    // All of a multiprocessor's memory but what attention takes, and so little that rows go round the ring many times.
+    let rings = |needs: usize| [cuda.card().shared - needs, 20_000];
+    for &(hidden, inter, rank, (head_dim, kv_heads), (dtype, values), needs) in rows {
         let case = Case {
             hidden,
             inter,
