@@ -10,10 +10,11 @@ use crate::{
     failure::Result,
     load::{self, form_name},
     plans::{CalibrationText, Planner},
+    progress::Progress,
 };
 use clap::{ArgGroup, Args, ValueEnum};
 use countdown::{
-    DownLayout, Session, SessionOptions, SparsityPlan,
+    DownLayout, Packing, Session, SessionOptions, SparsityPlan,
     eval::{Accuracy, Stepping, Subject},
     kernels::DType,
     sparsity::Cut,
@@ -118,7 +119,7 @@ impl Measured {
         } else {
             DownLayout::Transposed
         };
-        let model = load::model(console, &checkpoint, layout, threads)?;
+        let mut model = load::model(console, &checkpoint, layout, threads)?;
         let options = SessionOptions {
             context,
             threads: Some(threads),
@@ -143,7 +144,19 @@ impl Measured {
         }
         let session = match args.device.on_card(console, &model, &plans, &options)? {
             Some(session) => session,
-            None => Session::new(model.clone(), &options)?,
+            None => {
+                // What suits them all, so that what is measured is what their steps run.
+                let packing = Packing::of(plans.first().map(|p| &**p));
+                let is_one = |p: &Arc<SparsityPlan>| Packing::of(Some(p)) == packing;
+                if !plans.is_empty() && plans.iter().all(is_one) {
+                    let _spinner = Progress::spinner(console, "laying out weights");
+                    model = Arc::new(Arc::unwrap_or_clone(model).packed(packing, threads)?);
+                    for plan in &mut plans {
+                        *plan = Arc::new(plan.packed(threads)?);
+                    }
+                }
+                Session::new(model, &options)?
+            }
         };
         load::announce_with(console, &session, options.cache_dtype, &load::count(&plans));
         Ok(Measured {

@@ -128,6 +128,8 @@ __device__ uint2 share(const Ffn& f) {
     mine = __shfl_sync(~0u, taken + mine, blockIdx.x / EACH);
     end = __shfl_sync(~0u, taken + end, blockIdx.x / EACH);
     if (f.kept && blockIdx.x == 0 && lane == 0) *f.kept = total;
+    // Each lane has written its part of left_before, and will read others'.
+    __syncwarp();
     return make_uint2(min(mine, left), min(end, left));
 }
 

@@ -134,8 +134,9 @@ __device__ void wait_full(u32 place) {
 // Short rows come as fast as one thread can ask for them, and a look at the time would take as long as a row.
 constexpr bool PACED = PACE > 0 && !LEVELS;
 // A block that falls behind all the same asks for so many bytes more at a time for each nanosecond, and so gets a larger share, but not for more than so many nanoseconds.
+// Where the next kernel's ring fills beside the last rows, it does better without.
 #ifndef BEHIND
-#define BEHIND 4
+#define BEHIND (JOINED ? 4 : 0)
 #endif
 constexpr u64 BEHIND_MAX = 16384;
 
