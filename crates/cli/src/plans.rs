@@ -160,7 +160,6 @@ fn follow_if_quicker(
     };
     let [dense, sparse] = [&timed[0], &timed[1]].map(BenchResult::median);
     let is_quicker = is_quicker(console, &plan, "steps", sparse / dense);
-    session.reset();
     session.set_plan(Some(plan).filter(|_| is_quicker))?;
     Ok(())
 }
