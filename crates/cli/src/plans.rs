@@ -159,8 +159,8 @@ fn follow_if_quicker(
         bench(sessions, &variants, steps, &text, ROUNDS, |_, _| ())?
     };
     let [dense, sparse] = [&timed[0], &timed[1]].map(BenchResult::median);
-    let is_quicker = is_quicker(console, &plan, "steps", sparse / dense);
-    session.set_plan(Some(plan).filter(|_| is_quicker))?;
+    let is_followed = is_quicker(console, &plan, "steps", sparse / dense);
+    session.set_plan(Some(plan).filter(|_| is_followed))?;
     Ok(())
 }
 

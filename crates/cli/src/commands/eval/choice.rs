@@ -12,7 +12,7 @@ pub(super) fn run(console: &Console, args: &EvalArgs, task: &Path) -> Result<()>
     }
     let options = ChoiceOptions {
         limit: args.limit,
-        stepping: args.stepping.map_or(Stepping::Batched, |s| s.stepping()),
+        stepping: args.stepping.unwrap_or(Stepping::Batched),
         results: args.results.clone(),
     };
     let mut m = Measured::open(console, args, args.ctx)?;

@@ -5,14 +5,14 @@ mod generate;
 mod perplexity;
 
 use crate::{
-    args::{ComputeArgs, DeviceArgs, ModelArgs, SweepArgs, at_least},
+    args::{ComputeArgs, DeviceArgs, ModelArgs, SweepArgs, at_least, steppings},
     console::{Console, print},
     failure::Result,
     load::{self, form_name},
     plans::{CalibrationText, Planner},
     progress::Progress,
 };
-use clap::{ArgGroup, Args, ValueEnum};
+use clap::{ArgGroup, Args};
 use countdown::{
     DownLayout, Packing, Session, SessionOptions, SparsityPlan,
     eval::{Accuracy, Stepping, Subject},
@@ -66,28 +66,13 @@ pub(crate) struct EvalArgs {
     results: Option<PathBuf>,
     /// How tokens are fed under a plan: one by one as in generation, or together with the same neurons skipped (quicker)
     /// [default: one; for --choice batched]
-    #[arg(long, value_name = "HOW", conflicts_with = "generate")]
-    stepping: Option<HowFed>,
+    #[arg(long, value_name = "HOW", value_parser = steppings(), conflicts_with = "generate")]
+    stepping: Option<Stepping>,
     /// Print one JSON object a row
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     sweep: SweepArgs,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum HowFed {
-    One,
-    Batched,
-}
-
-impl HowFed {
-    fn stepping(self) -> Stepping {
-        match self {
-            HowFed::One => Stepping::OneByOne,
-            HowFed::Batched => Stepping::Batched,
-        }
-    }
 }
 
 pub(crate) fn run(console: &Console, args: &EvalArgs) -> Result<()> {
@@ -148,7 +133,11 @@ impl Measured {
                 // What suits them all, so that what is measured is what their steps run.
                 let packing = Packing::of(plans.first().map(|p| &**p));
                 let is_one = |p: &Arc<SparsityPlan>| Packing::of(Some(p)) == packing;
-                if !plans.is_empty() && plans.iter().all(is_one) {
+                if !plans.iter().all(is_one) {
+                    console.detail(format_args!(
+                        "these plans skip different matrices: the model stays as its file has it, which rounds differently from their steps"
+                    ));
+                } else if !plans.is_empty() {
                     let _spinner = Progress::spinner(console, "laying out weights");
                     model = Arc::new(Arc::unwrap_or_clone(model).packed(packing, threads)?);
                     for plan in &mut plans {

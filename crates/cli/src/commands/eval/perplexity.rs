@@ -13,7 +13,7 @@ pub(super) fn run(console: &Console, args: &EvalArgs, text: &Path) -> Result<()>
     let options = PerplexityOptions {
         ctx: args.ctx.unwrap_or(CHUNK),
         chunks: args.chunks,
-        stepping: args.stepping.map_or(Stepping::OneByOne, |s| s.stepping()),
+        stepping: args.stepping.unwrap_or(Stepping::OneByOne),
         threads: args.compute.threads(),
     };
     let mut m = Measured::open(console, args, Some(options.ctx))?;
