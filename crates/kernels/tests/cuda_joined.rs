@@ -385,13 +385,10 @@ fn check(rows: &[Row]) {
                 let [joined, again] = [(); 2].map(|()| run(kernels).unwrap());
                 assert!(joined == again, "{what}: two runs differ");
                 assert_eq!(joined.len(), apart.len());
-                // Sums in another order. Quantised weights and copies round x to 8 bits, where that makes steps of a 127th of a block's largest, and neurons near the cut change
-                // sides.
-                let allowed = if dtype.is_quantized() || how > EXACT {
-                    4e-2
-                } else {
-                    2e-5
-                };
+                // Sums in another order; of quantised weights x is rounded to 8 bits afterwards, where that makes steps of a 127th of a block's largest, and neurons near the cut
+                // change sides. Copies round it too, and in the case of two types of floats that shows (1.04e-3 seen on a card).
+                let is_rounded = dtype.is_quantized() || how > EXACT && values != dtype;
+                let allowed = if is_rounded { 4e-2 } else { 2e-5 };
                 for (n, (j, a)) in joined.iter().zip(&apart).enumerate() {
                     let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
                     for (i, (j, a)) in j.iter().zip(a).enumerate() {

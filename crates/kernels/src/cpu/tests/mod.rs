@@ -10,6 +10,7 @@ mod ffn;
 mod gemm;
 mod parallel;
 mod parts;
+mod refusals;
 mod soft_cap;
 mod tiles;
 
@@ -585,19 +586,4 @@ fn sets_are_found_by_name_and_the_error_names_those_there_are() {
     assert_eq!(Kernels::select(None).unwrap().isa(), Kernels::best().isa());
     let error = Kernels::select(Some("mmx")).err().unwrap();
     assert!(error.to_string().contains("\"mmx\"") && error.to_string().contains("scalar"));
-}
-
-#[test]
-#[should_panic(expected = "row 7 of 3")]
-fn a_list_that_names_a_row_beyond_the_last_panics() {
-    let m = Mat::new(DType::F32, 3, 4, 1);
-    let x = input(Kernels::best(), &[0.0; 4]);
-    Kernels::best().dot_list(m.get(), &[1, 7], &x, &mut [0.0; 2]);
-}
-
-#[test]
-#[should_panic(expected = "columns cut a block")]
-fn columns_that_cut_a_block_panic() {
-    let m = Mat::new(DType::Q8_0, 1, 64, 1);
-    Kernels::best().axpy_rows(m.get(), &[1.0], 0..16, &mut [0.0; 16]);
 }
