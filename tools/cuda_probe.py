@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).resolve().parent.parent / "crates/kernels/src/cuda/src"
-FILES = "types products weights base barrier ring flow levels state score_rows score_low_rank score_copy select neurons joined gather ffn".split()
+FILES = "types products weights base barrier ring flow levels state score_rows score_low_rank score_outer select neurons joined gather ffn".split()
 EMPTY = -1
 # The part of its expected neurons that a block may take before all counts are known.
 EARLY = 0.85
@@ -106,7 +106,7 @@ class Ffn(ctypes.Structure):
     """As in state.cu."""
 
     _fields_ = ([(n, ctypes.c_void_p) for n in POINTERS] + [("tau", ctypes.c_float), ("score", ctypes.c_uint), ("early", ctypes.c_uint)]
-                + [(n, ctypes.c_void_p) for n in "first second bias partial low shares entries norm".split()] + [("eps", ctypes.c_float)])
+                + [(n, ctypes.c_void_p) for n in "inner outer bias partial low shares entries norm".split()] + [("eps", ctypes.c_float)])
 
 
 class Shape:
@@ -115,10 +115,10 @@ class Shape:
     def __init__(self, hidden, inter, rank, dtype, gelu=False, blocks=None, defines=None):
         self.hidden, self.inter, self.rank, self.dtype, self.gelu = hidden, inter, rank, DTYPES[dtype], gelu
         self.blocks = blocks or torch.cuda.get_device_properties(0).multi_processor_count
-        self.defines = dict(HIDDEN=hidden, INTER=inter, RANK=rank, BLOCKS=self.blocks, SHARED_BYTES=115712, JOINED=0,
-                            **{k: int(dtype == "f16") for k in ("WEIGHTS", "DOWN", "PREDICTOR")}, ACT_GELU=int(gelu)) | (defines or {})
+        types = {k: int(dtype == "f16") for k in ("WEIGHTS", "DOWN", "INNER", "OUTER")}
+        self.defines = dict(HIDDEN=hidden, INTER=inter, BLOCKS=self.blocks, SHARED_BYTES=115712, JOINED=0, ACT_GELU=int(gelu), **types) | (defines or {})
         source = "".join(f'#line 1 "{f}.cu"\n' + (SOURCES / f"{f}.cu").read_text() for f in FILES)
-        self.module = Module(source, self.defines)
+        self.modules = {name: Module(source, self.defines | p) for name, p in self.predictors().items() if name != "copy4" or hidden % 32 == 0}
         half = -(-hidden // 1024) * 32
         teams = int(self.defines.get("TEAMS", 0)) or max(1, (256 + half) // (2 * half))
         self.threads = teams * 2 * half + 64
@@ -126,11 +126,18 @@ class Shape:
         filled = lambda *shape: torch.full(shape, EMPTY, dtype=torch.int32, device="cuda")
         self.scratch = dict(partial=filled(self.blocks, hidden), low=filled(rank), shares=filled(-(-self.blocks // 8) * 4), entries=filled(self.blocks, rows, 2))
 
+    def predictors(self):
+        """What modules are compiled for: without a predictor, by low rank, and by a copy in 4 bits."""
+        return {"none": dict(FORM=0, RANK=0), "low_rank": dict(FORM=1, RANK=self.rank), "copy4": dict(FORM=3, RANK=0, OUTER=4)}
+
     def run(self, name, layer, x, y, kept=None, residual=None, score="value", tau=0.0, expected=0, dependent=True):
-        arrays = {k: layer[k] for k in "gate up down positive negative first second bias norm".split() if k in layer}
+        arrays = {k: layer[k] for k in "gate up down positive negative inner outer bias norm".split() if k in layer}
         arrays |= self.scratch | dict(x=x, y=y, kept=kept, residual=residual)
         f = Ffn(**{k: v.data_ptr() for k, v in arrays.items() if v is not None}, tau=tau, score=SCORES[score], early=int(EARLY * expected / self.blocks), eps=1e-5)
-        self.module.launch(name, self.blocks, self.threads, int(self.defines["SHARED_BYTES"]), f, dependent)
+        predictor = name.removeprefix("ffn_")
+        module = self.modules.get(predictor, self.modules["none"])
+        name = "ffn_predicted" if predictor in self.modules else name
+        module.launch(name, self.blocks, self.threads, int(self.defines["SHARED_BYTES"]), f, dependent)
 
     def act(self, g):
         if self.gelu:
@@ -148,7 +155,7 @@ def random_layer(s):
 
 
 def copy4(s, layer):
-    """The copy of gate and up in 4 bits as score_copy.cu reads it, and the values that it stands for."""
+    """The copy of gate and up in 4 bits, a neuron's rows one behind the other as weights.cu draws them, and the values that it stands for."""
     parts, values = [], []
     for m in (layer["gate"], layer["up"]):
         w = m.float().view(s.inter, -1, 32)
@@ -156,12 +163,10 @@ def copy4(s, layer):
         d = (extreme / -8).half()
         q = torch.where(d == 0, 8.0, w / d.float() + 8).round().clamp(0, 15)
         values.append((d.double() * (q.double() - 8)).view(s.inter, -1))
-        q = q.to(torch.uint8)
-        parts.append((q[:, :, :16] | q[:, :, 16:] << 4).reshape(s.inter, -1))
-        parts.append(d.view(torch.uint8).reshape(s.inter, -1))
-    row = torch.cat([parts[0], parts[2], parts[1], parts[3]], 1)
-    pad = -row.shape[1] % 16
-    return torch.nn.functional.pad(row, (0, pad)).contiguous(), values
+        q = q.to(torch.uint8).view(s.inter, -1, 2, 4)
+        row = torch.cat([(q[:, :, 0] | q[:, :, 1] << 4).reshape(s.inter, -1), d.view(torch.uint8).reshape(s.inter, -1)], 1)
+        parts.append(torch.nn.functional.pad(row, (0, -row.shape[1] % 16)))
+    return torch.cat(parts, 1).contiguous(), values
 
 
 def levels(x):
@@ -215,10 +220,10 @@ def check_one(s, name, rule, keep):
         elif name == "ffn_by_gate":
             signal = s.act(g)
         elif name == "ffn_low_rank":
-            layer |= dict(first=layer["low_a"], second=layer["low_b"], bias=layer["low_bias"])
+            layer |= dict(inner=layer["low_a"], outer=layer["low_b"], bias=layer["low_bias"])
             signal = layer["low_b"].double() @ (layer["low_a"].double() @ xd) + layer["low_bias"].double()
         else:
-            layer["first"], values = copy4(s, layer)
+            layer["outer"], values = copy4(s, layer)
             z = levels(x)
             signal = s.act(values[0] @ z) * (values[1] @ z)
         score = scores(rule, signal, layer)
@@ -375,9 +380,9 @@ def bench(options):
                     for l in layers:
                         d = {k: l[k] for k in ("gate", "up", "down", "positive", "negative")}
                         if name == "ffn_low_rank":
-                            d |= dict(first=l["low_a"], second=l["low_b"], bias=l["low_bias"])
+                            d |= dict(inner=l["low_a"], outer=l["low_b"], bias=l["low_bias"])
                         if name == "ffn_copy4":
-                            d["first"] = l["copy"]
+                            d["outer"] = l["copy"]
                         score = scores(rule, l["signals"][name], l)
                         tau = threshold(score, keep)
                         ready.append((d, tau))

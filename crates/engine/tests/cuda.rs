@@ -288,24 +288,46 @@ fn plans_of_quantised_models_skip_what_the_cpu_skips() {
     }
 }
 
-/// A low-rank predictor of noise, in 16 bits.
-fn low_rank(hidden: usize, inter: usize, rank: usize) -> Predictor {
-    let matrix = |rows: usize, cols: usize| {
-        let values: Vec<f32> = (0..rows * cols)
-            .map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0)
-            .collect();
-        let mut data = vec![0; 2 * values.len()];
-        quant::pack_row(DType::F16, &values, &mut data);
-        Matrix::new(DType::F16, rows, cols, data.into()).unwrap()
+/// A matrix of noise.
+fn noise(dtype: DType, rows: usize, cols: usize, scale: f32) -> Matrix {
+    let mut state = (rows * cols) as u64 + u64::from(scale.to_bits());
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        scale * ((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
     };
-    Predictor {
-        inner: Some(matrix(rank, hidden)),
-        outer: Outer::Logits(Linear {
-            weight: matrix(inter, rank),
-            bias: Some((0..inter).map(|i| (i % 7) as f32 - 3.0).collect()),
-        }),
+    let values: Vec<f32> = (0..rows * cols).map(|_| next()).collect();
+    let mut data = vec![0; rows * dtype.row_bytes(cols).unwrap()];
+    quant::pack_row(dtype, &values, &mut data);
+    Matrix::new(dtype, rows, cols, data.into()).unwrap()
+}
+
+/// Predictors of noise, as training makes them: logits of low rank, a product of low rank, and ternary weights.
+fn trained(hidden: usize, inter: usize) -> [Predictor; 3] {
+    let linear = |weight: Matrix| Linear {
+        weight,
+        bias: Some((0..inter).map(|i| (i % 7) as f32 - 3.0).collect()),
+    };
+    let low = |rank: usize, scale: f32| linear(noise(DType::F16, inter, rank, scale));
+    let inner = |rank: usize| Some(noise(DType::F16, rank, hidden, 1.0));
+    let ternary = linear(noise(DType::T2, inter, hidden, 1.0));
+    [
+        (inner(16), Outer::Logits(low(16, 1.0))),
+        (
+            inner(32),
+            Outer::Product {
+                gate: low(32, 1.0),
+                up: low(32, 0.5),
+            },
+        ),
+        (None, Outer::Logits(ternary)),
+    ]
+    .map(|(inner, outer)| Predictor {
+        inner,
+        outer,
         rest: None,
-    }
+    })
 }
 
 #[test]
@@ -328,31 +350,44 @@ fn predictors_keep_the_same(m: &Arc<Model>) {
         w.iter_mut().for_each(|w| *w *= 1.0 + 1e-5);
     }
     let mut nudged = session(&Arc::new(moved), 2);
-    let copy4 = by_copy(m, "d-countdown", PredictorKind::Copy4, Form::Practical, 0.5);
+    let copies = [
+        ("d-countdown", PredictorKind::Copy4),
+        ("d-countdown", PredictorKind::Copy3),
+        ("d-countdown", PredictorKind::Copy2),
+        ("dejavu", PredictorKind::Copy4),
+    ];
+    let copies = copies.map(|(method, kind)| by_copy(m, method, kind, Form::Practical, 0.5));
     let text = prose(600);
-    let copy4 = calibrate(&mut cpu, &text, None, &[copy4], |_, _| ()).unwrap();
-    let mut ranked = SparsityPlan::clone(&plan_of(m, Signal::Product, |_| Keep::Above(0.0)));
+    let copies = calibrate(&mut cpu, &text, None, &copies, |_, _| ()).unwrap();
     let inter = m.config.layers[0].inter;
-    for rule in &mut ranked.rules {
-        rule.predictor = Some(Arc::new(low_rank(m.config.hidden, inter, 16)));
-        rule.score = Score::Value;
-    }
-    for plan in [copy4[0].clone(), ranked] {
+    let plan_by = |predictor: Predictor| {
+        let mut plan = SparsityPlan::clone(&plan_of(m, Signal::Product, |_| Keep::Above(0.0)));
+        let predictor = Arc::new(predictor);
+        for rule in &mut plan.rules {
+            rule.predictor = Some(predictor.clone());
+            rule.score = Score::Value;
+        }
+        plan
+    };
+    let trained = trained(m.config.hidden, inter).map(plan_by);
+    for plan in copies.into_iter().chain(trained) {
         let plan = Arc::new(plan);
         nudged.set_plan(Some(plan.clone())).unwrap();
         let moved = steps(&mut nudged, &tokens);
         cpu.set_plan(Some(plan.clone())).unwrap();
-        card.set_plan(Some(plan)).unwrap();
+        card.set_plan(Some(plan.clone())).unwrap();
         let (expected, got) = (steps(&mut cpu, &tokens), steps(&mut card, &tokens));
         let off = difference(&got, &expected);
+        let name = &plan.provenance.predictor;
         let allowed = match m.layers[0].ffn.gate.dtype().is_quantized() {
             true => LEVELS.max(2.0 * difference(&moved, &expected)),
             false => LEVELS,
         };
-        assert!(off <= allowed, "{off} > {allowed}");
+        assert!(off <= allowed, "{name:?}: {off} > {allowed}");
         let [kept, same] = [&card, &cpu].map(|s| s.stats().kept);
         assert!(kept.abs_diff(same) <= same / 100, "{kept}, the CPU {same}");
-        assert!((0.1..0.9).contains(&card.stats().realised_sparsity()));
+        let realised = card.stats().realised_sparsity();
+        assert!((0.1..0.9).contains(&realised), "{name:?}: {realised}");
     }
 }
 
@@ -405,6 +440,18 @@ fn what_a_card_cannot_run_is_refused_by_name() {
     let plan = plan_of(&m, Signal::Up, |_| Keep::AllBut { drop: 30 });
     let error = s.set_plan(Some(plan)).unwrap_err();
     assert!(matches!(error, Error::Plan { .. }), "{error}");
+    let m = in_type(&m, DType::Q8_0);
+    let (mut cpu, mut s) = (session(&m, 2), on_card(&m, 8));
+    let planes = by_copy(
+        &m,
+        "d-countdown",
+        PredictorKind::Planes,
+        Form::Practical,
+        0.5,
+    );
+    let plans = calibrate(&mut cpu, &prose(600), None, &[planes], |_, _| ()).unwrap();
+    let error = s.set_plan(Some(Arc::new(plans[0].clone()))).unwrap_err();
+    assert!(error.to_string().contains("planes"), "{error}");
 }
 
 /// The same session on the CPU and on the card, for texts in windows of its context.
@@ -455,7 +502,6 @@ fn plans_calibrated_on_the_card_are_those_of_the_cpu() {
                 fit,
             }
         });
-        // A predictor that no kernel of a card's steps reads.
         let predicted = by_copy(
             &m,
             "d-countdown",

@@ -4,12 +4,13 @@ mod on_card;
 
 use countdown_kernels::{
     DType, MatRef,
-    cpu::Act,
+    cpu::{
+        Act, Team,
+        ffn::{Affine, Estimate},
+    },
     cuda::{
-        Cuda, Output, Weights as OnCard,
-        ffn::{
-            Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score, copy4,
-        },
+        Cuda, Form, Output, Predictor, Weights as OnCard,
+        ffn::{Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score},
     },
     quant, reference,
 };
@@ -54,15 +55,16 @@ impl Weights {
         OnCard::upload(cuda, m.unwrap(), None).unwrap()
     }
 
-    /// In Q4_0; nothing where rows are no whole number of blocks.
-    fn q4_0(&self) -> Vec<u8> {
-        if !self.cols.is_multiple_of(32) {
-            return Vec::new();
-        }
-        let mut out = vec![0; DType::Q4_0.row_bytes(self.values.len()).unwrap()];
-        let values: Vec<f32> = self.values.iter().map(|v| *v as f32).collect();
-        quant::pack_row(DType::Q4_0, &values, &mut out);
-        out
+    /// Products of all rows with what a predictor's matrices are multiplied with: x in full.
+    fn times_floats(&self, x: &[f64]) -> Vec<f64> {
+        let rows = self.values.chunks_exact(self.cols);
+        rows.map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
+            .collect()
+    }
+
+    fn view(&self) -> MatRef<'_> {
+        let rows = self.values.len() / self.cols;
+        MatRef::new(self.dtype, rows, self.cols, &self.data).unwrap()
     }
 }
 
@@ -76,13 +78,80 @@ fn act(act: Act, x: f64) -> f64 {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum How {
+#[derive(Clone, Copy)]
+enum How<'a> {
     All,
     Gate,
     Up,
-    LowRank,
-    Copy4,
+    Predicted(Form, &'a Imitation),
+}
+
+/// Form and type of the outer matrices, and rank and type of the inner one if there is one.
+type Kind = (Form, DType, Option<(usize, DType)>);
+
+/// What says which neurons are kept.
+struct Imitation {
+    inner: Option<Weights>,
+    outer: Vec<Weights>,
+    biases: Option<Vec<Vec<f32>>>,
+}
+
+impl Imitation {
+    fn new(noise: &mut Noise, (form, dtype, inner): Kind, hidden: usize, inter: usize) -> Self {
+        let inner = inner.map(|(rank, dtype)| Weights::new(noise, dtype, rank, hidden));
+        let width = inner.as_ref().map_or(hidden, |a| a.values.len() / hidden);
+        let matrices = if form == Form::Product { 2 } else { 1 };
+        let outer = (0..matrices).map(|_| Weights::new(noise, dtype, inter, width));
+        let outer: Vec<_> = outer.collect();
+        // As predictors have them: what is trained has biases.
+        let is_trained = inner.is_some() || form == Form::Logits;
+        let biases = is_trained.then(|| outer.iter().map(|_| noise.many(inter, 0.1)).collect());
+        Imitation {
+            inner,
+            outer,
+            biases,
+        }
+    }
+
+    fn signals(&self, form: Form, by: Act, x: &[f32]) -> Vec<f64> {
+        let z = match &self.inner {
+            Some(a) => {
+                let x: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+                a.times_floats(&x)
+            }
+            None => reference::activations(x, self.outer[0].dtype),
+        };
+        let mut products: Vec<Vec<f64>> = self.outer.iter().map(|w| w.times_floats(&z)).collect();
+        for (p, b) in products.iter_mut().zip(self.biases.iter().flatten()) {
+            p.iter_mut().zip(b).for_each(|(p, b)| *p += f64::from(*b));
+        }
+        let first = products[0].iter();
+        match form {
+            Form::Logits => products[0].clone(),
+            Form::Gate => first.map(|p| act(by, *p)).collect(),
+            Form::Product => first
+                .zip(&products[1])
+                .map(|(g, u)| act(by, *g) * u)
+                .collect(),
+        }
+    }
+
+    fn on_card(&self, cuda: &Cuda, form: Form) -> Predictor {
+        let affine = |i: usize| Affine {
+            weight: self.outer[i].view(),
+            bias: self.biases.as_ref().map(|b| &b[i][..]),
+        };
+        let outer = match form {
+            Form::Logits => Estimate::Logits(affine(0)),
+            Form::Gate => Estimate::Gate(affine(0)),
+            Form::Product => Estimate::Product {
+                gate: affine(0),
+                up: affine(1),
+            },
+        };
+        let inner = self.inner.as_ref().map(Weights::view);
+        Predictor::upload(cuda, inner, outer, &mut Team::new(2).unwrap()).unwrap()
+    }
 }
 
 /// A threshold in a wide gap between scores, near the one that keeps so many.
@@ -105,9 +174,6 @@ struct Layer {
     gate: Weights,
     up: Weights,
     down: Weights,
-    a: Weights,
-    b: Weights,
-    bias: Vec<f32>,
     positive: Vec<f32>,
     negative: Vec<f32>,
 }
@@ -126,49 +192,26 @@ fn check(
     let (x, residual) = (noise.many(hidden, 1.7), noise.many(hidden, 1.0));
     let (g, g_abs) = layer.gate.times(&x);
     let (u, u_abs) = layer.up.times(&x);
-    let bias = |i: usize| f64::from(layer.bias[i]);
-    let copies = [layer.gate.q4_0(), layer.up.q4_0()];
     let signal: Vec<f64> = match how {
         How::All => vec![1.0; inter],
         How::Gate => g.iter().map(|g| act(s.act, *g)).collect(),
         How::Up => u.clone(),
-        How::LowRank => {
-            let z: Vec<f32> = layer.a.times(&x).0.iter().map(|z| *z as f32).collect();
-            let logits = layer.b.times(&z).0;
-            logits
-                .iter()
-                .enumerate()
-                .map(|(i, l)| l + bias(i))
-                .collect()
-        }
-        How::Copy4 => {
-            let z = reference::activations(&x, DType::Q4_0);
-            let products = copies.each_ref().map(|data| {
-                let m = MatRef::new(DType::Q4_0, inter, hidden, data).unwrap();
-                let row = |i: usize| -> f64 {
-                    let w = reference::row(m, i);
-                    w.iter().zip(&z).map(|(w, z)| f64::from(*w) * z).sum()
-                };
-                (0..inter).map(row).collect::<Vec<f64>>()
-            });
-            let [g, u] = &products;
-            g.iter().zip(u).map(|(g, u)| act(s.act, *g) * u).collect()
-        }
+        How::Predicted(form, by) => by.signals(form, s.act, &x),
     };
     // One kind of score for each way.
     let score = |i: usize| match how {
-        How::Up | How::Copy4 => {
+        How::Up | How::Predicted(Form::Product, _) => {
             let s = signal[i];
             (s * f64::from(layer.positive[i])).max(-s * f64::from(layer.negative[i]))
         }
-        How::Gate => signal[i].abs(),
-        How::All | How::LowRank => signal[i],
+        How::Gate | How::Predicted(Form::Gate, _) => signal[i].abs(),
+        How::All | How::Predicted(Form::Logits, _) => signal[i],
     };
     let scores: Vec<f64> = (0..inter).map(score).collect();
     let tau = threshold(&scores, keep);
     let kept: Vec<bool> = scores
         .iter()
-        .map(|s| how == How::All || *s > f64::from(tau))
+        .map(|s| matches!(how, How::All) || *s > f64::from(tau))
         .collect();
     let count = kept.iter().filter(|k| **k).count();
 
@@ -197,21 +240,8 @@ fn check(
     let gate = layer.gate.on_card(cuda, gate);
     let up = read(matches!(how, How::All | How::Up));
     let up = layer.up.on_card(cuda, up);
-    let down = layer.down.on_card(cuda, read(how == How::All));
-    let (a, b) = (
-        layer.a.on_card(cuda, &vec![true; s.rank]),
-        layer.b.on_card(cuda, &all),
-    );
-    let [positive, negative, bias] =
-        [&layer.positive, &layer.negative, &layer.bias].map(|v| cuda.upload(v).unwrap());
-    let [copy_gate, copy_up] = copies.each_ref().map(|data| {
-        hidden
-            .is_multiple_of(32)
-            .then(|| MatRef::new(DType::Q4_0, inter, hidden, data).unwrap())
-    });
-    let copy = copy_gate
-        .zip(copy_up)
-        .map(|(gate, up)| cuda.upload(&copy4(gate, up)).unwrap());
+    let down = layer.down.on_card(cuda, read(matches!(how, How::All)));
+    let [positive, negative] = [&layer.positive, &layer.negative].map(|v| cuda.upload(v).unwrap());
     let weighted = Cut {
         score: Score::Weighted {
             positive: &positive,
@@ -225,23 +255,31 @@ fn check(
         tau,
         expected: keep,
     };
+    let predictor = match how {
+        How::Predicted(form, by) => Some(by.on_card(cuda, form)),
+        _ => None,
+    };
     let decide = match how {
         How::All => Decide::All,
         How::Gate => Decide::Gate(by(Score::Magnitude)),
         How::Up => Decide::Up(weighted),
-        How::LowRank => Decide::LowRank {
-            a: &a,
-            b: &b,
-            bias: Some(&bias),
-            cut: by(Score::Value),
-        },
-        How::Copy4 => Decide::Copy4 {
-            copy: copy.as_ref().unwrap(),
-            cut: weighted,
+        How::Predicted(form, _) => Decide::Predicted {
+            predictor: predictor.as_ref().unwrap(),
+            cut: match form {
+                Form::Logits => by(Score::Value),
+                Form::Gate => by(Score::Magnitude),
+                Form::Product => weighted,
+            },
         },
     };
     let x = cuda.upload(&x).unwrap();
-    let what = format!("{s:?} {how:?} keeping {count}");
+    let way = match how {
+        How::All => "all",
+        How::Gate => "by gate",
+        How::Up => "by up",
+        How::Predicted(..) => "by a predictor",
+    };
+    let what = format!("{s:?} {way} keeping {count}");
     let runs = [0, 1].map(|_| {
         let mut y = cuda.upload(&residual).unwrap();
         let mut counted = cuda.upload(&[u32::MAX]).unwrap();
@@ -259,7 +297,7 @@ fn check(
             at: 0,
         };
         kernels.run(cuda, weights, decide, buffers).unwrap();
-        if how != How::All {
+        if !matches!(how, How::All) {
             assert_eq!(cuda.download(&counted).unwrap(), [count as u32], "{what}");
         }
         cuda.download(&y).unwrap()
@@ -275,53 +313,63 @@ fn check(
     );
 }
 
-/// Width, neurons, rank, type, activation, blocks.
-type Case = (usize, usize, usize, DType, Act, usize);
+const fn low_rank(form: Form, rank: usize, dtype: DType) -> Kind {
+    (form, dtype, Some((rank, dtype)))
+}
 
-fn check_all((hidden, inter, rank, weights, act, blocks): Case, cuda: &Cuda) {
-    // As models have them: down is transposed and packed once more, and predictors are of floats.
-    let (down, predictor) = if weights.is_quantized() {
-        (DType::Q8_0, DType::BF16)
+const fn copy(dtype: DType) -> Kind {
+    (Form::Product, dtype, None)
+}
+
+const TERNARY: Kind = (Form::Logits, DType::T2, None);
+
+/// Width, neurons, type, activation, blocks.
+type Case = (usize, usize, DType, Act, usize);
+
+fn check_all((hidden, inter, weights, act, blocks): Case, kinds: &[Kind], cuda: &Cuda) {
+    // As models have them: down is transposed and packed once more.
+    let down = if weights.is_quantized() {
+        DType::Q8_0
     } else {
-        (weights, weights)
+        weights
     };
     let shape = FfnShape {
         hidden,
         inter,
-        rank,
         weights,
         down,
-        predictor,
+        predictor: None,
         act,
         neighbours: Neighbours::Products,
     };
     let mut noise = Noise(hidden as u64);
-    let mut matrix = |dtype, rows, cols| Weights::new(&mut noise, dtype, rows, cols);
-    let [gate, up] = [(); 2].map(|()| matrix(weights, inter, hidden));
-    let down = matrix(down, inter, hidden);
-    // Without a predictor these are not used.
-    let rows = rank.max(8);
-    let a = matrix(predictor, rows, hidden);
-    let b = matrix(predictor, inter, rows);
+    let mut matrix = |dtype| Weights::new(&mut noise, dtype, inter, hidden);
+    let [gate, up, down] = [weights, weights, down].map(&mut matrix);
     let mut spread = || -> Vec<f32> { noise.many(inter, 0.5).iter().map(|v| v + 1.0).collect() };
     let (positive, negative) = (spread(), spread());
     let layer = Layer {
         gate,
         up,
         down,
-        a,
-        b,
-        bias: noise.many(inter, 0.1),
         positive,
         negative,
     };
+    let some = [0, 1, inter / 10, inter * 3 / 10, inter];
     let mut kernels = FfnKernels::with_blocks(cuda, shape, blocks).unwrap();
-    check(cuda, &mut kernels, shape, blocks, &layer, How::All, inter);
-    for how in [How::Gate, How::Up, How::LowRank, How::Copy4] {
-        if how == How::Copy4 && !hidden.is_multiple_of(32) || how == How::LowRank && rank == 0 {
-            continue;
-        }
-        for keep in [0, 1, inter / 10, inter * 3 / 10, inter] {
+    let mut checked = |how, keep| check(cuda, &mut kernels, shape, blocks, &layer, how, keep);
+    checked(How::All, inter);
+    for how in [How::Gate, How::Up] {
+        some.into_iter().for_each(|keep| checked(how, keep));
+    }
+    for kind in kinds {
+        let imitation = Imitation::new(&mut noise, *kind, hidden, inter);
+        let shape = FfnShape {
+            predictor: Some(imitation.on_card(cuda, kind.0).shape()),
+            ..shape
+        };
+        let mut kernels = FfnKernels::with_blocks(cuda, shape, blocks).unwrap();
+        let how = How::Predicted(kind.0, &imitation);
+        for keep in some {
             check(cuda, &mut kernels, shape, blocks, &layer, how, keep);
         }
     }
@@ -331,14 +379,48 @@ fn check_all((hidden, inter, rank, weights, act, blocks): Case, cuda: &Cuda) {
 fn ffns_are_their_definition_and_read_only_what_is_kept() {
     let Some(cuda) = card() else { return };
     let many = cuda.card().multiprocessors;
-    for case in [
-        (896, 4864, 64, DType::BF16, Act::GeluTanh, many),
-        (576, 1536, 512, DType::F16, Act::Silu, many),
-        (600, 1001, 8, DType::BF16, Act::Silu, many.min(7)),
-        (4096, 3001, 512, DType::BF16, Act::Silu, many),
-        (5120, 777, 520, DType::F16, Act::GeluTanh, many),
-    ] {
-        check_all(case, &cuda);
+    let cases: [(Case, &[Kind]); 5] = [
+        (
+            (896, 4864, DType::BF16, Act::GeluTanh, many),
+            &[
+                low_rank(Form::Logits, 64, DType::BF16),
+                low_rank(Form::Product, 128, DType::F16),
+                copy(DType::Q4_0),
+                TERNARY,
+            ],
+        ),
+        (
+            (576, 1536, DType::F16, Act::Silu, many),
+            &[
+                low_rank(Form::Logits, 512, DType::F16),
+                low_rank(Form::Product, 512, DType::Q8_0),
+                copy(DType::Q3_0),
+            ],
+        ),
+        (
+            (600, 1001, DType::BF16, Act::Silu, many.min(7)),
+            &[low_rank(Form::Gate, 8, DType::BF16)],
+        ),
+        (
+            (4096, 3001, DType::BF16, Act::Silu, many),
+            &[
+                low_rank(Form::Logits, 512, DType::BF16),
+                low_rank(Form::Logits, 512, DType::Q8_0),
+                copy(DType::Q4_0),
+                copy(DType::Q2_0),
+            ],
+        ),
+        (
+            (5120, 777, DType::F16, Act::GeluTanh, many),
+            &[
+                low_rank(Form::Logits, 520, DType::F16),
+                (Form::Gate, DType::Q4_0, None),
+                TERNARY,
+            ],
+        ),
+    ];
+    for (case, kinds) in cases {
+        check_all(case, kinds, &cuda);
     }
 }
 
@@ -346,25 +428,69 @@ fn ffns_are_their_definition_and_read_only_what_is_kept() {
 fn ffns_of_quantised_weights_are_their_definition_and_read_only_what_is_kept() {
     let Some(cuda) = card() else { return };
     let many = cuda.card().multiprocessors;
-    for case in [
-        (896, 1001, 64, DType::Q8_0, Act::GeluTanh, many),
-        (4096, 1501, 512, DType::Q4_0, Act::Silu, many),
-        (96, 200, 16, DType::Q4_1, Act::Silu, many.min(3)),
-        (224, 301, 8, DType::Q5_0, Act::Silu, many.min(5)),
-        (1056, 500, 64, DType::Q5_1, Act::GeluTanh, many),
-        (2048, 1003, 0, DType::Q4_K, Act::Silu, many),
-        (5120, 777, 520, DType::Q5_K, Act::Silu, many),
-        (768, 650, 64, DType::Q6_K, Act::Silu, many),
-    ] {
-        check_all(case, &cuda);
+    let cases: [(Case, &[Kind]); 8] = [
+        (
+            (896, 1001, DType::Q8_0, Act::GeluTanh, many),
+            &[
+                low_rank(Form::Logits, 64, DType::BF16),
+                copy(DType::Q3_0),
+                copy(DType::Q4_0),
+            ],
+        ),
+        (
+            (4096, 1501, DType::Q4_0, Act::Silu, many),
+            &[
+                low_rank(Form::Logits, 512, DType::BF16),
+                low_rank(Form::Product, 512, DType::Q8_0),
+                copy(DType::Q2_0),
+                TERNARY,
+            ],
+        ),
+        (
+            (96, 200, DType::Q4_1, Act::Silu, many.min(3)),
+            &[low_rank(Form::Logits, 16, DType::BF16), copy(DType::Q4_0)],
+        ),
+        (
+            (224, 301, DType::Q5_0, Act::Silu, many.min(5)),
+            &[low_rank(Form::Logits, 8, DType::BF16), TERNARY],
+        ),
+        (
+            (1056, 500, DType::Q5_1, Act::GeluTanh, many),
+            &[
+                low_rank(Form::Product, 64, DType::F16),
+                (Form::Gate, DType::Q3_0, None),
+            ],
+        ),
+        (
+            (2048, 1003, DType::Q4_K, Act::Silu, many),
+            &[low_rank(Form::Logits, 64, DType::Q8_0), copy(DType::Q4_0)],
+        ),
+        (
+            (5120, 777, DType::Q5_K, Act::Silu, many),
+            &[low_rank(Form::Logits, 520, DType::BF16), copy(DType::Q4_0)],
+        ),
+        (
+            (768, 650, DType::Q6_K, Act::Silu, many),
+            &[low_rank(Form::Gate, 64, DType::Q4_1), copy(DType::Q2_0)],
+        ),
+    ];
+    for (case, kinds) in cases {
+        check_all(case, kinds, &cuda);
     }
 }
 
+/// Small enough for a sanitizer.
 #[test]
 fn the_small_shape_is_its_definition() {
     let Some(cuda) = card() else { return };
+    let kinds = [
+        low_rank(Form::Logits, 16, DType::BF16),
+        low_rank(Form::Product, 32, DType::Q8_0),
+        copy(DType::Q4_0),
+        TERNARY,
+    ];
     for dtype in [DType::BF16, DType::Q4_0] {
-        check_all((64, 50, 16, dtype, Act::Silu, 3), &cuda);
+        check_all((64, 50, dtype, Act::Silu, 3), &kinds, &cuda);
     }
 }
 
@@ -375,10 +501,9 @@ fn compiled_code_is_kept_and_found_again() {
     let shape = FfnShape {
         hidden: 64,
         inter: 40,
-        rank: 8,
         weights: DType::F16,
         down: DType::F16,
-        predictor: DType::F16,
+        predictor: None,
         act: Act::Silu,
         neighbours: Neighbours::Products,
     };

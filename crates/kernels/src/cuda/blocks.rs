@@ -1,8 +1,8 @@
 //! Rows of quantised weights as device code reads them: blocks of 32 columns in parts, as `src/weights.cu` draws them.
 
 use crate::{
-    DType, MatRef,
-    quant::{five_bit_levels, scales_and_mins},
+    DType,
+    quant::{five_bit_levels, scales_and_mins, third_bit, two_bit_levels},
 };
 
 /// Columns of a block, whatever the type.
@@ -10,9 +10,9 @@ pub(super) const BLOCK: usize = 32;
 
 /// Bytes of what a row of so many blocks is made of.
 struct Parts {
-    /// Levels, or their nibbles.
+    /// Levels, or their nibbles or lowest two bits.
     low: usize,
-    /// Their bits from the fifth on.
+    /// Their bits above.
     high: usize,
     scales: usize,
 }
@@ -28,6 +28,9 @@ impl Parts {
             DType::Q4_K => (16 * blocks, 0, 2 * blocks + blocks / 2),
             DType::Q5_K => (16 * blocks, 4 * blocks, 2 * blocks + blocks / 2),
             DType::Q6_K => (16 * blocks, 8 * blocks, 2 * blocks + blocks / 4),
+            DType::Q3_0 => (8 * blocks, 4 * blocks, 2 * blocks),
+            DType::Q2_0 => (8 * blocks, 0, 2 * blocks),
+            DType::T2 => (8 * blocks, 0, 0),
             _ => unreachable!("{dtype} has no kernels"),
         };
         Parts { low, high, scales }
@@ -51,13 +54,16 @@ pub(super) fn put_row(dtype: DType, row: &[u8], out: &mut [u8]) {
     for (i, block) in stored.enumerate() {
         for (j, levels) in levels(dtype, block).iter().take(each).enumerate() {
             let b = i * each + j;
-            if dtype == DType::Q8_0 {
-                low[32 * b..][..32].copy_from_slice(levels);
-                continue;
+            let bytes = parts.low / blocks;
+            let low = &mut low[bytes * b..][..bytes];
+            match bytes {
+                32 => low.copy_from_slice(levels),
+                16 => put_nibbles(levels, low),
+                _ => put_bits(levels, 0, low),
             }
-            put_nibbles(levels, &mut low[16 * b..][..16]);
-            let words = parts.high / (4 * blocks);
-            put_high_bits(levels, &mut high[4 * words * b..][..4 * words]);
+            let above = 8 * bytes / BLOCK;
+            let bytes = parts.high / blocks;
+            put_bits(levels, above, &mut high[bytes * b..][..bytes]);
         }
         put_scales(dtype, block, i, blocks, scales);
     }
@@ -72,6 +78,12 @@ fn levels(dtype: DType, block: &[u8]) -> [[u8; 32]; 8] {
         DType::Q4_1 => out[0] = nibbles(&block[4..20]),
         DType::Q5_0 => out[0] = five_bit_levels(&block[2..22]),
         DType::Q5_1 => out[0] = five_bit_levels(&block[4..24]),
+        DType::Q2_0 => out[0] = two_bit_levels(&block[2..10]),
+        DType::T2 => out[0] = two_bit_levels(block),
+        DType::Q3_0 => {
+            let (low, high) = (two_bit_levels(&block[2..10]), &block[10..14]);
+            out[0] = std::array::from_fn(|j| low[j] | (high[j % 4] >> third_bit(j) & 1) << 2);
+        }
         DType::Q6_K => {
             let (ql, qh) = block[..192].split_at(128);
             for (h, out) in out.chunks_exact_mut(4).enumerate() {
@@ -115,12 +127,14 @@ fn put_nibbles(levels: &[u8; 32], to: &mut [u8]) {
     }
 }
 
-/// In one word a fifth bit of each column, or in two words two bits of each; where device code finds them with one shift and one mask.
-fn put_high_bits(levels: &[u8; 32], to: &mut [u8]) {
+/// In one word a bit of each column, or in two words two bits of each, from bit `from` on; where device code finds them with one shift and one mask.
+fn put_bits(levels: &[u8; 32], from: usize, to: &mut [u8]) {
     let words = to.len() / 4;
     for (word, to) in to.chunks_exact_mut(4).enumerate() {
         for (i, to) in to.iter_mut().enumerate() {
-            let fours = (0..8 / words).map(|k| levels[32 / words * word + 4 * k + i] >> 4);
+            let each = (1u8 << words) - 1;
+            let fours =
+                (0..8 / words).map(|k| levels[32 / words * word + 4 * k + i] >> from & each);
             *to = fours
                 .enumerate()
                 .fold(0, |byte, (k, bits)| byte | bits << (k * words));
@@ -130,9 +144,10 @@ fn put_high_bits(levels: &[u8; 32], to: &mut [u8]) {
 
 /// The scales of the type's block `i`, of a row of so many blocks of 32.
 fn put_scales(dtype: DType, block: &[u8], i: usize, blocks: usize, to: &mut [u8]) {
-    let (of_blocks, units) = to.split_at_mut(2 * blocks);
+    let (of_blocks, units) = to.split_at_mut((2 * blocks).min(to.len()));
     match dtype {
-        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => {
+        DType::T2 => (),
+        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 | DType::Q3_0 | DType::Q2_0 => {
             of_blocks[2 * i..][..2].copy_from_slice(&block[..2]);
         }
         DType::Q4_1 | DType::Q5_1 => to[4 * i..][..4].copy_from_slice(&block[..4]),
@@ -151,41 +166,13 @@ fn put_scales(dtype: DType, block: &[u8], i: usize, blocks: usize, to: &mut [u8]
     }
 }
 
-/// Bytes of a neuron in a copy of 4 bits: nibbles and scales of gate and up, on 16 bytes.
-pub(super) const fn copy4_row(hidden: usize) -> usize {
-    (2 * (hidden / 32) * DType::Q4_0.block_bytes()).next_multiple_of(16)
-}
-
-/// A copy of gate and up as [`super::ffn::Decide::Copy4`] takes it, from both in Q4_0, `[inter, hidden]`:
-///
-/// ```text
-/// a neuron:  | nibbles of gate | nibbles of up | scales of gate | scales of up | up to a multiple of 16 bytes |
-/// ```
-///
-/// # Panics
-/// If the matrices are of another type, or of different shapes.
-pub fn copy4(gate: MatRef, up: MatRef) -> Vec<u8> {
-    let shape = |m: MatRef| (m.dtype(), m.rows(), m.cols());
-    assert!(shape(gate) == shape(up) && gate.dtype() == DType::Q4_0);
-    let mut out = Vec::with_capacity(gate.rows() * copy4_row(gate.cols()));
-    for i in 0..gate.rows() {
-        let rows = [gate, up].map(|m| m.row(i).chunks_exact(DType::Q4_0.block_bytes()));
-        let [gate, up] = &rows;
-        for blocks in [gate, up] {
-            blocks.clone().for_each(|b| out.extend_from_slice(&b[2..]));
-        }
-        for blocks in [gate, up] {
-            blocks.clone().for_each(|b| out.extend_from_slice(&b[..2]));
-        }
-        out.resize(out.len().next_multiple_of(16), 0);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cuda::weights::TYPES, quant};
+    use crate::{
+        cuda::weights::{PREDICTORS, TYPES},
+        quant,
+    };
     use half::f16;
 
     /// A weight of a row on the card, by the drawing in `weights.cu`.
@@ -196,20 +183,26 @@ mod tests {
         let parts = Parts::of(dtype, blocks);
         let nibble = || row[16 * b + c / 8 * 4 + c % 4] >> (c % 8 / 4 * 4) & 15;
         let (k, i) = (c / 4, c % 4);
-        let level = match parts.high / blocks {
-            _ if dtype == DType::Q8_0 => row[column],
-            0 => nibble(),
-            4 => nibble() | ((word(parts.low + 4 * b) >> (8 * i + k) & 1) as u8) << 4,
-            _ => {
-                let bits = word(parts.low + 8 * b + c / 16 * 4) >> (8 * i + 2 * (k % 4));
-                nibble() | ((bits & 3) as u8) << 4
-            }
+        let pair = |at: usize| (word(at + 8 * b + c / 16 * 4) >> (8 * i + 2 * (k % 4)) & 3) as u8;
+        let (low, bits) = match parts.low / blocks {
+            32 => (row[column], 8),
+            16 => (nibble(), 4),
+            _ => (pair(0), 2),
         };
+        let high = match parts.high / blocks {
+            0 => 0,
+            4 => (word(parts.low + 4 * b) >> (8 * i + k) & 1) as u8,
+            _ => pair(parts.low),
+        };
+        let level = low | high.checked_shl(bits).unwrap_or(0);
         let at = parts.low + parts.high;
         let q = f32::from(level);
         match dtype {
             DType::Q8_0 => half(at + 2 * b) * (q - 128.0),
             DType::Q4_0 => half(at + 2 * b) * (q - 8.0),
+            DType::Q3_0 => half(at + 2 * b) * (q - 4.0),
+            DType::Q2_0 => half(at + 2 * b) * (q - 1.5),
+            DType::T2 => q - 1.0,
             DType::Q5_0 => half(at + 2 * b) * (q - 16.0),
             DType::Q4_1 | DType::Q5_1 => half(at + 4 * b) * q + half(at + 4 * b + 2),
             DType::Q6_K => {
@@ -227,6 +220,7 @@ mod tests {
     #[test]
     fn rows_on_the_card_are_the_same_numbers() {
         let types = TYPES.into_iter().map(|(dtype, _)| dtype);
+        let types = types.chain(PREDICTORS);
         for dtype in types.filter(|t| t.is_quantized()) {
             let cols = 3 * dtype.block_len().max(96);
             let x = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 300.0 - 1.0;

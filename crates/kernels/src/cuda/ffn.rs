@@ -2,8 +2,7 @@
 //! that are kept.
 
 use super::{
-    Cuda, CudaError, EMPTY, Footprint, Output, Weights,
-    blocks::copy4_row,
+    Cuda, CudaError, EMPTY, Footprint, Output, Predictor, PredictorShape, Weights,
     joined::FfnLaunch,
     launch::{Grid, Source, sources},
     step::{PRODUCTS, ProductArguments},
@@ -11,8 +10,6 @@ use super::{
 };
 use crate::{cpu::Act, dtype::DType};
 use cudarc::driver::{CudaFunction, CudaSlice};
-
-pub use super::blocks::copy4;
 
 const SOURCES: [Source; 17] = sources![
     "types.cu",
@@ -26,7 +23,7 @@ const SOURCES: [Source; 17] = sources![
     "state.cu",
     "score_rows.cu",
     "score_low_rank.cu",
-    "score_copy.cu",
+    "score_outer.cu",
     "select.cu",
     "neurons.cu",
     "joined.cu",
@@ -60,14 +57,12 @@ pub struct FfnShape {
     pub hidden: usize,
     /// Neurons.
     pub inter: usize,
-    /// Width of a low-rank predictor, a multiple of 8; 0 where there is none.
-    pub rank: usize,
     /// Type of gate and up.
     pub weights: DType,
     /// Type of down.
     pub down: DType,
-    /// Type of a low-rank predictor's matrices, `F16` or `BF16`; either where there is none.
-    pub predictor: DType,
+    /// What decides about neurons; without it all that decides by gate or up, or not at all.
+    pub predictor: Option<PredictorShape>,
     /// Activation of the gate.
     pub act: Act,
     /// What runs beside it.
@@ -192,21 +187,10 @@ pub enum Decide<'a> {
     Gate(Cut<'a>),
     /// By `up x`.
     Up(Cut<'a>),
-    /// By `B (A x) + bias`.
-    LowRank {
-        /// `[rank, hidden]`.
-        a: &'a Weights,
-        /// `[inter, rank]`.
-        b: &'a Weights,
-        /// `[inter]`.
-        bias: Option<&'a CudaSlice<f32>>,
-        /// The cut.
-        cut: Cut<'a>,
-    },
-    /// By `act(g) * u`, computed with a copy of gate and up in 4 bits ([`copy4`]) and x in 8.
-    Copy4 {
-        /// The copy.
-        copy: &'a CudaSlice<u8>,
+    /// By what a predictor says.
+    Predicted {
+        /// The predictor.
+        predictor: &'a Predictor,
         /// The cut.
         cut: Cut<'a>,
     },
@@ -218,35 +202,28 @@ impl<'a> Decide<'a> {
             Decide::All => 0,
             Decide::Gate(_) => 1,
             Decide::Up(_) => 2,
-            Decide::LowRank { .. } => 3,
-            Decide::Copy4 { .. } => 4,
+            Decide::Predicted { .. } => 3,
         }
     }
 
     fn cut(&self) -> Option<Cut<'a>> {
         match *self {
             Decide::All => None,
-            Decide::Gate(cut) | Decide::Up(cut) => Some(cut),
-            Decide::LowRank { cut, .. } | Decide::Copy4 { cut, .. } => Some(cut),
+            Decide::Gate(cut) | Decide::Up(cut) | Decide::Predicted { cut, .. } => Some(cut),
         }
     }
 }
 
 /// By [`Decide::kernel`].
-const KERNELS: [&str; 5] = [
-    "ffn_dense",
-    "ffn_by_gate",
-    "ffn_by_up",
-    "ffn_low_rank",
-    "ffn_copy4",
-];
+const KERNELS: [&str; 4] = ["ffn_dense", "ffn_by_gate", "ffn_by_up", PREDICTED];
+const PREDICTED: &str = "ffn_predicted";
 
 /// Kernels of one shape, and the memory that their blocks speak through. One launch at a time uses it: those of one stream.
 pub struct FfnKernels {
     shape: FfnShape,
     blocks: usize,
     shared: usize,
-    /// By [`Decide::kernel`]; no low rank where there is none, and no copy in 4 bits where rows are no whole number of blocks.
+    /// By [`Decide::kernel`]; where there is a predictor, only what decides by it.
     functions: [Option<CudaFunction>; KERNELS.len()],
     partial: CudaSlice<u32>,
     low: CudaSlice<u32>,
@@ -286,8 +263,8 @@ pub(super) struct Arguments {
     tau: f32,
     score: u32,
     early: u32,
-    first: u64,
-    second: u64,
+    inner: u64,
+    outer: u64,
     bias: u64,
     partial: u64,
     low: u64,
@@ -334,18 +311,13 @@ impl FfnKernels {
         shape: FfnShape,
         blocks: usize,
     ) -> Result<FfnKernels, CudaError> {
-        let FfnShape {
-            hidden,
-            inter,
-            rank,
-            ..
-        } = shape;
+        let FfnShape { hidden, inter, .. } = shape;
+        let rank = shape.predictor.map_or(0, |p| p.rank());
         assert!(hidden.is_multiple_of(8) && rank.is_multiple_of(8));
         assert!(
             (1..1 << 16).contains(&inter),
             "counts of neurons are 16 bits"
         );
-        assert!(matches!(shape.predictor, DType::F16 | DType::BF16));
         assert!((1..=cuda.card.multiprocessors.min(MOST_BLOCKS)).contains(&blocks));
         let number = |dtype: DType| {
             let cols = hidden;
@@ -356,32 +328,24 @@ impl FfnKernels {
             Neighbours::Products => (false, None),
             Neighbours::Attention { values, .. } => (true, values),
         };
-        let module = cuda.module_of(
-            &SOURCES,
-            Some(shape.registers()),
-            &[
-                ("HIDDEN", hidden),
-                ("INTER", inter),
-                ("RANK", rank),
-                ("BLOCKS", blocks),
-                ("SHARED_BYTES", shared),
-                ("PACE", pace(cuda.card.bandwidth, blocks)),
-                ("JOINED", usize::from(is_joined)),
-                ("VALUES", number(values.unwrap_or(shape.weights))?),
-                ("WEIGHTS", number(shape.weights)?),
-                ("DOWN", number(shape.down)?),
-                ("PREDICTOR", number(shape.predictor)?),
-                ("ACT_GELU", usize::from(shape.act == Act::GeluTanh)),
-            ],
-        )?;
+        let defines = [
+            ("HIDDEN", hidden),
+            ("INTER", inter),
+            ("BLOCKS", blocks),
+            ("SHARED_BYTES", shared),
+            ("PACE", pace(cuda.card.bandwidth, blocks)),
+            ("JOINED", usize::from(is_joined)),
+            ("VALUES", number(values.unwrap_or(shape.weights))?),
+            ("WEIGHTS", number(shape.weights)?),
+            ("DOWN", number(shape.down)?),
+            ("ACT_GELU", usize::from(shape.act == Act::GeluTanh)),
+        ];
+        let of_predictor = PredictorShape::defines(shape.predictor, number)?;
+        let defines = [&defines[..], &of_predictor].concat();
+        let module = cuda.module_of(&SOURCES, Some(shape.registers()), &defines)?;
         let mut functions = [const { None }; KERNELS.len()];
         for (name, to) in KERNELS.iter().zip(&mut functions) {
-            let is_there = match *name {
-                "ffn_low_rank" => rank > 0,
-                "ffn_copy4" => hidden.is_multiple_of(32),
-                _ => true,
-            };
-            if is_there {
+            if shape.predictor.is_some() == (*name == PREDICTED) {
                 *to = Some(Cuda::function(&module, name, shared)?);
             }
         }
@@ -418,7 +382,7 @@ impl FfnKernels {
     /// What the driver says.
     ///
     /// # Panics
-    /// If lengths or types do not fit the shape, low rank is asked for where there is none, or a copy in 4 bits where rows are no whole number of blocks of 32.
+    /// If lengths or types do not fit the shape, or it has a predictor and neurons are decided otherwise.
     pub fn run(
         &mut self,
         cuda: &Cuda,
@@ -441,12 +405,7 @@ impl FfnKernels {
         decide: Decide,
         buffers: FfnBuffers,
     ) -> FfnLaunch {
-        let FfnShape {
-            hidden,
-            inter,
-            rank,
-            ..
-        } = self.shape;
+        let FfnShape { hidden, inter, .. } = self.shape;
         let FfnWeights { gate, up, down } = weights;
         for (what, matrix, dtype) in [
             ("gate", gate, self.shape.weights),
@@ -492,22 +451,11 @@ impl FfnKernels {
                 }
             };
         }
-        match decide {
-            Decide::All | Decide::Gate(_) | Decide::Up(_) => (),
-            Decide::LowRank {
-                a: first, b, bias, ..
-            } => {
-                let dtype = self.shape.predictor;
-                assert!(fits(first, rank, hidden, dtype) && fits(b, inter, rank, dtype));
-                assert!(bias.is_none_or(|b| b.len() == inter));
-                a.first = cuda.address(&first.data);
-                a.second = cuda.address(&b.data);
-                a.bias = bias.map_or(0, |b| cuda.address(b));
-            }
-            Decide::Copy4 { copy, .. } => {
-                assert_eq!(copy.len(), inter * copy4_row(hidden), "ffn: copy");
-                a.first = cuda.address(copy);
-            }
+        if let Decide::Predicted { predictor: p, .. } = decide {
+            assert!(self.shape.predictor == Some(p.shape) && p.fits(hidden, inter));
+            a.inner = p.inner.as_ref().map_or(0, |m| cuda.address(&m.data));
+            a.outer = cuda.address(&p.outer);
+            a.bias = p.bias.as_ref().map_or(0, |b| cuda.address(b));
         }
         let function = &self.functions[decide.kernel()];
         let function = function.as_ref().expect("the shape has such a kernel");
@@ -546,10 +494,9 @@ mod tests {
         let shape = |hidden, weights, neighbours| FfnShape {
             hidden,
             inter: 4 * hidden,
-            rank: 0,
             weights,
             down: DType::Q8_0,
-            predictor: DType::BF16,
+            predictor: None,
             act: Act::Silu,
             neighbours,
         };

@@ -7,10 +7,11 @@ use std::borrow::Cow;
 
 /// The number that device code knows a type by (`src/weights.cu`).
 pub(super) fn number(dtype: DType) -> Option<usize> {
-    TYPES.iter().position(|(t, _)| *t == dtype)
+    let types = TYPES.iter().map(|(t, _)| *t);
+    types.chain(PREDICTORS).position(|t| t == dtype)
 }
 
-/// Types that have kernels, in the order of their numbers, with what device code calls them.
+/// Types of model files that have kernels, in the order of their numbers, with what device code calls them.
 pub(super) const TYPES: [(DType, &str); 11] = [
     (DType::BF16, "bf16"),
     (DType::F16, "f16"),
@@ -24,6 +25,9 @@ pub(super) const TYPES: [(DType, &str); 11] = [
     (DType::Q5_K, "q5_k"),
     (DType::Q6_K, "q6_k"),
 ];
+
+/// Those of predictors alone, whose numbers follow.
+pub(super) const PREDICTORS: [DType; 3] = [DType::Q3_0, DType::Q2_0, DType::T2];
 
 /// Columns that float types are read in.
 const RUN: usize = 8;
@@ -91,7 +95,7 @@ fn row_bytes(dtype: DType, cols: usize) -> usize {
 }
 
 /// Rows as device code reads them.
-fn device_rows<'a>(m: MatRef<'a>, team: Option<&mut Team>) -> Cow<'a, [u8]> {
+pub(super) fn device_rows<'a>(m: MatRef<'a>, team: Option<&mut Team>) -> Cow<'a, [u8]> {
     let stored = quant::blocks_of(m);
     if !m.dtype().is_quantized() {
         return stored;
@@ -120,10 +124,11 @@ mod tests {
     fn a_team_lays_out_the_same_rows() {
         let (rows, cols) = (37, 512);
         let mut team = Team::new(3).unwrap();
-        for (dtype, _) in TYPES.iter().filter(|(t, _)| t.is_quantized()) {
+        let types = TYPES.iter().map(|(t, _)| *t).chain(PREDICTORS);
+        for dtype in types.filter(|t| t.is_quantized()) {
             let bytes = rows * dtype.row_bytes(cols).unwrap();
             let data: Vec<u8> = (0..bytes).map(|i| (i * 31 + i / 7) as u8).collect();
-            let m = MatRef::new(*dtype, rows, cols, &data).unwrap();
+            let m = MatRef::new(dtype, rows, cols, &data).unwrap();
             assert_eq!(
                 device_rows(m, Some(&mut team)),
                 device_rows(m, None),

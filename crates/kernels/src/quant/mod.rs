@@ -30,8 +30,8 @@ pub(crate) use k_scales::scales_and_mins;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use parts::{GROUP, Parts, groups};
 pub use parts::{has_parts, part, parts_bytes};
-pub(crate) use q2_0::Q2_0;
-pub(crate) use q3_0::Q3_0;
+pub(crate) use q2_0::{Q2_0, levels as two_bit_levels};
+pub(crate) use q3_0::{Q3_0, third_bit};
 pub(crate) use q4_0::Q4_0;
 pub(crate) use q4_1::Q4_1;
 pub(crate) use q4_k::Q4K;

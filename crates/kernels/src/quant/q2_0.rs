@@ -35,7 +35,7 @@ impl Format for Q2_0 {
 
 /// The 32 two-bit levels of `qs`, as Q2_0, Q3_0 and T2 store them.
 #[inline(always)]
-pub(super) fn levels(qs: &[u8]) -> [u8; 32] {
+pub(crate) fn levels(qs: &[u8]) -> [u8; 32] {
     std::array::from_fn(|j| qs[j % 8] >> (j / 8 * 2) & 3)
 }
 

@@ -55,7 +55,7 @@ impl Format for Q3_0 {
 
 /// Where element `j` has its third bit in byte `j % 4` of `qh`.
 #[inline(always)]
-fn third_bit(j: usize) -> usize {
+pub(crate) fn third_bit(j: usize) -> usize {
     let second = j / 4 % 2;
     [2, 3, 6, 7][j / 8] - 2 * second
 }

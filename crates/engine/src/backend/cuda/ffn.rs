@@ -1,25 +1,22 @@
 //! FFNs on a card: by the kernels of steps, or by products for prompts.
 
-use super::{Buffer, CudaBackend, RmsNorm, error, observed::Observed, plan::NO_RANK};
+use super::{Buffer, CudaBackend, RmsNorm, error, observed::Observed};
 use crate::{
     backend::{ByPlan, FfnCall, FfnTrace},
     error::{Error, Result},
     model::Ffn,
     sparsity::Rule,
 };
-use countdown_kernels::{
-    DType,
-    cuda::{
-        Orientation, Output,
-        ffn::{Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights},
-    },
+use countdown_kernels::cuda::{
+    Orientation, Output, PredictorShape,
+    ffn::{Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights},
 };
 
 impl CudaBackend {
     pub(super) fn ffn_shape(
         &self,
         ffn: &Ffn,
-        predictor: Option<(usize, DType)>,
+        predictor: Option<PredictorShape>,
     ) -> Result<FfnShape> {
         let (gate, up) = (ffn.gate.dtype(), ffn.up.dtype());
         if gate != up {
@@ -30,11 +27,9 @@ impl CudaBackend {
                 remedy: "use --device cpu, or a model with both in one type".into(),
             });
         }
-        let (rank, predictor) = predictor.unwrap_or((NO_RANK, DType::BF16));
         Ok(FfnShape {
             hidden: self.hidden,
             inter: ffn.gate.rows(),
-            rank,
             weights: gate,
             down: self.weights.matrix(ffn.down.matrix()).dtype(),
             predictor,
@@ -69,7 +64,7 @@ impl CudaBackend {
             let plan = self.plans.first();
             &plan.expect("steps follow a plan that is set").rules[call.layer]
         });
-        let shape = self.ffn_shape(call.weights, rule.and_then(|r| r.rank()));
+        let shape = self.ffn_shape(call.weights, rule.and_then(|r| r.predictor()));
         let shape = shape.expect("types were checked when the model was uploaded");
         let found = self.ffns.iter_mut().find(|(s, _)| *s == shape);
         let (_, kernels) = found.expect("`new` and `set_plan` compiled all shapes");

@@ -274,9 +274,9 @@ impl Backend for CudaBackend {
             self.in_force = ByPlan::Sparse;
             return Ok(());
         }
-        let uploaded = DevicePlan::upload(&self.cuda, model, plan)?;
+        let uploaded = DevicePlan::upload(&self.cuda, model, plan, self.threads)?;
         for (rule, layer) in uploaded.rules.iter().zip(&model.layers) {
-            let shape = self.ffn_shape(&layer.ffn, rule.rank())?;
+            let shape = self.ffn_shape(&layer.ffn, rule.predictor())?;
             self.compile(shape)?;
         }
         self.plans.insert(0, uploaded);

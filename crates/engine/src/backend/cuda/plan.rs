@@ -4,19 +4,16 @@ use super::error;
 use crate::{
     error::{Error, Result},
     model::Model,
-    sparsity::{Keep, Outer, Predictor, Rule, Score, Signal, SparsityPlan},
+    sparsity::{Keep, Predictor, Rule, Score, Signal, SparsityPlan},
 };
 use countdown_kernels::{
-    DType,
+    cpu::Team,
     cuda::{
-        Cuda, CudaSlice, Recording, Weights,
-        ffn::{self, Cut, Decide, copy4},
+        self, Cuda, CudaError, CudaSlice, PredictorShape, Recording,
+        ffn::{self, Cut, Decide},
     },
 };
 use std::sync::Arc;
-
-/// Width that FFNs are compiled for where a plan has no low-rank predictor.
-pub(super) const NO_RANK: usize = 0;
 
 /// A plan, and the step by it once that is recorded.
 pub(super) struct DevicePlan {
@@ -54,23 +51,24 @@ enum ByValue {
 enum How {
     Gate,
     Up,
-    LowRank {
-        a: Weights,
-        b: Weights,
-        bias: Option<CudaSlice<f32>>,
-    },
-    Copy4(CudaSlice<u8>),
+    Predicted(Box<cuda::Predictor>),
 }
 
 impl DevicePlan {
-    /// Copies what rules need.
-    pub(super) fn upload(cuda: &Cuda, model: &Model, plan: &Arc<SparsityPlan>) -> Result<Self> {
+    /// Copies what rules need. `threads` help to lay out rows.
+    pub(super) fn upload(
+        cuda: &Cuda,
+        model: &Model,
+        plan: &Arc<SparsityPlan>,
+        threads: usize,
+    ) -> Result<Self> {
+        let mut team = crate::session::team(threads)?;
         let kept = 1.0 - plan.provenance.target;
         let rules = plan.rules.iter().zip(&model.layers);
         let rules = rules.map(|(rule, layer)| {
             let inter = layer.ffn.gate.rows();
             let expected = (kept * inter as f64) as usize;
-            DeviceRule::upload(cuda, rule, expected)
+            DeviceRule::upload(cuda, rule, expected, &mut team)
         });
         Ok(DevicePlan {
             plan: plan.clone(),
@@ -83,17 +81,17 @@ impl DevicePlan {
 fn refused(what: &str) -> Error {
     Error::Plan {
         cause: format!("{what}, for which there is no CUDA kernel"),
-        remedy: "use --device cpu, or a plan with thresholds whose signal is gate or up, or is predicted by low rank or by a copy in 4 bits (copy4)".into(),
+        remedy: "use --device cpu, or a plan with thresholds whose signal is gate or up, or is predicted by other than planes".into(),
     }
 }
 
 impl DeviceRule {
-    fn upload(cuda: &Cuda, rule: &Rule, expected: usize) -> Result<DeviceRule> {
+    fn upload(cuda: &Cuda, rule: &Rule, expected: usize, team: &mut Team) -> Result<DeviceRule> {
         let Keep::Above(tau) = rule.keep else {
             return Err(refused("keeps the largest scores of each token"));
         };
         let how = match (&rule.predictor, rule.signal) {
-            (Some(p), _) => How::of(cuda, p)?,
+            (Some(p), _) => How::Predicted(Box::new(upload(cuda, p, team)?)),
             (None, Signal::Gate) => How::Gate,
             (None, Signal::Up) => How::Up,
             (None, Signal::Product) => return Err(refused("decides by gate times up itself")),
@@ -117,11 +115,11 @@ impl DeviceRule {
         })
     }
 
-    /// The width and the type of a low-rank predictor.
-    pub(super) fn rank(&self) -> Option<(usize, DType)> {
+    /// What kernels must be compiled for.
+    pub(super) fn predictor(&self) -> Option<PredictorShape> {
         match &self.how {
-            How::LowRank { a, .. } => Some((a.rows(), a.dtype())),
-            _ => None,
+            How::Predicted(p) => Some(p.shape()),
+            How::Gate | How::Up => None,
         }
     }
 
@@ -140,53 +138,30 @@ impl DeviceRule {
         match &self.how {
             How::Gate => Decide::Gate(cut),
             How::Up => Decide::Up(cut),
-            How::LowRank { a, b, bias } => Decide::LowRank {
-                a,
-                b,
-                bias: bias.as_ref(),
-                cut,
-            },
-            How::Copy4(copy) => Decide::Copy4 { copy, cut },
+            How::Predicted(predictor) => Decide::Predicted { predictor, cut },
         }
     }
 }
 
-impl How {
-    fn of(cuda: &Cuda, p: &Predictor) -> Result<How> {
-        match (&p.inner, &p.outer) {
-            (Some(a), Outer::Logits(b)) => {
-                let dtype = a.dtype();
-                if !matches!(dtype, DType::F16 | DType::BF16) || b.weight.dtype() != dtype {
-                    let types = format!("{dtype} and {}", b.weight.dtype());
-                    return Err(refused(&format!("predicts by matrices of type {types}")));
-                }
-                if !a.rows().is_multiple_of(8) {
-                    let rank = a.rows();
-                    return Err(refused(&format!("predicts by rank {rank}, not one of 8")));
-                }
-                let bias = b.bias.as_ref().map(|b| cuda.upload(b));
-                Ok(How::LowRank {
-                    a: Weights::upload(cuda, a.view(), None).map_err(error)?,
-                    b: Weights::upload(cuda, b.weight.view(), None).map_err(error)?,
-                    bias: bias.transpose().map_err(error)?,
-                })
-            }
-            (None, Outer::Product { gate, up })
-                if p.rest.is_none()
-                    && [gate, up].map(|l| (l.weight.dtype(), l.bias.is_none()))
-                        == [(DType::Q4_0, true); 2] =>
-            {
-                let [gate, up] = [gate, up].map(|l| l.weight.view());
-                let copy = cuda.upload(&copy4(gate, up));
-                Ok(How::Copy4(copy.map_err(error)?))
-            }
-            _ => {
-                let mut types: Vec<_> =
-                    p.outer.linears().map(|l| l.weight.dtype().name()).collect();
-                types.dedup();
-                let types = types.join(" and ");
-                Err(refused(&format!("predicts by matrices of type {types}")))
-            }
-        }
+fn upload(cuda: &Cuda, p: &Predictor, team: &mut Team) -> Result<cuda::Predictor> {
+    if p.rest.is_some() {
+        return Err(refused("predicts by planes of the weights"));
+    }
+    let types = p.outer.linears().map(|l| l.weight.dtype().name());
+    let mut types: Vec<_> = types.collect();
+    types.dedup();
+    if types.len() > 1 {
+        let types = types.join(" and ");
+        return Err(refused(&format!("predicts by matrices of type {types}")));
+    }
+    let inner = p.inner.as_ref().map(|a| a.view());
+    if let Some(rank) = inner.map(|a| a.rows()).filter(|r| !r.is_multiple_of(8)) {
+        return Err(refused(&format!("predicts by rank {rank}, not one of 8")));
+    }
+    match cuda::Predictor::upload(cuda, inner, p.estimate(), team) {
+        Err(CudaError::Weights { dtype, cols }) => Err(refused(&format!(
+            "predicts by rows of {cols} weights of type {dtype}"
+        ))),
+        uploaded => uploaded.map_err(error),
     }
 }

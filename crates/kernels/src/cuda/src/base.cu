@@ -9,9 +9,11 @@
 //   WEIGHTS       type of gate and up (weights.cu)
 //   DOWN          type of down
 //   VALUES        where JOINED, the type that the values' projection may have instead of WEIGHTS; both are floats or neither is
-//   PREDICTOR     type of a low-rank predictor's matrices, BF16 or F16
 //   ACT_GELU      1: the activation is GELU by tanh, 0: SiLU
-//   RANK          width of the low-rank predictor, a multiple of 8; 0 where there is none
+//   FORM          what a predictor makes of its outer matrices' products (score_outer.cu); 0 where there is none
+//   OUTER         type of its outer matrices, which have a row a neuron
+//   RANK          rows of its inner matrix and columns of the outer ones, a multiple of 8; 0 where the outer ones are multiplied with x itself
+//   INNER         type of its inner matrix
 //
 // and tools/cuda_probe.py, to tune on a card, TEAMS, WINDOW_BYTES, CALM_BYTES, PACE (state.cu), AHEAD_BYTES (ffn.cu).
 
@@ -46,11 +48,19 @@ static_assert(Weights<VALUES>::LEVELS == LEVELS, "x is in levels or it is not");
 #else
 constexpr u32 VALUE_BYTES = 0;
 #endif
-// A row of A of a low-rank predictor comes in parts of two runs a thread.
-constexpr u32 LOW_PARTS = ceil_div(RUNS, 2 * TEAM);
-constexpr u32 LOW_PART_BYTES = RANK > 0 ? (RUNS < 2 * TEAM ? RUNS : 2 * TEAM) * 16 : 0;
-// A neuron of a copy of gate and up in 4 bits (score_copy.cu).
-constexpr u32 COPY_BYTES = ceil_div(HIDDEN + HIDDEN / 8, 16) * 16;
+// A predictor's forms.
+constexpr u32 LOGITS = 1;   // the product
+constexpr u32 GATE = 2;     // act of it
+constexpr u32 PRODUCT = 3;  // act of one times the other
+constexpr u32 MATRICES = FORM == PRODUCT ? 2 : 1;
+// A row of its inner matrix comes in parts of so many runs a thread: whole, but where floats would need larger slots than the FFN's own rows.
+constexpr u32 INNER_RUNS = Weights<INNER>::LEVELS ? RUNS_EACH : 2;
+constexpr u32 INNER_PARTS = ceil_div(RUNS, INNER_RUNS * TEAM);
+constexpr u32 INNER_ROW_BYTES = Weights<INNER>::row_bytes(HIDDEN);
+constexpr u32 INNER_PART_BYTES = RANK == 0 ? 0 : INNER_PARTS == 1 ? INNER_ROW_BYTES : INNER_RUNS * TEAM * Weights<INNER>::row_bytes(8);
+// Rows of its outer matrices, a neuron's one behind the other.
+constexpr u32 OUTER_ROW_BYTES = Weights<OUTER>::row_bytes(RANK > 0 ? RANK : HIDDEN);
+constexpr u32 OUTER_BYTES = FORM == 0 ? 0 : MATRICES * OUTER_ROW_BYTES;
 // Neurons are dealt to blocks in runs of at most this many; so many has a block at most, in fours.
 constexpr u32 DEAL_MAX = 16;
 constexpr u32 ROWS_MAX = ceil_div(ceil_div(INTER, BLOCKS) + DEAL_MAX, 4) * 4;
@@ -62,13 +72,24 @@ static_assert(BLOCKS <= 256, "eight blocks' counts a lane");
 __device__ u32 range_begin(u32 n, u32 b) { return n * b / BLOCKS; }
 static_assert(INTER < 65536, "counts of neurons are half words, and their products with blocks words");
 
-// 8 weights of a float TYPE in a row, columns 8 * run and on, times 8 values, added to sum.
+// 8 weights in a row, columns 8 * run and on, times 8 values, added to sum.
 template <u32 TYPE> __device__ void dot8(const u8* row, u32 cols, u32 run, const float* v, float& sum) {
+    using W = Weights<TYPE>;
     float w[8];
-    Weights<TYPE>::eight(row, cols, run, w);
+    W::eight(row, cols, run, w);
     float part = 0;
 #pragma unroll
     for (u32 i = 0; i < 8; i++) part = fmaf(w[i], v[i], part);
+    if constexpr (W::LEVELS) {
+        const float2 s = W::scale(row, cols, run);
+        part *= s.x;
+        if constexpr (W::OFFSETS) {
+            float total = 0;
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) total += v[i];
+            part = fmaf(s.y, total, part);
+        }
+    }
     sum += part;
 }
 

@@ -14,7 +14,6 @@ struct Dense {
 template <bool UP> struct ByRows {
     static constexpr u32 ROWS = 2;
     static constexpr u32 DEAL = PACK;
-    static constexpr bool LOW = false;
 
     __device__ static const u8* row_scored(const Ffn& f, u64 row) { return (UP ? f.up : f.gate) + row * ROW_BYTES; }
     __device__ static const u8* row_kept(const Ffn& f, u64 row) { return (UP ? f.gate : f.up) + row * ROW_BYTES; }
@@ -27,13 +26,15 @@ template <bool UP> struct ByRows {
         const u32 row = place * PACK;
         p.fill<PACK_BYTES>(row_scored(f, neuron<DEAL>(row)), min(PACK, rows() - row) * ROW_BYTES);
     }
-    __device__ static void score(const Ffn& f, u32 first, const Input& x) {
+    // Gives the place after what is scored.
+    __device__ static u32 score(const Ffn& f, u32 first, const Input& x) {
         const u32 rows = ByRows::rows();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
             some_rows<ROWS_AT_ONCE, PACK, 1>(first, row, rows, shared().room, [&](const u8* at, u32) { return dot(at, x); });
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
+        return first + places();
     }
     __device__ static float signal(u32 row) {
         const float v = sum_of_warps(shared().room + row * WARPS, WARPS);
@@ -44,60 +45,56 @@ template <bool UP> struct ByRows {
 
 #if RANK > 0
 // Signals of a low-rank predictor.
-struct LowRank {
+struct Predicted {
     static constexpr u32 ROWS = 3;
     static constexpr u32 DEAL = LOW_ROWS;
-    static constexpr bool LOW = true;
 
-    __device__ static u32 first_slot() { return low_count() * LOW_PARTS; }
-    __device__ static u32 places() { return first_slot() + low_slots(); }
+    __device__ static u32 places() { return low_slots(); }
     __device__ static u32 groups() { return low_groups(); }
     __device__ static u32 group_begin(u32 group) { return low_group_slot(group) * LOW_ROWS; }
     __device__ static u32 arrivals(u32) { return 1; }
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
-        if (place < first_slot()) {
-            const u64 at = u64(first_low() + place / LOW_PARTS) * HIDDEN * 2 + place % LOW_PARTS * LOW_PART_BYTES;
-            p.fill<LOW_PART_BYTES>(f.first + at, place % LOW_PARTS + 1 < LOW_PARTS ? LOW_PART_BYTES : HIDDEN * 2 - (LOW_PARTS - 1) * LOW_PART_BYTES);
-        } else {
-            const u32 row = (place - first_slot()) * LOW_ROWS;
-            p.fill<LOW_ROWS * LOW_BYTES>(f.second + u64(neuron<LOW_ROWS>(row)) * LOW_BYTES, low_bytes(row));
-        }
+        const u32 row = place * DEAL;
+        p.fill<DEAL * OUTER_BYTES>(f.outer + u64(neuron<DEAL>(row)) * OUTER_BYTES, min(DEAL, row_count<DEAL>() - row) * OUTER_BYTES);
     }
-    __device__ static u32 low_bytes(u32 row) { return min(LOW_ROWS, row_count<LOW_ROWS>() - row) * LOW_BYTES; }
-    __device__ static void score(const Ffn& f, u32 first, const Input& x) {
-        multiply_low(f, first, x);
-        score_low(first + first_slot());
+    __device__ static u32 score(const Ffn& f, u32 place, const Input& x) {
+        place = multiply_low(f, place, x);
+        score_low(place);
+        return place + places();
     }
-    __device__ static float signal(u32 row) { return low_scores()[row]; }
+    __device__ static float signal(u32 row) {
+        const float* v = shared().low_scores + row * MATRICES;
+        return predicted(row, v[0], v[MATRICES - 1]);
+    }
 };
-#endif
-
-#if HIDDEN % 32 == 0
-// Signals of a copy of gate and up in 4 bits.
-struct Copy4 {
+#elif FORM > 0
+// Signals of a predictor whose outer matrices are multiplied with x itself.
+struct Predicted {
     static constexpr u32 ROWS = 3;
-    static constexpr u32 DEAL = 1;
-    static constexpr bool LOW = false;
+    static constexpr u32 DEAL = OUTER_EACH;
 
-    __device__ static u32 places() { return row_count<1>(); }
-    __device__ static u32 groups() { return ceil_div(row_count<1>(), 32); }
+    __device__ static u32 rows() { return row_count<DEAL>(); }
+    __device__ static u32 places() { return ceil_div(rows(), DEAL); }
+    __device__ static u32 groups() { return ceil_div(rows(), 32); }
     __device__ static u32 group_begin(u32 group) { return 32 * group; }
-    __device__ static u32 arrivals(u32 group) { return ceil_div(min(32u, row_count<1>() - 32 * group), ROWS_AT_ONCE); }
+    __device__ static u32 arrivals(u32 group) { return ceil_div(min(32u, rows() - 32 * group), ROWS_AT_ONCE); }
     __device__ static void stream(const Ffn& f, Producer& p, u32 place) {
-        p.fill<COPY_BYTES>(f.first + u64(neuron<1>(place)) * COPY_BYTES);
+        const u32 row = place * DEAL;
+        p.fill<DEAL * OUTER_BYTES>(f.outer + u64(neuron<DEAL>(row)) * OUTER_BYTES, min(DEAL, rows() - row) * OUTER_BYTES);
     }
-    __device__ static void score(const Ffn& f, u32 first, const Input& input) {
+    __device__ static u32 score(const Ffn& f, u32 first, const Input& input) {
         const Levels x = LEVELS ? input.levels : input_levels(input.columns);
-        const u32 rows = row_count<1>();
+        const u32 rows = Predicted::rows();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
-            four_copies(first, row, rows, x, shared().room);
+            four_neurons(first, row, rows, x, shared().room);
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
         }
+        return first + places();
     }
     __device__ static float signal(u32 row) {
         const float* sums = shared().room + row * ROW_SUMS;
-        return act(sum_of_warps(sums, ROW_SUMS / 2)) * sum_of_warps(sums + ROW_SUMS / 2, ROW_SUMS / 2);
+        return predicted(row, sum_of_warps(sums, ROW_SUMS / 2), MATRICES == 2 ? sum_of_warps(sums + ROW_SUMS / 2, ROW_SUMS / 2) : 0);
     }
 };
 #endif
@@ -152,9 +149,12 @@ template <class Method> __device__ void produce(const Ffn& f) {
     Shared& s = shared();
     Producer p;
     begin_stream(f, p);
-    const u32 start = Method::places();
-    for (u32 place = 0; place < start; place++) {
-        if (place == SLOTS) p.window = WINDOW_BYTES;
+    const u32 start = p.asked, places = Method::places();
+#if RANK > 0
+    stream_inner(f, p);
+#endif
+    for (u32 place = 0; place < places; place++) {
+        if (p.asked >= start + SLOTS) p.window = WINDOW_BYTES;
         Method::stream(f, p, place);
     }
     u32 items = 0;
@@ -195,16 +195,22 @@ template <class Method> __device__ void ffn_sparse(const Ffn& f) {
     u32 place = 0;
     const Input x = begin(f, norm, place);
     Columns y = {};
-    Method::score(f, place, x);
-    place = consume_neurons<Method>(place + Method::places(), x, y);
+    place = Method::score(f, place, x);
+    place = consume_neurons<Method>(place, x, y);
     end(f, y, place);
     // All blocks' sums were there, so all have read what they were told before. (The last block has columns, however few there are.)
     if (blockIdx.x == BLOCKS - 1) {
         for (u32 b = threadIdx.x; b < BLOCKS; b += CONSUMERS) put(f.shares + b, EMPTY_HALF);
-        if constexpr (Method::LOW)
-            for (u32 r = threadIdx.x; r < RANK; r += CONSUMERS) put(reinterpret_cast<u32*>(f.low) + r, EMPTY);
+#if RANK > 0
+        for (u32 r = threadIdx.x; r < RANK; r += CONSUMERS) put(reinterpret_cast<u32*>(f.low) + r, EMPTY);
+#endif
     }
 }
+
+// What is compiled for a predictor has its kernel, and what is not all others.
+#if FORM > 0
+extern "C" __global__ void ffn_predicted(const __grid_constant__ Ffn f) { ffn_sparse<Predicted>(f); }
+#else
 
 // Streams all neurons. For one thread.
 __device__ void produce_all(const Ffn& f) {
@@ -242,9 +248,4 @@ extern "C" __global__ void ffn_dense(const __grid_constant__ Ffn f) {
 
 extern "C" __global__ void ffn_by_up(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<true>>(f); }
 extern "C" __global__ void ffn_by_gate(const __grid_constant__ Ffn f) { ffn_sparse<ByRows<false>>(f); }
-#if RANK > 0
-extern "C" __global__ void ffn_low_rank(const __grid_constant__ Ffn f) { ffn_sparse<LowRank>(f); }
-#endif
-#if HIDDEN % 32 == 0
-extern "C" __global__ void ffn_copy4(const __grid_constant__ Ffn f) { ffn_sparse<Copy4>(f); }
 #endif

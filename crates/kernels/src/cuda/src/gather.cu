@@ -6,7 +6,7 @@ constexpr u32 STRIPE = ceil_div(QUADS, BLOCKS);
 static_assert(STRIPE * 4 <= CONSUMERS, "a column a thread");
 constexpr u32 STRIPE_GROUPS = CONSUMERS / STRIPE;
 #if JOINED
-__device__ float* gathered() { return reinterpret_cast<float*>(shared().gathered); }
+__device__ float* gathered() { return shared().room; }
 #else
 static_assert(GATHER_BYTES <= SLOTS * SLOT_BYTES, "every team's sums fit in the ring");
 __device__ float* gathered() { return reinterpret_cast<float*>(shared_memory); }
@@ -47,11 +47,11 @@ __device__ void gather(const Ffn& f, Columns& y) {
     float total = threadIdx.x < 4 * quads ? residual(f, c) : 0;
     if (TEAMS > 1) {
         sync_consumers();
-        if (team() > 0) put_columns(room + team() * HIDDEN, y, false);
+        if (team() > 0) put_columns(room + (team() - 1) * HIDDEN, y, false);
         sync_consumers();
         if (team() == 0)
             for (u32 t = 1; t < TEAMS; t++) {
-                const Columns other = load_columns(room + t * HIDDEN);
+                const Columns other = load_columns(room + (t - 1) * HIDDEN);
 #pragma unroll
                 for (u32 i = 0; i < 8 * RUNS_EACH; i++) y.v[i] += other.v[i];
             }

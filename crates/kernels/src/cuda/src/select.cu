@@ -19,7 +19,9 @@ template <class Method> __device__ void fetch_cuts(const Ffn& f) {
         const u32 i = neuron<Method::DEAL>(row);
         s.cuts[0][row] = f.score == SCORE_WEIGHTED ? f.positive[i] : 1;
         s.cuts[1][row] = f.score == SCORE_WEIGHTED ? f.negative[i] : 1;
-        s.cuts[2][row] = f.bias ? f.bias[i] : 0;
+#if FORM > 0
+        for (u32 m = 0; m < MATRICES; m++) s.cuts[2 + m][row] = f.bias ? f.bias[m * INTER + i] : 0;
+#endif
     }
     __syncwarp();
 }
@@ -34,7 +36,7 @@ template <class Method> __device__ u32 select(const Ffn& f, u32 group, u32 from,
         float signal = 0;
         bool keep = false;
         if (row < to) {
-            signal = Method::signal(row) + s.cuts[2][row];
+            signal = Method::signal(row);
             keep = is_kept(f, signal, s.cuts[0][row], s.cuts[1][row]);
         }
         const u32 which = __ballot_sync(~0u, keep);

@@ -18,10 +18,10 @@ struct Ffn {
     // Neurons that a block may take of those it keeps before all counts are known: somewhat less (0.85) than its part of those that are kept on average.
     u32 early;
 
-    // The predictor: A [RANK, HIDDEN] and B [INTER, RANK] with a bias [INTER] or null; or the copy of gate and up (score_copy.cu) as `first`.
-    const u8* first;
-    const u8* second;
-    const float* bias;
+    // The predictor.
+    const u8* inner;    // [RANK, HIDDEN] of type INNER, where there are such rows
+    const u8* outer;    // [INTER, MATRICES, RANK or HIDDEN] of type OUTER
+    const float* bias;  // [MATRICES, INTER], or null
 
     // Passed between blocks (flow.cu): EMPTY before the first launch and after each.
     float* partial;  // [BLOCKS, HIDDEN]
@@ -70,16 +70,23 @@ constexpr u32 BATCHES_MAX = ceil_div(ROWS_MAX, 32) + 2;
 // Rows of a product beside the FFN that a team multiplies at once, at most (joined.cu).
 constexpr u32 PRODUCT_ROWS_MAX = 8;
 
-// Sums of each warp for all rows; or scores of all rows, sums of a few rows, and A x; and before any of them the levels of x.
-constexpr u32 ROW_SUMS = HIDDEN % 32 == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a copy
+// Sums of each warp for all rows, and before them the levels of x, if it is rounded.
+constexpr u32 ROW_SUMS = FORM > 0 && RANK == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a predictor's outer matrices
 constexpr u32 ROOM_LOW = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
-constexpr u32 ROOM = ceil_div(larger(larger(ceil_div(ROWS_MAX, PRODUCT_ROWS_MAX) * PRODUCT_ROWS_MAX * ROW_SUMS, ROWS_MAX + ROOM_LOW + RANK), levels_bytes(HIDDEN) / 4), 4) * 4;  // whole vectors
 
-// What blocks' sums are added up in (gather.cu): the ring, or where rows still come through it, room of its own.
-constexpr u32 GATHER_BYTES = larger(TEAMS > 1 ? TEAMS * HIDDEN * 4 : 0, CONSUMERS * 16);
+constexpr u32 ROW_ROOM = ceil_div(ROWS_MAX, PRODUCT_ROWS_MAX) * PRODUCT_ROWS_MAX * ROW_SUMS;
+constexpr u32 LEVELS_ROOM = LEVELS || (FORM > 0 && RANK == 0) ? levels_bytes(HIDDEN) / 4 : 0;
+// And after them what blocks' sums are added up in (gather.cu), where rows still come through the ring, which has the room otherwise.
+constexpr u32 GATHER_BYTES = larger((TEAMS - 1) * HIDDEN * 4, CONSUMERS * 16);
+constexpr u32 ROOM = ceil_div(larger(larger(ROW_ROOM, LEVELS_ROOM), JOINED ? GATHER_BYTES / 4 : 0), 4) * 4;  // whole vectors
 
 struct alignas(16) Shared {
-    float room[ROOM];            // sums of rows and what the methods make of them
+    float room[ROOM];
+#if RANK > 0
+    float low_x[RANK];           // A x
+    float low_sums[ROOM_LOW];
+    float low_scores[ROWS_MAX * MATRICES];
+#endif
     RingState ring;
     alignas(16) u16 left_before[256];  // neurons that blocks before that one did not take early
     u64 scored[GROUPS_MAX];
@@ -88,18 +95,15 @@ struct alignas(16) Shared {
     u32 batch[BATCHES_MAX];      // how many there are in it
     u32 takes;                   // how many this block takes in all; with the second batch
     Item items[SLOTS_MAX];
-    float cuts[3][ROWS_MAX];     // what this block's neurons are decided by: positive, negative, bias
+    float cuts[2 + (FORM > 0 ? MATRICES : 0)][ROWS_MAX];  // what this block's neurons are decided by: positive, negative, biases
     float exchange[TEAMS][2][2][WARPS];
     float squares[TEAMS][WARPS];
-#if JOINED
-    alignas(16) u8 gathered[GATHER_BYTES];
-#endif
 };
 
 constexpr u32 SLOTS_FIT = (SHARED_BYTES - sizeof(Shared)) / SLOT_BYTES;
 constexpr u32 SLOTS = SLOTS_FIT < SLOTS_MAX ? SLOTS_FIT : SLOTS_MAX;
 static_assert(SHARED_BYTES > sizeof(Shared) && SLOTS_FIT >= 4, "a ring of four rows fits in no less shared memory");
-static_assert(RANK == 0 || SLOTS >= 4 * LOW_PARTS, "rows of A that are multiplied together fit in the ring");
+static_assert(RANK == 0 || SLOTS >= 4 * INNER_PARTS, "rows of A that are multiplied together fit in the ring");
 static_assert(SLOTS > 3 * (TEAMS - 1), "the ends of all teams' neurons fit in the ring");
 
 extern __shared__ __align__(128) u8 shared_memory[];
@@ -392,12 +396,12 @@ __device__ Input input_of(const Columns& columns, const Norm& norm) {
     return in;
 }
 
-// This thread's part of the product of two runs' worth of a row of floats of TYPE, the runs from 2 * part on, which lie at `at`, and x.
-template <u32 TYPE> __device__ float dot_part(const u8* at, u32 part, const Columns& x) {
+// This thread's part of the product of EACH runs' worth of a row of TYPE, the runs from EACH * part on, which lie at `at`, and x.
+template <u32 TYPE, u32 EACH = 2> __device__ float dot_part(const u8* at, u32 part, const Columns& x) {
     float sum[2] = {0, 0};
 #pragma unroll
-    for (u32 k = 0; k < 2; k++)
-        if (has_run(2 * part + k)) dot8<TYPE>(at, HIDDEN, run(k), x.v + 16 * part + 8 * k, sum[k]);
+    for (u32 k = 0; k < EACH; k++)
+        if (has_run(EACH * part + k)) dot8<TYPE>(at, HIDDEN, run(k), x.v + 8 * (EACH * part + k), sum[k % 2]);
     return sum[0] + sum[1];
 }
 

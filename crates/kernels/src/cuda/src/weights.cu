@@ -10,9 +10,12 @@
 //   Q4_K     nibbles                                    a byte for scale and a byte for offset a block; then f16 units of both for each 8 blocks
 //   Q5_K     nibbles and a fifth bit                    the same
 //   Q6_K     nibbles and two high bits                  a signed byte for each 16 columns; then f16 unit for each 8 blocks
+//   Q3_0     pairs of bits and a third bit              f16 a block
+//   Q2_0     pairs of bits                              f16 a block
+//   T2       pairs of bits                              none
 //
-// Nibbles: 4 bytes for each 8 columns, low nibbles the first four, high nibbles the others. High bits, of a block: bit 8 * i + k is the fifth bit of column 4 * k + i; or
-// bits 8 * i + 2 * k of the first word are those of column 4 * k + i, and of the second word those of column 16 + 4 * k + i.
+// Nibbles: 4 bytes for each 8 columns, low nibbles the first four, high nibbles the others. Pairs of bits, and two high bits, of a block: bits 8 * i + 2 * k and the next of the
+// first word are those of column 4 * k + i, and of the second word those of column 16 + 4 * k + i. One high bit, the fifth or third: bit 8 * i + k is that of column 4 * k + i.
 
 constexpr u32 BF16 = 0;
 constexpr u32 F16 = 1;
@@ -25,6 +28,10 @@ constexpr u32 Q5_1 = 7;
 constexpr u32 Q4_K = 8;
 constexpr u32 Q5_K = 9;
 constexpr u32 Q6_K = 10;
+// Of predictors alone.
+constexpr u32 Q3_0 = 11;
+constexpr u32 Q2_0 = 12;
+constexpr u32 T2 = 13;
 
 template <u32 TYPE> struct Weights;
 
@@ -102,6 +109,22 @@ struct Scale {
     __device__ static float2 get(const u8* at, u32, u32 run) { return make_float2(half_value(reinterpret_cast<const u16*>(at)[run / 4]), 0); }
 };
 
+// Zero lies between the levels 1 and 2.
+struct ScaleOfFour {
+    static constexpr bool OFFSETS = true, HALVES = false;
+    __host__ __device__ static constexpr u32 size(u32 blocks) { return 2 * blocks; }
+    __device__ static float2 get(const u8* at, u32, u32 run) {
+        const float d = half_value(reinterpret_cast<const u16*>(at)[run / 4]);
+        return make_float2(d, -1.5f * d);
+    }
+};
+
+struct NoScale {
+    static constexpr bool OFFSETS = false, HALVES = false;
+    __host__ __device__ static constexpr u32 size(u32) { return 0; }
+    __device__ static float2 get(const u8*, u32, u32) { return make_float2(1, 0); }
+};
+
 struct ScaleAndOffset {
     static constexpr bool OFFSETS = true, HALVES = false;
     __host__ __device__ static constexpr u32 size(u32 blocks) { return 4 * blocks; }
@@ -134,14 +157,17 @@ template <u32 BITS, u32 MIDDLE_, class SCALES> struct Blocks {
     static constexpr u32 MIDDLE = MIDDLE_;
     __host__ __device__ static constexpr u32 row_bytes(u32 cols) { return ceil_div(cols * BITS / 8 + SCALES::size(cols / COLUMNS), 16) * 16; }
 
-    // High bits of a block's words, those of word k where a nibble leaves off.
-    static constexpr u32 HIGH = BITS == 8 ? 0 : BITS - 4;
+    // Levels are bytes, nibbles or pairs of bits, and high bits, those of word k of a block's levels where the low ones leave off.
+    static constexpr u32 LOW = BITS == 8 ? 8 : BITS >= 4 ? 4 : 2;
+    static constexpr u32 HIGH = BITS - LOW;
     __device__ static u32 high(const u8* row, u32 cols, u32 block, u32 k) {
         if constexpr (HIGH == 0) return 0;
-        const u32* words = reinterpret_cast<const u32*>(row + cols / 2) + HIGH * block;
-        if constexpr (HIGH == 1) return words[0] >> k << 4 & 0x10101010u;
-        return words[k / 4] >> 2 * (k % 4) << 4 & 0x30303030u;
+        const u32* words = reinterpret_cast<const u32*>(row + cols * LOW / 8) + HIGH * block;
+        if constexpr (HIGH == 1) return words[0] >> k << LOW & 0x01010101u << LOW;
+        return words[k / 4] >> 2 * (k % 4) << LOW & 0x03030303u << LOW;
     }
+    // Pairs of bits of word k, of the four words that `pairs` has.
+    __device__ static u32 pair(u32 pairs, u32 k) { return pairs >> 2 * (k % 4) & 0x03030303u; }
 
     // The 32 levels of a block, a byte each.
     __device__ static void levels(const u8* row, u32 cols, u32 block, u32 (&q)[8]) {
@@ -150,6 +176,10 @@ template <u32 BITS, u32 MIDDLE_, class SCALES> struct Blocks {
             const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
             for (u32 k = 0; k < 8; k++) q[k] = words[k];
+        } else if constexpr (LOW == 2) {
+            const uint2 pairs = reinterpret_cast<const uint2*>(row)[block];
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) q[k] = pair(k < 4 ? pairs.x : pairs.y, k) | high(row, cols, block, k);
         } else {
             const uint4 a = reinterpret_cast<const uint4*>(row)[block];
             const u32 words[4] = {a.x, a.y, a.z, a.w};
@@ -163,6 +193,10 @@ template <u32 BITS, u32 MIDDLE_, class SCALES> struct Blocks {
         uint2 q;
         if constexpr (BITS == 8) {
             q = reinterpret_cast<const uint2*>(row)[run];
+        } else if constexpr (LOW == 2) {
+            const u32 block = run / 4, k = run % 4 * 2;
+            const u32 w = reinterpret_cast<const u32*>(row)[2 * block + k / 4];
+            q = make_uint2(pair(w, k) | high(row, cols, block, k), pair(w, k + 1) | high(row, cols, block, k + 1));
         } else {
             const u32 w = reinterpret_cast<const u32*>(row)[run];
             const u32 block = run / 4, k = run % 4 * 2;
@@ -184,6 +218,9 @@ template <> struct Weights<Q5_1> : Blocks<5, 0, ScaleAndOffset> {};
 template <> struct Weights<Q4_K> : Blocks<4, 0, ScalesOfUnits> {};
 template <> struct Weights<Q5_K> : Blocks<5, 0, ScalesOfUnits> {};
 template <> struct Weights<Q6_K> : Blocks<6, 32, HalfScalesOfUnits> {};
+template <> struct Weights<Q3_0> : Blocks<3, 4, Scale> {};
+template <> struct Weights<Q2_0> : Blocks<2, 0, ScaleOfFour> {};
+template <> struct Weights<T2> : Blocks<2, 1, NoScale> {};
 
 // Columns 8 * run to 8 * run + 8 of a row, rounded as the host rounds them.
 template <u32 TYPE> __device__ void values8(const u8* row, u32 cols, u32 run, float* v) {
