@@ -70,21 +70,21 @@ constexpr u32 BATCHES_MAX = ceil_div(ROWS_MAX, 32) + 2;
 // Rows of a product beside the FFN that a team multiplies at once, at most (joined.cu).
 constexpr u32 PRODUCT_ROWS_MAX = 8;
 
-// Sums of each warp for all rows, and before them the levels of x, if it is rounded.
-constexpr u32 ROW_SUMS = FORM > 0 && RANK == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a predictor's outer matrices
-constexpr u32 ROOM_LOW = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
-
-constexpr u32 ROW_ROOM = ceil_div(ROWS_MAX, PRODUCT_ROWS_MAX) * PRODUCT_ROWS_MAX * ROW_SUMS;
+// Room for one thing after the other: levels of x, if it is rounded; sums of each warp for all rows; and what blocks' sums are added up in (gather.cu), which is in the ring where
+// no rows come through that any more.
 constexpr u32 LEVELS_ROOM = LEVELS || (FORM > 0 && RANK == 0) ? levels_bytes(HIDDEN) / 4 : 0;
-// And after them what blocks' sums are added up in (gather.cu), where rows still come through the ring, which has the room otherwise.
+constexpr u32 ROW_SUMS = FORM > 0 && RANK == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a predictor's outer matrices
+constexpr u32 ROW_ROOM = ceil_div(ROWS_MAX, PRODUCT_ROWS_MAX) * PRODUCT_ROWS_MAX * ROW_SUMS;
 constexpr u32 GATHER_BYTES = larger((TEAMS - 1) * HIDDEN * 4, CONSUMERS * 16);
 constexpr u32 ROOM = ceil_div(larger(larger(ROW_ROOM, LEVELS_ROOM), JOINED ? GATHER_BYTES / 4 : 0), 4) * 4;  // whole vectors
+// Sums of each warp for a block's rows of A.
+constexpr u32 LOW_ROOM = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
 
 struct alignas(16) Shared {
     float room[ROOM];
 #if RANK > 0
     float low_x[RANK];           // A x
-    float low_sums[ROOM_LOW];
+    float low_sums[LOW_ROOM];
     float low_scores[ROWS_MAX * MATRICES];
 #endif
     RingState ring;
