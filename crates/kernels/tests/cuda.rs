@@ -83,7 +83,7 @@ enum How<'a> {
     All,
     Gate,
     Up,
-    Predicted(Form, &'a Imitation),
+    Predicted(&'a Imitation),
 }
 
 /// Form and type of the outer matrices, and rank and type of the inner one if there is one.
@@ -91,6 +91,7 @@ type Kind = (Form, DType, Option<(usize, DType)>);
 
 /// What says which neurons are kept.
 struct Imitation {
+    form: Form,
     inner: Option<Weights>,
     outer: Vec<Weights>,
     biases: Option<Vec<Vec<f32>>>,
@@ -107,13 +108,14 @@ impl Imitation {
         let is_trained = inner.is_some() || form == Form::Logits;
         let biases = is_trained.then(|| outer.iter().map(|_| noise.many(inter, 0.1)).collect());
         Imitation {
+            form,
             inner,
             outer,
             biases,
         }
     }
 
-    fn signals(&self, form: Form, by: Act, x: &[f32]) -> Vec<f64> {
+    fn signals(&self, by: Act, x: &[f32]) -> Vec<f64> {
         let z = match &self.inner {
             Some(a) => {
                 let x: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
@@ -126,7 +128,7 @@ impl Imitation {
             p.iter_mut().zip(b).for_each(|(p, b)| *p += f64::from(*b));
         }
         let first = products[0].iter();
-        match form {
+        match self.form {
             Form::Logits => products[0].clone(),
             Form::Gate => first.map(|p| act(by, *p)).collect(),
             Form::Product => first
@@ -136,12 +138,12 @@ impl Imitation {
         }
     }
 
-    fn on_card(&self, cuda: &Cuda, form: Form) -> Predictor {
+    fn on_card(&self, cuda: &Cuda) -> Predictor {
         let affine = |i: usize| Affine {
             weight: self.outer[i].view(),
             bias: self.biases.as_ref().map(|b| &b[i][..]),
         };
-        let outer = match form {
+        let outer = match self.form {
             Form::Logits => Estimate::Logits(affine(0)),
             Form::Gate => Estimate::Gate(affine(0)),
             Form::Product => Estimate::Product {
@@ -196,16 +198,22 @@ fn check(
         How::All => vec![1.0; inter],
         How::Gate => g.iter().map(|g| act(s.act, *g)).collect(),
         How::Up => u.clone(),
-        How::Predicted(form, by) => by.signals(form, s.act, &x),
+        How::Predicted(by) => by.signals(s.act, &x),
     };
     // One kind of score for each way.
+    let weighted = |i: usize| {
+        let s = signal[i];
+        (s * f64::from(layer.positive[i])).max(-s * f64::from(layer.negative[i]))
+    };
     let score = |i: usize| match how {
-        How::Up | How::Predicted(Form::Product, _) => {
-            let s = signal[i];
-            (s * f64::from(layer.positive[i])).max(-s * f64::from(layer.negative[i]))
-        }
-        How::Gate | How::Predicted(Form::Gate, _) => signal[i].abs(),
-        How::All | How::Predicted(Form::Logits, _) => signal[i],
+        How::All => signal[i],
+        How::Gate => signal[i].abs(),
+        How::Up => weighted(i),
+        How::Predicted(p) => match p.form {
+            Form::Logits => signal[i],
+            Form::Gate => signal[i].abs(),
+            Form::Product => weighted(i),
+        },
     };
     let scores: Vec<f64> = (0..inter).map(score).collect();
     let tau = threshold(&scores, keep);
@@ -256,16 +264,16 @@ fn check(
         expected: keep,
     };
     let predictor = match how {
-        How::Predicted(form, by) => Some(by.on_card(cuda, form)),
+        How::Predicted(p) => Some(p.on_card(cuda)),
         _ => None,
     };
     let decide = match how {
         How::All => Decide::All,
         How::Gate => Decide::Gate(by(Score::Magnitude)),
         How::Up => Decide::Up(weighted),
-        How::Predicted(form, _) => Decide::Predicted {
+        How::Predicted(p) => Decide::Predicted {
             predictor: predictor.as_ref().unwrap(),
-            cut: match form {
+            cut: match p.form {
                 Form::Logits => by(Score::Value),
                 Form::Gate => by(Score::Magnitude),
                 Form::Product => weighted,
@@ -364,11 +372,11 @@ fn check_all((hidden, inter, weights, act, blocks): Case, kinds: &[Kind], cuda: 
     for kind in kinds {
         let imitation = Imitation::new(&mut noise, *kind, hidden, inter);
         let shape = FfnShape {
-            predictor: Some(imitation.on_card(cuda, kind.0).shape()),
+            predictor: Some(imitation.on_card(cuda).shape()),
             ..shape
         };
         let mut kernels = FfnKernels::with_blocks(cuda, shape, blocks).unwrap();
-        let how = How::Predicted(kind.0, &imitation);
+        let how = How::Predicted(&imitation);
         for keep in some {
             check(cuda, &mut kernels, shape, blocks, &layer, how, keep);
         }
