@@ -21,6 +21,8 @@ const OF_HALVES: [Source; 1] = sources!["prompt_halves.cu"];
 const PROMPT_THREADS: usize = 256;
 /// Query heads that one launch takes together, at most.
 const MOST_TOGETHER: usize = 8;
+/// Query heads that eight warps may take together with room beside them: a thread has some 160 registers for five, and 185 for six.
+const MOST_BESIDE: usize = 5;
 /// Shared memory that a kernel may have without asking for more, and parts that the context is cut in, at most.
 const MOST_SHARED: usize = 47 << 10;
 const MOST_SPANS: usize = 64;
@@ -69,13 +71,14 @@ impl AttentionShape {
         (multiprocessors / rows).clamp(1, MOST_SPANS)
     }
 
-    /// Warps of a block: eight, or four where the arrays of `attend.cu` have no room for the sums of more.
+    /// Warps of a block: eight, or four where the arrays of `attend.cu` have no room for the sums of more, or threads have so many registers that an FFN's block finds none beside eight.
     fn warps(&self, spans: usize) -> usize {
         let head = self.head_dim;
         let room = |warps: usize| warps * self.together() * (head + 2);
         let joined = spans * (head / self.pieces(spans) + 4);
         let own_and_turns = 3 * head;
-        if 4 * (room(8) + joined + own_and_turns) <= MOST_SHARED {
+        let has_room = 4 * (room(8) + joined + own_and_turns) <= MOST_SHARED;
+        if has_room && self.together() <= MOST_BESIDE {
             8
         } else {
             4

@@ -64,6 +64,9 @@ constexpr u32 ATTEND_THREADS = 32 * ATTEND_WARPS;
 constexpr u32 LANES = power_of_two(HEAD / 8);  // that hold a row
 constexpr u32 GROUPS = ATTEND_THREADS / LANES;
 constexpr u32 AT_ONCE = 2;  // rows of each group
+constexpr u32 STEP = AT_ONCE * GROUPS;  // and of a block
+constexpr u32 ROW_BYTES = HEAD * CACHE_BYTES;
+constexpr u32 AHEAD = 65536 / ROW_BYTES;  // rows on their way to the second-level cache: those of two steps do not fill the memory's latency
 constexpr float LEAST = -3.0e38f;
 constexpr u32 PIECE = HEAD / PIECES;
 constexpr u32 PIECE_QUADS = PIECE / 4 + 1;
@@ -84,6 +87,9 @@ __device__ Row load_row(const u8* rows, u32 position, u32 column) {
     return r;
 }
 
+// Asks for bytes into the second-level cache: a multiple of 16, as their address.
+__device__ void prefetch(const u8* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
+
 __device__ void values_of(const Row& r, float* v) {
 #pragma unroll
     for (u32 i = 0; i < CACHE_BYTES / 2; i++) Cached::values(r.w[i], v + i * Cached::COLUMNS);
@@ -92,7 +98,7 @@ __device__ void values_of(const Row& r, float* v) {
 extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ Attend a) {
     __shared__ float room[ATTEND_WARPS][GROUP][HEAD + 2];
     __shared__ __align__(16) float spans[SPANS][PIECE + 4];
-    __shared__ __align__(16) u8 own[2][HEAD * CACHE_BYTES];
+    __shared__ __align__(16) u8 own[2][ROW_BYTES];
     __shared__ float2 turns[HEAD / 2];
     // An FFN that waits for words reads weights until they are there.
     if (a.words) let_next_kernel_start();
@@ -101,8 +107,8 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     const bool holds = column < HEAD;
     const u32 head = blockIdx.x / a.shares;
     const u64 queries = u64(blockIdx.x) * GROUP * HEAD;
-    u8* const keys = a.keys + u64(head) * a.context * HEAD * CACHE_BYTES;
-    u8* const values = a.values + u64(head) * a.context * HEAD * CACHE_BYTES;
+    u8* const keys = a.keys + u64(head) * a.context * ROW_BYTES;
+    u8* const values = a.values + u64(head) * a.context * ROW_BYTES;
 
     // Neither the position nor what earlier steps have put in the cache is written by a kernel that may still run.
     const u32 position = *a.position, seen = position + 1;
@@ -130,6 +136,14 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     else if (lane == 0 && threadIdx.x < GROUP * TWOS) await_word(row(threadIdx.x / TWOS) + two_columns(threadIdx.x % TWOS, a.pairs).x);
     __syncwarp();
     let_next_kernel_start();
+    // Rows of earlier steps, of those from `first` on.
+    const auto ask = [&](u32 first, u32 count) {
+        const u32 end = min(first + count, min(to, position));
+        if (threadIdx.x > 0 || first >= end) return;
+        prefetch(keys + u64(first) * ROW_BYTES, (end - first) * ROW_BYTES);
+        prefetch(values + u64(first) * ROW_BYTES, (end - first) * ROW_BYTES);
+    };
+    ask(from + STEP, AHEAD);
 
     float2 twos[TWOS_EACH];
 #pragma unroll
@@ -160,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
             rotated_q[r * HEAD + c.x] = v.x * a.scale;
             rotated_q[r * HEAD + c.y] = v.y * a.scale;
         } else {
-            u8* const cached = (r == GROUP ? keys : values) + u64(position) * HEAD * CACHE_BYTES;
+            u8* const cached = (r == GROUP ? keys : values) + u64(position) * ROW_BYTES;
             u8* const both[2] = {own[r - GROUP], cached};
 #pragma unroll
             for (u32 b = 0; b < 2; b++) {
@@ -186,7 +200,8 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     }
     __syncthreads();
 
-    for (u32 base = from; base < to; base += AT_ONCE * GROUPS) {
+    for (u32 base = from; base < to; base += STEP) {
+        ask(base + STEP + AHEAD, STEP);
         float scores[AT_ONCE][GROUP];
         Row rows[AT_ONCE];
 #pragma unroll
