@@ -3,7 +3,7 @@
 mod values;
 
 pub(crate) use values::{
-    at_least, cuts, methods, predictors, sparsity, steppings, targets, threads,
+    at_least, cuts, dtypes, methods, predictors, sparsity, steppings, targets, threads,
 };
 
 use crate::{

@@ -203,6 +203,48 @@ fn labels_by_output_lose_less_of_it_and_take_the_cut_that_counts_norms() {
 }
 
 #[test]
+fn matrices_in_8_bits_read_half_the_bytes_and_choose_alike() {
+    let tokens = prose(4_000);
+    for kind in [PredictorKind::LowRank, PredictorKind::Product] {
+        let of = |rank, storage| {
+            let request = TrainRequest {
+                rank,
+                storage,
+                epochs: 1,
+                ..request("d-countdown", kind)
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let (plan, report) = run(&request, &tokens, folder.path());
+            let set = plan.predictors().expect("a plan by a predictor");
+            let types = set.layers.iter().flat_map(|p| {
+                let outer = p.outer.linears().map(|l| l.weight.dtype());
+                outer.chain(p.inner.as_ref().map(|m| m.dtype()))
+            });
+            (types.collect::<Vec<_>>(), report)
+        };
+        // Blocks of 32 fill no rows of 24.
+        let (types, _) = of(24, None);
+        assert!(types.iter().all(|t| *t == DType::F16));
+        let (types, report) = of(32, None);
+        assert!(types.iter().all(|t| *t == DType::Q8_0));
+        assert_eq!(report.identity.storage, "Q8_0");
+        let (types, halves) = of(32, Some(DType::F16));
+        assert!(types.iter().all(|t| *t == DType::F16));
+        for (eight, sixteen) in report.layers.iter().zip(&halves.layers) {
+            let name = format!("{} {eight:?} {sixteen:?}", kind.name());
+            assert_eq!(eight.losses, sixteen.losses, "{name}");
+            // 8.5 bits for 16, and biases of 32.
+            let biases = 4 * 256 * (1 + usize::from(kind == PredictorKind::Product));
+            let weights = sixteen.bytes - biases;
+            assert_eq!(eight.bytes, weights * 17 / 32 + biases, "{name}");
+            let differs = |of: fn(&LayerReport) -> f64| (of(eight) - of(sixteen)).abs();
+            assert!(differs(|l| l.quality.recall) < 0.01, "{name}");
+            assert!(differs(|l| l.quality.error) < 0.01, "{name}");
+        }
+    }
+}
+
+#[test]
 fn the_seed_decides() {
     let tokens = prose(4_000);
     let mut request = request("d-countdown", PredictorKind::LowRank);
@@ -274,6 +316,17 @@ fn what_cannot_be_trained_is_refused_with_a_remedy() {
         ..good.clone()
     };
     check(&rate, &tokens, ["learning rate NaN", "defaults"]);
+    let stored = |request: &TrainRequest, storage| TrainRequest {
+        storage: Some(storage),
+        ..request.clone()
+    };
+    let blocks = stored(&good, DType::Q8_0);
+    check(&blocks, &tokens, ["rank 24", "blocks of 32"]);
+    let four_bits = stored(&good, DType::Q4_0);
+    check(&four_bits, &tokens, ["Q4_0", "F16 or Q8_0"]);
+    let ternary = request("d-countdown", PredictorKind::Ternary);
+    let ternary = stored(&ternary, DType::F16);
+    check(&ternary, &tokens, ["ternary", "leave the type out"]);
     let sparsity = TrainRequest {
         sparsity: 1.0,
         ..good

@@ -127,6 +127,14 @@ fn named<T: Clone + Send + Sync + 'static>(
     })
 }
 
+/// Some of the storage types, by name.
+pub(crate) fn dtypes(
+    types: impl IntoIterator<Item = DType>,
+) -> impl TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(types.into_iter().map(DType::name))
+        .try_map(|name| DType::from_name(&name).ok_or("there is no such type"))
+}
+
 /// Parses the storage type of a cache.
 pub(crate) fn cache_types() -> impl TypedValueParser<Value = DType> {
     PossibleValuesParser::new(["f16", "f32"]).map(|name| match name.as_str() {

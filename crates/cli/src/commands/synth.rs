@@ -1,7 +1,7 @@
 //! `countdown synth`: a random model of any shape, to measure speed without a download.
 
 use crate::{
-    args::at_least,
+    args::{self, at_least},
     console::{Console, json, print},
     failure::{Failure, Result},
     load,
@@ -35,7 +35,7 @@ pub(crate) struct SynthArgs {
     #[arg(long, exclusive = true)]
     list: bool,
     /// Storage type of matrices
-    #[arg(long = "type", value_name = "TYPE", default_value = "Q4_K", value_parser = types())]
+    #[arg(long = "type", value_name = "TYPE", default_value = "Q4_K", value_parser = args::dtypes(gguf::dtypes()))]
     dtype: DType,
     /// GGUF file to write
     #[arg(short, long, value_name = "FILE", required_unless_present = "list")]
@@ -193,11 +193,6 @@ fn shape(args: &SynthArgs) -> Result<Shape> {
         context: s.context.unwrap_or(base.context),
         ..base
     })
-}
-
-fn types() -> impl TypedValueParser<Value = DType> {
-    PossibleValuesParser::new(gguf::dtypes().map(DType::name))
-        .try_map(|name| DType::from_name(&name).ok_or("there is no such type"))
 }
 
 fn families() -> impl TypedValueParser<Value = Arch> {

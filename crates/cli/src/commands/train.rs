@@ -13,8 +13,9 @@ use crate::{
 use clap::Args;
 use countdown::{
     DownLayout, SessionOptions, SparsityPlan,
+    kernels::DType,
     sparsity::{Form, Method, PREDICTED, PredictorKind},
-    train::{LayerReport, Target, TrainProgress, TrainReport, TrainRequest, train},
+    train::{LayerReport, STORED, Target, TrainProgress, TrainReport, TrainRequest, train},
 };
 use std::{
     fmt::Write as _,
@@ -76,6 +77,9 @@ struct TrainingArgs {
     /// Width of the inner vector of low-rank and product
     #[arg(long, value_name = "R", default_value_t = 128)]
     rank: usize,
+    /// Storage type of the matrices of low-rank and product [default: Q8_0 where its blocks of 32 fill their rows, F16 otherwise]
+    #[arg(long = "type", value_name = "TYPE", value_parser = args::dtypes(STORED))]
+    storage: Option<DType>,
     /// Passes over the text; the one that does best on held-out tokens is kept
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
@@ -109,6 +113,7 @@ impl TrainArgs {
         let usual = TrainRequest::new(self.target, self.predictor, self.sparsity);
         Ok(TrainRequest {
             rank: t.rank,
+            storage: t.storage,
             labels: t.labels.unwrap_or(usual.labels),
             epochs: t.epochs.unwrap_or(usual.epochs),
             rate: t.lr.unwrap_or(usual.rate),

@@ -12,26 +12,26 @@ use crate::{
 };
 use countdown_kernels::{DType, quant};
 
-/// The predictor of a low-rank student, in F16.
+/// The predictor of a low-rank student, its matrices of a type whose blocks fill their rows.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for parameters beyond the storage type; [`Error::Input`] where rows are no whole number of blocks
-/// (so below).
+/// [`Error::NotFinite`] for parameters that 16 bits cannot hold (so below).
 pub(super) fn low_rank(
     student: &LowRank,
     parameters: &[f32],
     standard: &Standard,
+    dtype: DType,
 ) -> Result<Predictor> {
     let (a, b, bias) = student.parts(parameters);
-    let (inner, constant) = inner(a, student.hidden, standard)?;
+    let (inner, constant) = inner(a, student.hidden, standard, dtype)?;
     Ok(Predictor {
         rest: None,
         inner: Some(inner),
-        outer: Outer::Logits(outer(b, bias, &constant)?),
+        outer: Outer::Logits(outer(b, bias, &constant, dtype)?),
     })
 }
 
-/// The predictor of a product, in F16.
+/// The predictor of a product, stored as that of [`low_rank`].
 ///
 /// # Errors
 /// As [`low_rank`].
@@ -39,15 +39,16 @@ pub(super) fn product(
     student: &Product,
     parameters: &[f32],
     standard: &Standard,
+    dtype: DType,
 ) -> Result<Predictor> {
     let at = student.parts(parameters);
-    let (inner, constant) = inner(at.a, student.hidden, standard)?;
+    let (inner, constant) = inner(at.a, student.hidden, standard, dtype)?;
     Ok(Predictor {
         rest: None,
         inner: Some(inner),
         outer: Outer::Product {
-            gate: outer(at.gate, at.gate_bias, &constant)?,
-            up: outer(at.up, at.up_bias, &constant)?,
+            gate: outer(at.gate, at.gate_bias, &constant, dtype)?,
+            up: outer(at.up, at.up_bias, &constant, dtype)?,
         },
     })
 }
@@ -87,14 +88,19 @@ pub(super) fn ternary(
 }
 
 /// A for inputs that were not standardised, and what it lacks then.
-fn inner(a: &[f32], hidden: usize, standard: &Standard) -> Result<(Matrix, Vec<f32>)> {
+fn inner(
+    a: &[f32],
+    hidden: usize,
+    standard: &Standard,
+    dtype: DType,
+) -> Result<(Matrix, Vec<f32>)> {
     let mut a = a.to_vec();
     let constant = standard.fold(&mut a);
-    Ok((pack(&a, hidden, DType::F16)?, constant))
+    Ok((pack(&a, hidden, dtype)?, constant))
 }
 
 /// B of its transpose `[rank, inter]`, and the bias with what A lacks.
-fn outer(b: &[f32], bias: &[f32], constant: &[f32]) -> Result<Linear> {
+fn outer(b: &[f32], bias: &[f32], constant: &[f32], dtype: DType) -> Result<Linear> {
     let inter = bias.len();
     let mut bias = bias.to_vec();
     for (row, c) in b.chunks_exact(inter).zip(constant) {
@@ -105,7 +111,7 @@ fn outer(b: &[f32], bias: &[f32], constant: &[f32]) -> Result<Linear> {
     let mut rows = Vec::new();
     transpose(b, inter, &mut rows);
     Ok(Linear {
-        weight: pack(&rows, constant.len(), DType::F16)?,
+        weight: pack(&rows, constant.len(), dtype)?,
         bias: Some(bias),
     })
 }
@@ -114,13 +120,8 @@ fn pack(values: &[f32], cols: usize, dtype: DType) -> Result<Matrix> {
     if !values.iter().all(|v| v.abs() <= f32::from(half::f16::MAX)) {
         return Err(Error::NotFinite("a trained weight in 16 bits".into()));
     }
-    let bytes = dtype.row_bytes(cols).ok_or_else(|| Error::Input {
-        cause: format!(
-            "a ternary predictor needs a hidden size that is a multiple of {}; this model's is {cols}",
-            dtype.block_len()
-        ),
-        remedy: "train a low-rank predictor for this model".into(),
-    })?;
+    let bytes = dtype.row_bytes(cols);
+    let bytes = bytes.expect("the request was checked: blocks fill rows");
     let rows = values.len() / cols;
     let mut data = vec![0; rows * bytes];
     for (row, out) in values.chunks_exact(cols).zip(data.chunks_exact_mut(bytes)) {

@@ -19,7 +19,7 @@ use crate::{
     model::{Ffn, Matrix},
     sparsity::{Estimator, Predictor, PredictorKind},
 };
-use countdown_kernels::quant;
+use countdown_kernels::{DType, quant};
 
 /// Tokens that initialisation looks at, at most.
 const SAMPLE: usize = 8192;
@@ -159,11 +159,16 @@ impl Shape {
         }
     }
 
-    /// The predictor of these parameters.
-    pub(super) fn finish(&self, parameters: &[f32], standard: &Standard) -> Result<Predictor> {
+    /// The predictor of these parameters; `storage` is [`TrainRequest::storage_type`].
+    pub(super) fn finish(
+        &self,
+        parameters: &[f32],
+        standard: &Standard,
+        storage: DType,
+    ) -> Result<Predictor> {
         match self {
-            Shape::LowRank(s) => finish::low_rank(s, parameters, standard),
-            Shape::Product(s) => finish::product(s, parameters, standard),
+            Shape::LowRank(s) => finish::low_rank(s, parameters, standard, storage),
+            Shape::Product(s) => finish::product(s, parameters, standard, storage),
             Shape::Ternary(s) => finish::ternary(s, parameters, standard),
         }
     }

@@ -30,5 +30,5 @@ pub use fit::EpochLoss;
 pub use labels::{TARGETS, Target};
 pub use layer::LayerReport;
 pub use metrics::Quality;
-pub use request::TrainRequest;
+pub use request::{STORED, TrainRequest};
 pub use run::{Identity, TrainProgress, TrainReport, train};

@@ -7,6 +7,10 @@ use crate::{
     model::Model,
     sparsity::{Cut, Method, Practical, PredictorKind, Signal, check_sparsity},
 };
+use countdown_kernels::DType;
+
+/// The types that matrices of low-rank and product predictors can be stored in.
+pub const STORED: [DType; 2] = [DType::F16, DType::Q8_0];
 
 /// A predictor to train for every layer of a model, and the plan it is for.
 #[derive(Clone, Debug)]
@@ -17,6 +21,8 @@ pub struct TrainRequest {
     pub kind: PredictorKind,
     /// Width of the inner vector, for kinds that have one.
     pub rank: usize,
+    /// The type that matrices of low-rank and product predictors are stored in, one of [`STORED`]; `None` for Q8_0 where its blocks of 32 fill their rows, and F16 otherwise.
+    pub storage: Option<DType>,
     /// Which neurons are labelled as needed.
     pub labels: Target,
     /// The share of neurons to skip, in [0, 1).
@@ -42,6 +48,7 @@ impl TrainRequest {
             method,
             kind,
             rank: 128,
+            storage: None,
             labels: TrainRequest::targets(method)
                 .last()
                 .copied()
@@ -85,6 +92,26 @@ impl TrainRequest {
             }
             _ => self.kind.name().into(),
         }
+    }
+
+    /// The type that matrices of the trained predictor have in a model of that width.
+    pub fn storage_type(&self, hidden: usize) -> DType {
+        if self.kind == PredictorKind::Ternary {
+            return DType::T2;
+        }
+        let usual = if self.fills_blocks(DType::Q8_0, hidden) {
+            DType::Q8_0
+        } else {
+            DType::F16
+        };
+        self.storage.unwrap_or(usual)
+    }
+
+    /// Whether rows of both matrices, as long as the hidden size and the rank, are whole blocks.
+    fn fills_blocks(&self, dtype: DType, hidden: usize) -> bool {
+        [hidden, self.rank]
+            .iter()
+            .all(|cols| dtype.row_bytes(*cols).is_some())
     }
 
     /// Refuses what cannot be trained.
@@ -153,6 +180,25 @@ impl TrainRequest {
                 ),
                 "train a low-rank predictor for this model",
             );
+        }
+        if let Some(dtype) = self.storage {
+            let types = STORED.map(DType::name).join(" or ");
+            if self.kind == PredictorKind::Ternary || !STORED.contains(&dtype) {
+                return refuse(
+                    format!("a {kind} predictor is not stored in {dtype}"),
+                    &format!("leave the type out; low-rank and product can have {types}"),
+                );
+            }
+            if !self.fills_blocks(dtype, hidden) {
+                return refuse(
+                    format!(
+                        "rows of {hidden} and of rank {} are no whole blocks of {}, as {dtype} has them",
+                        self.rank,
+                        dtype.block_len()
+                    ),
+                    "use F16, or a rank that is a multiple of it",
+                );
+            }
         }
         if self.batch == 0 || !(self.rate > 0.0 && self.rate.is_finite()) {
             return refuse(

@@ -84,6 +84,8 @@ pub struct Identity {
     pub method: String,
     /// The predictor's name.
     pub predictor: String,
+    /// The type its matrices are stored in.
+    pub storage: String,
     /// Which neurons are labelled.
     pub labels: String,
     /// The target.
@@ -179,6 +181,10 @@ impl Identity {
             context: session.context(),
             method: request.method.name.into(),
             predictor: request.predictor_name(),
+            storage: request
+                .storage_type(session.model().config.hidden)
+                .name()
+                .into(),
             labels: request.labels.name().into(),
             sparsity: request.sparsity,
             epochs: request.epochs,
@@ -354,7 +360,8 @@ impl Run<'_> {
                 Ok(())
             },
         )?;
-        let predictor = shape.finish(&state.best, &standard)?;
+        let predictor =
+            shape.finish(&state.best, &standard, request.storage_type(config.hidden))?;
         let (quality, bound) =
             layer::measure(&predictor, request, config.act, down, &mut data, machine)?;
         let report = LayerReport {
@@ -462,7 +469,7 @@ impl Run<'_> {
             });
         };
         let standard = Standard { mean, factor };
-        let predictor = shape.finish(&parameters, &standard)?;
+        let predictor = shape.finish(&parameters, &standard, self.request.storage_type(hidden))?;
         Ok(Some((predictor, saved.note.report)))
     }
 
