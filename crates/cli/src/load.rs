@@ -6,6 +6,7 @@ use countdown::{
     chat::ChatTemplate,
     formats::Checkpoint,
     kernels::DType,
+    model::Matrix,
     sparsity::Form,
     text,
     tokenizer::{Specials, Tokenizer},
@@ -144,25 +145,44 @@ pub(crate) fn announce_with(console: &Console, session: &Session, cache: DType, 
 
 /// The types that a step reads, those with the most bytes first.
 pub(crate) fn weight_types(model: &Model) -> Vec<&'static str> {
+    let downs = model.layers.iter().map(|l| l.ffn.down.matrix());
+    types_by_bytes(all_but_downs(model).chain(downs))
+}
+
+/// The type of most weights, which does not depend on how down projections are laid out.
+pub(crate) fn most_weights(model: &Model) -> &'static str {
+    let types = types_by_bytes(all_but_downs(model));
+    types.first().unwrap_or(&"")
+}
+
+fn all_but_downs(model: &Model) -> impl Iterator<Item = &Matrix> {
+    let of_layers = model.layers.iter().flat_map(|l| {
+        let linears = [&l.query, &l.key, &l.value, &l.attn_output].map(|linear| &linear.weight);
+        linears.into_iter().chain([&l.ffn.gate, &l.ffn.up])
+    });
+    std::iter::once(&model.head).chain(of_layers)
+}
+
+fn types_by_bytes<'a>(matrices: impl Iterator<Item = &'a Matrix>) -> Vec<&'static str> {
     let mut bytes: Vec<(usize, &'static str)> = Vec::new();
-    let mut add = |m: &countdown::model::Matrix| {
+    for m in matrices {
         let name = m.dtype().name();
         match bytes.iter_mut().find(|(_, n)| *n == name) {
             Some((sum, _)) => *sum += m.bytes(),
             None => bytes.push((m.bytes(), name)),
         }
-    };
-    add(&model.head);
-    for l in &model.layers {
-        for linear in [&l.query, &l.key, &l.value, &l.attn_output] {
-            add(&linear.weight);
-        }
-        for matrix in [&l.ffn.gate, &l.ffn.up, l.ffn.down.matrix()] {
-            add(matrix);
-        }
     }
     bytes.sort_by(|a, b| b.cmp(a));
     bytes.into_iter().map(|(_, name)| name).collect()
+}
+
+/// What a row is about, with the name of the file that its plan came from.
+pub(crate) fn with_file(label: String, plan: Option<&str>) -> String {
+    let name = plan.and_then(|p| Path::new(p).file_name());
+    match name {
+        Some(name) => format!("{label} ({})", name.display()),
+        None => label,
+    }
 }
 
 fn plan_in_force(plan: Option<&SparsityPlan>) -> String {

@@ -111,6 +111,8 @@ struct Row {
     samples_ns: Vec<u64>,
     samples_ts: Vec<f64>,
     method: String,
+    /// The plan's file; `None` for dense and for plans that were fitted or cached.
+    plan: Option<String>,
     predictor: Option<String>,
     cut: Option<Cut>,
     form: Option<Form>,
@@ -380,7 +382,11 @@ fn rows_of(
         Load::Prompt(n) => (n, 0, 0),
         Load::Steps { tokens, depth } => (0, tokens, depth),
     };
+    // Plans from files come first.
+    let files = args.sweep.plan.iter().map(|p| p.display().to_string());
+    let mut files = files.collect::<Vec<_>>().into_iter();
     let row = |(variant, result): (&Variant, &BenchResult)| {
+        let plan = variant.plan.as_ref().and_then(|_| files.next());
         let model = &models[variant.session];
         let from = variant.plan.as_ref().map(|p| &p.provenance);
         let (avg_ts, stddev_ts) = result.mean_and_deviation();
@@ -410,6 +416,7 @@ fn rows_of(
             samples_ns: result.samples_ns.clone(),
             samples_ts: result.rates(),
             method: from.map_or("dense".into(), |p| p.method.clone()),
+            plan,
             predictor: from.and_then(|p| p.predictor.clone()),
             cut: from.map(|p| p.cut),
             form: from.map(|p| p.form),
@@ -449,7 +456,7 @@ fn model_type(model: &Model) -> String {
         "{} {} {}",
         model.config.family,
         table::parameters(model.parameters()),
-        load::weight_types(model).first().unwrap_or(&"")
+        load::most_weights(model)
     )
 }
 
@@ -475,11 +482,12 @@ fn method(r: &Row) -> String {
         ("dense", "transposed") => " (transposed)",
         _ => "",
     };
-    format!(
+    let label = format!(
         "{}{}{ideal}{layout}",
         r.method,
         predictor.unwrap_or_default()
-    )
+    );
+    load::with_file(label, r.plan.as_deref())
 }
 
 fn markdown(rows: &[Row]) -> String {

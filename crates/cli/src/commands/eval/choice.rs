@@ -1,6 +1,6 @@
 //! `countdown eval --choice`.
 
-use super::{EvalArgs, Measured, SUBJECT, accuracy_cell, show, subject_cells};
+use super::{EvalArgs, Measured, Row, SUBJECT, accuracy_cell, show, subject_cells};
 use crate::{console::Console, failure::Result, load, progress::Progress, table::Table};
 use countdown::eval::{ChoiceOptions, ChoiceRow, ChoiceTask, Stepping, choice};
 use std::path::Path;
@@ -28,10 +28,10 @@ pub(super) fn run(console: &Console, args: &EvalArgs, task: &Path) -> Result<()>
             update,
         )?
     };
-    show(args, &rows, table)
+    show(args, rows, table)
 }
 
-fn table(rows: &[ChoiceRow]) -> String {
+fn table(rows: &[Row<ChoiceRow>]) -> String {
     let own = [
         "documents",
         "raw",
@@ -41,7 +41,7 @@ fn table(rows: &[ChoiceRow]) -> String {
         "as dense",
     ];
     let mut table = Table::new(&[&SUBJECT[..], &own].concat());
-    for r in rows {
+    for Row { result: r, plan } in rows {
         let own = [
             r.documents.to_string(),
             accuracy_cell(r.raw),
@@ -50,7 +50,11 @@ fn table(rows: &[ChoiceRow]) -> String {
             r.unconditional.map_or("-".into(), accuracy_cell),
             format!("{:.3}", r.agreement),
         ];
-        table.row(subject_cells(&r.subject, r.realised).into_iter().chain(own));
+        table.row(
+            subject_cells(&r.subject, r.realised, plan.as_deref())
+                .into_iter()
+                .chain(own),
+        );
     }
     table.markdown()
 }

@@ -1,6 +1,6 @@
 //! `countdown eval --generate`.
 
-use super::{EvalArgs, Measured, SUBJECT, accuracy_cell, show, subject_cells};
+use super::{EvalArgs, Measured, Row, SUBJECT, accuracy_cell, show, subject_cells};
 use crate::{console::Console, failure::Result, load, progress::Progress, table::Table};
 use countdown::eval::{GenerationOptions, GenerationRow, GenerationTask, generation};
 use std::path::Path;
@@ -27,19 +27,23 @@ pub(super) fn run(console: &Console, args: &EvalArgs, task: &Path) -> Result<()>
             update,
         )?
     };
-    show(args, &rows, table)
+    show(args, rows, table)
 }
 
-fn table(rows: &[GenerationRow]) -> String {
+fn table(rows: &[Row<GenerationRow>]) -> String {
     let own = ["documents", "exact match", "tokens"];
     let mut table = Table::new(&[&SUBJECT[..], &own].concat());
-    for r in rows {
+    for Row { result: r, plan } in rows {
         let own = [
             r.documents.to_string(),
             accuracy_cell(r.exact_match),
             format!("{:.1}", r.mean_tokens),
         ];
-        table.row(subject_cells(&r.subject, r.realised).into_iter().chain(own));
+        table.row(
+            subject_cells(&r.subject, r.realised, plan.as_deref())
+                .into_iter()
+                .chain(own),
+        );
     }
     table.markdown()
 }

@@ -21,7 +21,7 @@ use countdown::{
     tokenizer::Tokenizer,
 };
 use serde::Serialize;
-use std::{path::PathBuf, sync::Arc};
+use std::{iter, path::PathBuf, sync::Arc};
 
 /// Measure perplexity, or accuracy on tasks, dense and under plans
 ///
@@ -156,10 +156,32 @@ impl Measured {
     }
 }
 
-/// Prints rows as JSON lines, or as a table.
-fn show<R: Serialize>(args: &EvalArgs, rows: &[R], table: impl Fn(&[R]) -> String) -> Result<()> {
+/// A row of results.
+#[derive(Serialize)]
+struct Row<R> {
+    #[serde(flatten)]
+    result: R,
+    /// The plan's file; `None` for dense and for plans that were fitted or cached.
+    plan: Option<String>,
+}
+
+/// Prints rows, dense and then plans in their order, as JSON lines or as a table.
+fn show<R: Serialize>(
+    args: &EvalArgs,
+    results: Vec<R>,
+    table: impl Fn(&[Row<R>]) -> String,
+) -> Result<()> {
+    // Plans from files come first.
+    let files = args
+        .sweep
+        .plan
+        .iter()
+        .map(|p| Some(p.display().to_string()));
+    let files = iter::once(None).chain(files).chain(iter::repeat(None));
+    let rows = results.into_iter().zip(files);
+    let rows: Vec<_> = rows.map(|(result, plan)| Row { result, plan }).collect();
     if !args.json {
-        return print(table(rows));
+        return print(table(&rows));
     }
     let lines: Result<String> = rows
         .iter()
@@ -171,9 +193,9 @@ fn show<R: Serialize>(args: &EvalArgs, rows: &[R], table: impl Fn(&[R]) -> Strin
 /// The columns that name a row's plan.
 const SUBJECT: [&str; 5] = ["method", "cut", "form", "target", "realised"];
 
-fn subject_cells(s: &Subject, realised: f64) -> [String; 5] {
+fn subject_cells(s: &Subject, realised: f64, plan: Option<&str>) -> [String; 5] {
     [
-        s.label(),
+        load::with_file(s.label(), plan),
         s.cut.map_or("-", Cut::name).into(),
         s.form.map_or("-", form_name).into(),
         format!("{:.2}", s.target),

@@ -1,6 +1,6 @@
 //! `countdown eval --perplexity`.
 
-use super::{EvalArgs, Measured, SUBJECT, show, subject_cells};
+use super::{EvalArgs, Measured, Row, SUBJECT, show, subject_cells};
 use crate::{console::Console, failure::Result, load, progress::Progress, table::Table};
 use countdown::eval::{PerplexityOptions, PerplexityRow, Stepping, perplexity};
 use std::path::Path;
@@ -24,14 +24,14 @@ pub(super) fn run(console: &Console, args: &EvalArgs, text: &Path) -> Result<()>
         let update = |done, all| bar.update(done, all);
         perplexity(&mut m.session, &tokens, opening, &m.plans, &options, update)?
     };
-    show(args, &rows, table)
+    show(args, rows, table)
 }
 
-fn table(rows: &[PerplexityRow]) -> String {
+fn table(rows: &[Row<PerplexityRow>]) -> String {
     let measured = ["tokens", "perplexity", "+-", "ratio", "KL", "top-1"];
     let mut table = Table::new(&[&SUBJECT[..], &measured].concat());
-    let dense = rows.first().map_or(1.0, |r| r.perplexity);
-    for r in rows {
+    let dense = rows.first().map_or(1.0, |r| r.result.perplexity);
+    for Row { result: r, plan } in rows {
         let cells = [
             r.tokens.to_string(),
             format!("{:.4}", r.perplexity),
@@ -40,7 +40,7 @@ fn table(rows: &[PerplexityRow]) -> String {
             format!("{:.4}", r.kl),
             format!("{:.3}", r.top1),
         ];
-        let subject = subject_cells(&r.subject, r.realised);
+        let subject = subject_cells(&r.subject, r.realised, plan.as_deref());
         table.row(subject.into_iter().chain(cells));
     }
     table.markdown()
