@@ -210,32 +210,6 @@ fn calibrate_writes_plans_that_run_and_inspect_read() {
     assert_eq!(o["plan"]["method"], "m-countdown");
     assert!((o["realised"].as_f64().unwrap() - 0.9).abs() < 0.1, "{o}");
 
-    // Results say which file a plan came from.
-    let plans = [0.5, 0.9].map(|t| s.path(&format!("plan-{t}.safetensors")));
-    let plans = format!("--plan {},{}", plans[0].display(), plans[1].display());
-    let eval = format!("eval -m MODEL --perplexity @text --ctx 64 --chunks 1 {plans}");
-    let bench = format!("bench -m MODEL -p 0 -n 2 -r 1 --method dense {plans}");
-    let json = [
-        s.run(&format!("{eval} --json")).json(),
-        s.run(&format!("{bench} -o jsonl")).json(),
-    ];
-    for rows in json {
-        assert_eq!(rows.len(), 3);
-        assert!(rows[0]["plan"].is_null());
-        for (row, target) in rows[1..].iter().zip([0.5, 0.9]) {
-            let file = row["plan"].as_str().unwrap();
-            assert!(file.ends_with(&format!("plan-{target}.safetensors")));
-            assert_eq!(row["target"], target);
-        }
-    }
-    for command in [eval, bench] {
-        let table = s.run(&command).ok();
-        assert!(
-            table.contains("m-countdown (plan-0.9.safetensors)"),
-            "{table}"
-        );
-    }
-
     let text = s.run("inspect @plan-0.5.safetensors").ok();
     assert!(
         text.contains("m-countdown 0.5") && text.contains("threshold"),

@@ -238,3 +238,35 @@ fn what_cannot_be_compared_is_refused_before_any_work() {
         assert_eq!((s.names(), results(&s)), before, "{flags}");
     }
 }
+
+#[test]
+fn rows_name_the_file_of_their_plan() {
+    let s = Sandbox::new();
+    s.text();
+    s.run("calibrate -m MODEL --method m-countdown --sparsity 0.5,0.9 --text @text -o @plan-{sparsity}.safetensors")
+        .ok();
+    let plans = [0.5, 0.9].map(|t| s.path(&format!("plan-{t}.safetensors")));
+    let plans = format!("--plan {},{}", plans[0].display(), plans[1].display());
+    let eval = format!("eval -m MODEL --perplexity @text --ctx 64 --chunks 1 {plans}");
+    let bench = format!("bench -m MODEL -p 0 -n 2 -r 1 --method dense {plans}");
+    let json = [
+        s.run(&format!("{eval} --json")).json(),
+        s.run(&format!("{bench} -o jsonl")).json(),
+    ];
+    for rows in json {
+        assert_eq!(rows.len(), 3);
+        assert!(rows[0]["plan"].is_null());
+        for (row, target) in rows[1..].iter().zip([0.5, 0.9]) {
+            let file = row["plan"].as_str().unwrap();
+            assert!(file.ends_with(&format!("plan-{target}.safetensors")));
+            assert_eq!(row["target"], target);
+        }
+    }
+    for command in [eval, bench] {
+        let table = s.run(&command).ok();
+        assert!(
+            table.contains("m-countdown (plan-0.9.safetensors)"),
+            "{table}"
+        );
+    }
+}
