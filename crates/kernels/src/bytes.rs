@@ -72,28 +72,38 @@ impl PartialEq for Bytes {
 /// of 4 KiB each to be looked up.
 impl From<Vec<u8>> for Bytes {
     fn from(v: Vec<u8>) -> Bytes {
-        let range = 0..v.len();
-        let owner = match in_huge_pages(&v) {
-            Some(map) => Owner::HugePages(Arc::new(map)),
-            None => Owner::Vec(Arc::new(v)),
-        };
-        Bytes { owner, range }
+        match in_huge_pages(&v) {
+            Some((map, range)) => Bytes {
+                owner: Owner::HugePages(Arc::new(map)),
+                range,
+            },
+            None => Bytes {
+                range: 0..v.len(),
+                owner: Owner::Vec(Arc::new(v)),
+            },
+        }
     }
 }
 
-/// Below this no huge page would be filled.
+/// What a huge page holds.
 const HUGE: usize = 2 << 20;
 
-/// A copy in huge pages; `None` for what is too short, and where the system has none.
-fn in_huge_pages(bytes: &[u8]) -> Option<memmap2::Mmap> {
-    if bytes.len() < HUGE || !cfg!(target_os = "linux") {
+/// A copy in huge pages, and where it lies there; `None` for what would not fill half of one, and where the system has none.
+fn in_huge_pages(bytes: &[u8]) -> Option<(memmap2::Mmap, Range<usize>)> {
+    // The last one, too, if more than half of it is filled.
+    let pages = (bytes.len() + HUGE / 2) / HUGE;
+    if pages == 0 || !cfg!(target_os = "linux") {
         return None;
     }
-    let mut map = memmap2::MmapMut::map_anon(bytes.len()).ok()?;
+    // The system maps at pages of 4 KiB, and what lies before the first multiple of a huge page gets none. Memory is taken only where it is written.
+    let mut map = memmap2::MmapMut::map_anon(bytes.len() + 2 * HUGE).ok()?;
+    let start = map.as_ptr().align_offset(HUGE);
     #[cfg(target_os = "linux")]
-    map.advise(memmap2::Advice::HugePage).ok()?;
-    map.copy_from_slice(bytes);
-    map.make_read_only().ok()
+    map.advise_range(memmap2::Advice::HugePage, start, pages * HUGE)
+        .ok()?;
+    let range = start..start + bytes.len();
+    map[range.clone()].copy_from_slice(bytes);
+    Some((map.make_read_only().ok()?, range))
 }
 
 impl std::ops::Deref for Bytes {
@@ -135,6 +145,10 @@ mod tests {
         let b = Bytes::from(long.clone());
         b.release();
         assert_eq!(b[..], long);
+        // Where there are huge pages, the first one is filled from its beginning.
+        if let Owner::HugePages(_) = b.owner {
+            assert_eq!(b.as_ptr().align_offset(HUGE), 0);
+        }
         std::fs::write(f.path(), &long).unwrap();
         let b = Bytes::map(f.path()).unwrap();
         b.release();
