@@ -140,7 +140,7 @@ fn what_makes_no_sense_is_refused_and_leaves_nothing() {
     let s = Sandbox::new();
     s.text();
     s.file("short", "too short");
-    let cases: [(&str, i32, &[&str]); 9] = [
+    let cases: [(&str, i32, &[&str]); 12] = [
         (
             "--predictor low-rank --rank 97 --sparsity 0.7 --text @text -o @p",
             2,
@@ -180,6 +180,21 @@ fn what_makes_no_sense_is_refused_and_leaves_nothing() {
             "--predictor low-rank --target cats --rank 8 --sparsity 0.7 --text @text -o @p",
             2,
             &["cats"],
+        ),
+        (
+            "--predictor low-rank --type Q8_0 --rank 8 --sparsity 0.7 --text @text -o @p",
+            2,
+            &["rank 8", "blocks of 32", "F16"],
+        ),
+        (
+            "--predictor copy3 --type F16 --sparsity 0.7 --text @text -o @p",
+            2,
+            &["copy3", "--type"],
+        ),
+        (
+            "--predictor copy3 --sparsity 0.7 --text @text -o @p --json @r",
+            2,
+            &["copy3", "--json"],
         ),
         (
             "--predictor low-rank --memory 0 --rank 8 --sparsity 0.7 --text @text -o @p",

@@ -140,6 +140,15 @@ pub(crate) fn run(console: &Console, args: &TrainArgs) -> Result<()> {
             "leave --json and --svg out, and use `countdown eval` to see how good the plan is",
         ));
     }
+    if !args.predictor.is_trained()
+        && let Some(dtype) = args.training.storage
+    {
+        let name = args.predictor.name();
+        return Err(Failure::input(
+            format!("a {name} predictor is not stored in {dtype}: its name says its type"),
+            "leave --type out, or train a low-rank or product predictor",
+        ));
+    }
     let request = args.request()?;
     let text = CalibrationText::open(Some(&args.text))?;
     let checkpoint = args.model.model.open(console)?;
