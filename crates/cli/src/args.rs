@@ -304,6 +304,12 @@ pub(crate) struct SweepArgs {
 }
 
 impl SweepArgs {
+    /// The file of each plan: those from files come first, then those that are fitted or cached, which have none.
+    pub(crate) fn plan_files(&self) -> impl Iterator<Item = Option<String>> {
+        let files = self.plan.iter().map(|p| Some(p.display().to_string()));
+        files.chain(std::iter::repeat(None))
+    }
+
     /// Every combination of the lists that is possible and differs from the others.
     pub(crate) fn wishes(&self) -> Result<Vec<Wish>> {
         let sparse: Vec<_> = self.method.iter().filter(|m| !m.is_dense()).collect();

@@ -382,11 +382,9 @@ fn rows_of(
         Load::Prompt(n) => (n, 0, 0),
         Load::Steps { tokens, depth } => (0, tokens, depth),
     };
-    // Plans from files come first.
-    let files = args.sweep.plan.iter().map(|p| p.display().to_string());
-    let mut files = files.collect::<Vec<_>>().into_iter();
+    let mut files = args.sweep.plan_files();
     let row = |(variant, result): (&Variant, &BenchResult)| {
-        let plan = variant.plan.as_ref().and_then(|_| files.next());
+        let plan = variant.plan.as_ref().and_then(|_| files.next().flatten());
         let model = &models[variant.session];
         let from = variant.plan.as_ref().map(|p| &p.provenance);
         let (avg_ts, stddev_ts) = result.mean_and_deviation();

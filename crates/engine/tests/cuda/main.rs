@@ -296,7 +296,7 @@ fn noise(dtype: DType, rows: usize, cols: usize, scale: f32) -> Matrix {
     Matrix::new(dtype, rows, cols, data.into()).unwrap()
 }
 
-/// Predictors of noise, as training makes them: logits of low rank, a product of low rank, and ternary weights.
+/// Predictors of noise, of the kinds that training makes: logits of low rank, a product of low rank, and ternary weights.
 fn trained(hidden: usize, inter: usize) -> [Predictor; 3] {
     let linear = |weight: Matrix| Linear {
         weight,

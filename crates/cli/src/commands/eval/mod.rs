@@ -171,13 +171,7 @@ fn show<R: Serialize>(
     results: Vec<R>,
     table: impl Fn(&[Row<R>]) -> String,
 ) -> Result<()> {
-    // Plans from files come first.
-    let files = args
-        .sweep
-        .plan
-        .iter()
-        .map(|p| Some(p.display().to_string()));
-    let files = iter::once(None).chain(files).chain(iter::repeat(None));
+    let files = iter::once(None).chain(args.sweep.plan_files());
     let rows = results.into_iter().zip(files);
     let rows: Vec<_> = rows.map(|(result, plan)| Row { result, plan }).collect();
     if !args.json {
