@@ -203,14 +203,8 @@ impl<B: Backend> Decoder for Runner<B> {
         time.was(Part::Norms);
         b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
         time.was(Part::Attention);
-        match &layer.post_attn_norm {
-            None => b.linear_add(q, tokens, &layer.attn_output, y, (&mut *x, scale)),
-            Some(w) => {
-                b.linears(q, tokens, [(&layer.attn_output, &mut *y)]);
-                b.norm_in_place(y, tokens, norm(w));
-                b.add(x, y, scale, tokens);
-            }
-        }
+        let after = layer.post_attn_norm.as_deref().map(norm);
+        b.linear_add(q, tokens, (&layer.attn_output, after), y, (&mut *x, scale));
         time.was(Part::Projections);
         let call = FfnCall {
             layer: i,
@@ -223,23 +217,8 @@ impl<B: Backend> Decoder for Runner<B> {
                 None => None,
             },
         };
-        match (&layer.ffn_norm, &layer.post_ffn_norm) {
-            (Some(w), None) => b.norm_ffn_add(call, norm(w), normed, y, (&mut *x, scale)),
-            (before, after) => {
-                let input = match before {
-                    Some(w) => {
-                        b.norm(x, tokens, norm(w), normed);
-                        &*normed
-                    }
-                    None => &*x,
-                };
-                b.ffn(call, input, y);
-                if let Some(w) = after {
-                    b.norm_in_place(y, tokens, norm(w));
-                }
-                b.add(x, y, scale, tokens);
-            }
-        }
+        let norms = [&layer.ffn_norm, &layer.post_ffn_norm].map(|w| w.as_deref().map(norm));
+        b.ffn_add(call, norms, normed, y, (&mut *x, scale));
         time.was(Part::Ffn);
     }
 

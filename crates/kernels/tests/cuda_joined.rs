@@ -12,11 +12,14 @@ use countdown_kernels::{
     cuda::{
         AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaSlice, Footprint, Form, Joints,
         Output, Predictor, PredictorShape, Product, StepKernels, Weights,
-        ffn::{Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score},
+        ffn::{Adds, Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score},
     },
     quant,
 };
 use on_card::{Noise, card};
+
+use Adds::{Normed, Plain};
+use DType::{BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
 
 const EPS: f32 = 1e-5;
 
@@ -34,16 +37,19 @@ struct Layer {
     picked: CudaSlice<f32>,
     next: [Weights; 3],
     bias: CudaSlice<f32>,
-    norms: [CudaSlice<f32>; 2],
+    /// Of the FFN's input and of what comes after it, and where sums are normed, of attention's output and of the FFN's.
+    norms: [CudaSlice<f32>; 4],
 }
 
 struct Case {
     hidden: usize,
     inter: usize,
     rank: usize,
+    heads: usize,
     head_dim: usize,
     kv_heads: usize,
     dtype: DType,
+    adds: Adds,
 }
 
 impl Case {
@@ -58,12 +64,16 @@ impl Case {
     /// Rows of queries, keys and values.
     fn next(&self) -> [usize; 3] {
         let kv = self.kv_heads * self.head_dim;
-        [self.hidden, kv, kv]
+        [self.attended(), kv, kv]
+    }
+
+    fn attended(&self) -> usize {
+        self.heads * self.head_dim
     }
 
     fn attention(&self) -> AttentionShape {
         AttentionShape {
-            heads: self.hidden / self.head_dim,
+            heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             context: 8,
@@ -103,7 +113,7 @@ impl Case {
             let data = MatRef::new(dtype, rows, cols, &data).unwrap();
             Weights::upload(cuda, data, None).unwrap()
         };
-        let output = matrix(dtype, hidden, hidden);
+        let output = matrix(dtype, hidden, self.attended());
         let [gate, up] = [(); 2].map(|()| matrix(dtype, inter, hidden));
         let down = matrix(self.down(), inter, hidden);
         let [q, k, v] = self.next();
@@ -140,7 +150,7 @@ impl Case {
             picked: upload((0..inter).map(|i| f32::from(i % 5 < 2)).collect()),
             next,
             bias: upload(noise.many(self.next()[1], 1.0)),
-            norms: [(); 2].map(|()| {
+            norms: [(); 4].map(|()| {
                 upload(
                     noise
                         .many(hidden, 1.0)
@@ -244,19 +254,35 @@ fn run(
             cap: None,
         };
         // What the first layer is given has come from nowhere.
-        let mut attended = cuda.upload(&noise.many(c.hidden, 1.0)).unwrap();
+        let mut attended = cuda.upload(&noise.many(c.attended(), 1.0)).unwrap();
         for (i, l) in layers.iter().enumerate() {
+            let is_normed = c.adds == Adds::Normed;
+            // Made by the output of attention, and by the FFN.
+            let [mut made, mut y] = [(); 2].map(|()| cuda.zeros::<f32>(c.hidden).unwrap());
             let product = Product {
                 weights: &l.output,
                 bias: None,
-                out: Output::Add(&mut x),
+                out: if is_normed {
+                    Output::Write(&mut made)
+                } else {
+                    Output::Add(&mut x)
+                },
             };
-            let output = step
+            let mut output = step
                 .prepare_products(cuda, (&attended, 0), None, &[product])
                 .unwrap();
+            if is_normed {
+                let norm = (&l.norms[2], EPS);
+                let add = step.prepare_norm_add(cuda, &mut x, (&made, 1.0), 1, norm);
+                output = output.then(add);
+            }
             let alone = |p: Option<_>| assert!(p.is_none(), "it joins");
             let mut output = Some(output);
-            if joints.is_none() {
+            // One is launched by itself, as where something comes between.
+            if joints.is_none() || i == 2 {
+                if let Some(j) = joints {
+                    j.forget(cuda).unwrap();
+                }
                 output.take().unwrap().launch(cuda).unwrap();
             }
             let weights = FfnWeights {
@@ -264,15 +290,24 @@ fn run(
                 up: &l.up,
                 down: &l.down,
             };
+            let (input, sum) = if is_normed {
+                (Some(&x), Output::Write(&mut y))
+            } else {
+                (None, Output::Add(&mut x))
+            };
             let buffers = FfnBuffers {
-                x: None,
+                x: input,
                 norm: Some((&l.norms[0], EPS)),
-                y: Output::Add(&mut x),
+                y: sum,
                 row: 0,
                 kept: &mut kept,
                 at: i,
             };
             let mut ffn = kernels.prepare(cuda, weights, decide(way, l, c.inter), buffers);
+            if is_normed {
+                let norm = (&l.norms[3], EPS);
+                ffn = ffn.then(step.prepare_norm_add(cuda, &mut x, (&y, 1.0), 1, norm));
+            }
             output.into_iter().for_each(|o| alone(ffn.join_output(o)));
             if i + 1 == layers.len() {
                 ffn.launch(cuda, joints.as_mut()).unwrap();
@@ -338,31 +373,47 @@ fn run(
     seen
 }
 
-/// Of hidden and inter columns, rank, head_dim and key/value heads, weights and values; and bytes of shared memory that a ring needs.
-type Row = (usize, usize, usize, (usize, usize), (DType, DType), usize);
+/// Of hidden and inter columns, rank, heads, head_dim and key/value heads, weights and values, and sums; and bytes of shared memory that a ring needs.
+type Row = ([usize; 3], [usize; 3], (DType, DType), Adds, usize);
 
 /// Small enough for a sanitizer.
 #[test]
 fn the_small_shape_joined_gives_what_launches_of_its_own_do() {
-    check(&[(256, 300, 32, (32, 2), (DType::F32, DType::F32), 40_000)]);
+    check(&[Plain, Normed].map(|adds| ([256, 300, 32], [8, 32, 2], (F32, F32), adds, 40_000)));
 }
 
 #[test]
 fn joined_launches_give_what_launches_of_their_own_do() {
     check(&[
-        (896, 1000, 64, (64, 2), (DType::BF16, DType::F16), 60_000),
-        (2048, 2100, 64, (64, 4), (DType::F16, DType::F16), 90_000),
+        ([896, 1000, 64], [14, 64, 2], (BF16, F16), Plain, 60_000),
+        ([2048, 2100, 64], [32, 64, 4], (F16, F16), Plain, 90_000),
         (
-            4096,
-            5600,
-            512,
-            (128, 8),
-            (DType::BF16, DType::BF16),
+            [4096, 5600, 512],
+            [32, 128, 8],
+            (BF16, BF16),
+            Plain,
             115_000,
         ),
-        (1024, 1100, 64, (256, 1), (DType::Q8_0, DType::Q8_0), 90_000),
-        (2048, 2100, 64, (128, 4), (DType::Q4_0, DType::Q4_0), 90_000),
-        (2048, 2100, 64, (128, 2), (DType::Q4_K, DType::Q6_K), 90_000),
+        ([1024, 1100, 64], [4, 256, 1], (Q8_0, Q8_0), Plain, 90_000),
+        ([2048, 2100, 64], [16, 128, 4], (Q4_0, Q4_0), Plain, 90_000),
+        ([2048, 2100, 64], [16, 128, 2], (Q4_K, Q6_K), Plain, 90_000),
+    ]);
+}
+
+#[test]
+fn so_do_those_whose_attention_is_narrower_or_wider_and_whose_sums_are_normed() {
+    check(&[
+        ([1024, 1100, 64], [6, 128, 2], (BF16, BF16), Plain, 90_000),
+        ([2304, 2400, 64], [8, 256, 4], (BF16, F16), Normed, 100_000),
+        (
+            [3584, 3700, 64],
+            [16, 256, 8],
+            (BF16, BF16),
+            Normed,
+            120_000,
+        ),
+        ([896, 1000, 64], [4, 256, 1], (Q8_0, Q8_0), Normed, 90_000),
+        ([2560, 2700, 64], [8, 256, 4], (Q4_0, Q8_0), Normed, 100_000),
     ]);
 }
 
@@ -371,14 +422,17 @@ fn check(rows: &[Row]) {
     let mut step = StepKernels::new(&cuda).unwrap();
     // All of a multiprocessor's memory but what attention takes, and so little that rows go round the ring many times.
     let rings = |needs: usize| [cuda.card().shared - needs, 20_000];
-    for &(hidden, inter, rank, (head_dim, kv_heads), (dtype, values), needs) in rows {
+    for &([hidden, inter, rank], [heads, head_dim, kv_heads], (dtype, values), adds, needs) in rows
+    {
         let case = Case {
             hidden,
             inter,
             rank,
+            heads,
             head_dim,
             kv_heads,
             dtype,
+            adds,
         };
         let mut noise = Noise(hidden as u64 + inter as u64);
         let layers = [dtype, values, values, dtype].map(|v| case.layer(&cuda, v, &mut noise));
@@ -407,10 +461,12 @@ fn check(rows: &[Row]) {
                     ..footprint
                 },
                 values: Some(values).filter(|v| *v != dtype),
+                attended: case.attended(),
+                adds,
             })
         });
         for way in WAYS {
-            let what = format!("{hidden} x {inter}, {dtype}, {way:?}");
+            let what = format!("{hidden} x {inter}, {dtype}, {adds:?}, {way:?}");
             let mut run = |by: &mut Kernels| {
                 let others = (&mut step, &mut attention);
                 run(&cuda, others, by, &case, &layers, way)

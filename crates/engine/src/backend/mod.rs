@@ -166,31 +166,60 @@ pub(crate) trait Backend: Send {
         self.norm(x, tokens, norm, normed);
         self.linears(normed, tokens, products);
     }
-    /// x += (input W^T + bias) times `scale`; `spare` is room for the product.
+    /// x += the product `input W^T + bias`, or the norm of that, times `scale`; `spare` is room for the product.
     fn linear_add(
         &mut self,
         input: &Self::Buffer,
         tokens: usize,
-        linear: &Linear,
+        (linear, after): (&Linear, Option<RmsNorm<'_>>),
         spare: &mut Self::Buffer,
-        (x, scale): (&mut Self::Buffer, f32),
+        x_and_scale: (&mut Self::Buffer, f32),
     ) {
         self.linears(input, tokens, [(linear, &mut *spare)]);
-        self.add(x, spare, scale, tokens);
+        self.norm_add(spare, tokens, after, x_and_scale);
     }
-    /// x += FFN(norm(x)) times `scale`; `normed` and `spare` are room for the norm and the sum.
-    fn norm_ffn_add(
+    /// x += FFN(x), or that of the norm before and with the norm after, times `scale`; `normed` and `spare` are room for the norm and the sum.
+    fn ffn_add(
         &mut self,
         call: FfnCall<'_>,
-        norm: RmsNorm<'_>,
+        before_and_after: [Option<RmsNorm<'_>>; 2],
+        normed: &mut Self::Buffer,
+        spare: &mut Self::Buffer,
+        x_and_scale: (&mut Self::Buffer, f32),
+    ) {
+        self.ffn_add_in_parts(call, before_and_after, normed, spare, x_and_scale);
+    }
+    /// The same by other operations.
+    fn ffn_add_in_parts(
+        &mut self,
+        call: FfnCall<'_>,
+        [before, after]: [Option<RmsNorm<'_>>; 2],
         normed: &mut Self::Buffer,
         spare: &mut Self::Buffer,
         (x, scale): (&mut Self::Buffer, f32),
     ) {
         let tokens = call.tokens;
-        self.norm(x, tokens, norm, normed);
-        self.ffn(call, normed, spare);
-        self.add(x, spare, scale, tokens);
+        match before {
+            Some(norm) => {
+                self.norm(x, tokens, norm, normed);
+                self.ffn(call, normed, spare);
+            }
+            None => self.ffn(call, x, spare),
+        }
+        self.norm_add(spare, tokens, after, (x, scale));
+    }
+    /// x += y, or its norm, times `scale`, the first `tokens` rows; y may change.
+    fn norm_add(
+        &mut self,
+        y: &mut Self::Buffer,
+        tokens: usize,
+        norm: Option<RmsNorm<'_>>,
+        (x, scale): (&mut Self::Buffer, f32),
+    ) {
+        if let Some(norm) = norm {
+            self.norm_in_place(y, tokens, norm);
+        }
+        self.add(x, y, scale, tokens);
     }
     /// Neurons that FFNs computed since this was last asked, over all tokens; or what went wrong.
     fn take_kept(&mut self) -> Result<usize>;

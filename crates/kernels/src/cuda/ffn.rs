@@ -5,7 +5,7 @@ use super::{
     Cuda, CudaError, EMPTY, Footprint, Output, Predictor, PredictorShape, Weights,
     joined::FfnLaunch,
     launch::{Grid, Source, sources},
-    step::{PRODUCTS, ProductArguments},
+    products::{PRODUCTS, ProductArguments},
     weights,
 };
 use crate::{cpu::Act, dtype::DType};
@@ -41,6 +41,8 @@ const LEAST_REGISTERS: usize = 64;
 const MOST_REGISTERS: usize = 255;
 /// Blocks whose counts fit a warp's registers.
 const MOST_BLOCKS: usize = 256;
+/// Columns of a vector for each thread of half a team.
+const COLUMNS_EACH: usize = 32;
 /// Neurons more than its even share that a block may have.
 const DEALT: usize = 16;
 
@@ -81,7 +83,30 @@ pub enum Neighbours {
         footprint: Footprint,
         /// Type that the last of the products after may have instead of that of gate and up; quantised if that is.
         values: Option<DType>,
+        /// Width of what attention makes ([`FfnShape::takes`]).
+        attended: usize,
+        /// What is added to the residual stream.
+        adds: Adds,
     },
+}
+
+impl Neighbours {
+    /// What is added to the residual stream, where launches join.
+    pub(super) fn adds(self) -> Option<Adds> {
+        match self {
+            Neighbours::Products => None,
+            Neighbours::Attention { adds, .. } => Some(adds),
+        }
+    }
+}
+
+/// What is made of the output of attention, and of an FFN's, before it is added to the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Adds {
+    /// Nothing.
+    Plain,
+    /// Its RMS norm, times a weight.
+    Normed,
 }
 
 impl FfnShape {
@@ -117,9 +142,14 @@ impl FfnShape {
         (each / 8 * 8).min(MOST_REGISTERS)
     }
 
+    /// Whether the threads that hold a vector of `hidden` between them can hold one of `attended`, as launches that attention's output joins must.
+    pub fn takes(hidden: usize, attended: usize) -> bool {
+        attended <= COLUMNS_EACH * half_team(hidden)
+    }
+
     /// Threads that hold x and y between them (`base.cu`).
     fn team(&self) -> usize {
-        let half = 32 * self.hidden.div_ceil(1024);
+        let half = half_team(self.hidden);
         if self.weights.is_quantized() {
             half
         } else {
@@ -138,6 +168,11 @@ impl FfnShape {
     pub(super) fn rows(&self, blocks: usize) -> usize {
         (self.inter.div_ceil(blocks) + DEALT).next_multiple_of(4)
     }
+}
+
+/// `HALF` of `base.cu`, each of which has so many columns.
+fn half_team(hidden: usize) -> usize {
+    32 * hidden.div_ceil(32 * COLUMNS_EACH)
 }
 
 /// Weights of a gated FFN on the card, `[inter, hidden]`.
@@ -284,6 +319,12 @@ pub(super) struct Arguments {
     pub(super) passed_before: u64,
     pub(super) projected_before: u64,
     pub(super) projected: u32,
+    pub(super) stream: u64,
+    pub(super) output_norm: u64,
+    pub(super) y_norm: u64,
+    pub(super) added_eps: f32,
+    pub(super) carried: u64,
+    pub(super) carried_before: u64,
 }
 
 impl FfnKernels {
@@ -324,10 +365,16 @@ impl FfnKernels {
             weights::number(dtype).ok_or(CudaError::Weights { dtype, cols })
         };
         let shared = shape.shared(cuda);
-        let (is_joined, values) = match shape.neighbours {
-            Neighbours::Products => (false, None),
-            Neighbours::Attention { values, .. } => (true, values),
+        let (is_joined, values, attended, adds) = match shape.neighbours {
+            Neighbours::Products => (false, None, hidden, Adds::Plain),
+            Neighbours::Attention {
+                values,
+                attended,
+                adds,
+                ..
+            } => (true, values, attended, adds),
         };
+        assert!(FfnShape::takes(hidden, attended));
         let defines = [
             ("HIDDEN", hidden),
             ("INTER", inter),
@@ -336,6 +383,8 @@ impl FfnKernels {
             ("PACE", pace(cuda.card.bandwidth, blocks)),
             ("JOINED", usize::from(is_joined)),
             ("VALUES", number(values.unwrap_or(shape.weights))?),
+            ("ATTENDED", attended),
+            ("NORMED", usize::from(adds == Adds::Normed)),
             ("WEIGHTS", number(shape.weights)?),
             ("DOWN", number(shape.down)?),
             ("ACT_GELU", usize::from(shape.act == Act::GeluTanh)),
@@ -469,6 +518,7 @@ impl FfnKernels {
             arguments: a,
             shape: self.shape,
             is_for_attention: false,
+            then: None,
         }
     }
 }
@@ -507,6 +557,8 @@ mod tests {
                 registers,
             },
             values: None,
+            attended: 4096,
+            adds: Adds::Plain,
         };
         let q = shape(4096, DType::Q4_0, attention(126));
         // Ten warps, three of them in a quarter, and two of attention's: 3 * 32 * 80 + 2 * 32 * 128 = 15,872 of 16,384.

@@ -4,9 +4,10 @@
 use super::{
     Cuda, CudaError, CudaSlice, EMPTY,
     attention::AttentionShape,
-    ffn::{Arguments, FfnShape, Neighbours},
+    ffn::{Adds, Arguments, FfnShape, Neighbours},
     launch::Grid,
-    step::{ProductArguments, ProductsLaunch},
+    products::{ProductArguments, ProductsLaunch},
+    step::NormAddLaunch,
 };
 use crate::DType;
 use cudarc::driver::CudaFunction;
@@ -19,6 +20,8 @@ pub struct FfnLaunch {
     pub(super) shape: FfnShape,
     /// Whether the products that join after it are what attention is given next.
     pub(super) is_for_attention: bool,
+    /// What is done with its result: follows it, unless products join after it.
+    pub(super) then: Option<NormAddLaunch>,
 }
 
 /// Memory that blocks of joined launches speak through; all of one stream share it. Launches of FFNs use two sets in turns: one empties what it and attention before it have read,
@@ -33,12 +36,14 @@ pub struct Joints {
 }
 
 struct Words {
-    /// What attention has made, `[hidden]`.
+    /// What attention has made, `[heads * head_dim]`.
     attended: CudaSlice<u32>,
     /// What an FFN is given, `[hidden]`.
     made: CudaSlice<u32>,
     /// What it has made, `[hidden]`.
     passed: CudaSlice<u32>,
+    /// The residual stream after it, `[hidden]`, where that is not what it has made.
+    carried: CudaSlice<u32>,
     /// Queries, keys and values made of that, one after the other.
     projected: CudaSlice<u32>,
 }
@@ -68,9 +73,10 @@ impl Joints {
         let empty = |len: usize| cuda.upload(&vec![EMPTY; len]);
         let words = || {
             Ok(Words {
-                attended: empty(hidden)?,
+                attended: empty(shape.heads * shape.head_dim)?,
                 made: empty(hidden)?,
                 passed: empty(hidden)?,
+                carried: empty(hidden)?,
                 projected: empty((shape.heads + 2 * shape.kv_heads) * shape.head_dim)?,
             })
         };
@@ -85,7 +91,7 @@ impl Joints {
     /// Where attention puts its output, and finds its input if the launch of an FFN before has put it there.
     pub(super) fn attend(&mut self, cuda: &Cuda, width: usize) -> Attended {
         let (now, before) = (&self.sets[self.turn], &self.sets[1 - self.turn]);
-        assert_eq!(width, now.attended.len(), "as wide as the FFN's input");
+        assert_eq!(width, now.attended.len(), "as wide as what joints are for");
         self.is_attended = true;
         let projected = [&before.projected, &before.passed].map(|w| cuda.address(w));
         Attended {
@@ -117,7 +123,7 @@ impl Joints {
     /// What the driver says.
     pub fn is_at_rest(&self, cuda: &Cuda) -> Result<bool, CudaError> {
         for w in &self.sets {
-            for memory in [&w.attended, &w.made, &w.passed, &w.projected] {
+            for memory in [&w.attended, &w.made, &w.passed, &w.carried, &w.projected] {
                 if cuda.download(memory)?.iter().any(|v| *v != EMPTY) {
                     return Ok(false);
                 }
@@ -128,24 +134,51 @@ impl Joints {
 }
 
 impl FfnLaunch {
-    /// Makes a product that is added to the FFN's input, and to nothing else, part of its launch. Gives it back where it is none, or the FFN's kernels have no room for it.
+    /// The same, and what is done with its result, y: x += norm(y) where x is what the FFN is given.
+    ///
+    /// # Panics
+    /// If it is something else, or the shape's neighbours do not say [`Adds::Normed`].
+    #[must_use]
+    pub fn then(mut self, next: NormAddLaunch) -> FfnLaunch {
+        let (a, n) = (&mut self.arguments, &next.arguments);
+        assert!((n.y, n.x, n.scale, a.residual) == (a.y, a.x, 1.0, 0));
+        assert!(self.shape.neighbours.adds() != Some(Adds::Plain));
+        a.stream = n.x;
+        a.y_norm = n.weight;
+        a.added_eps = n.eps;
+        self.then = Some(next);
+        self
+    }
+
+    /// Makes a product that is added to the FFN's input, as it is or normed, and to nothing else, part of its launch. Gives it back where it is none, or the FFN's kernels have no
+    /// room for it.
     #[must_use]
     pub fn join_output(&mut self, product: ProductsLaunch) -> Option<ProductsLaunch> {
+        let Neighbours::Attention { attended, adds, .. } = self.shape.neighbours else {
+            return Some(product);
+        };
         let (a, p) = (&mut self.arguments, &product.arguments);
         let [first, others @ ..] = &p.products;
+        let is_added = match (adds, &product.then) {
+            (Adds::Plain, None) => first.adds == 1 && [first.out; 2] == [a.residual, a.x],
+            (Adds::Normed, Some(then)) => {
+                let n = &then.arguments;
+                let to = (n.y, n.x, n.scale, n.eps) == (first.out, a.x, 1.0, a.added_eps);
+                to && first.adds == 0 && self.then.is_some()
+            }
+            _ => false,
+        };
         let is_output = first.rows as usize == self.shape.hidden
             && others.iter().all(|p| p.rows == 0)
-            && first.adds == 1
             && p.norm == 0
-            && first.out == a.residual
-            && first.out == a.x;
-        let is_joined = self.shape.neighbours != Neighbours::Products;
-        let dtype = self.shape.weights;
-        if !(is_joined && is_output && fits(&self.shape, dtype, self.grid.blocks.0, &product)) {
+            && is_added;
+        let key = (self.shape.weights, attended);
+        if !(is_output && fits(&self.shape, key, self.grid.blocks.0, &product)) {
             return Some(product);
         }
         a.output = *first;
         a.attended = p.x;
+        a.output_norm = product.then.map_or(0, |n| n.arguments.weight);
         None
     }
 
@@ -153,7 +186,7 @@ impl FfnLaunch {
     /// followed by another one of an FFN with the same [`Joints`]. Gives the products back where they are none, or the FFN's kernels have no room for them.
     #[must_use]
     pub fn join_next(&mut self, products: ProductsLaunch) -> Option<ProductsLaunch> {
-        let Neighbours::Attention { values, .. } = self.shape.neighbours else {
+        let Neighbours::Attention { values, adds, .. } = self.shape.neighbours else {
             return Some(products);
         };
         let (a, p) = (&mut self.arguments, &products.arguments);
@@ -164,8 +197,13 @@ impl FfnLaunch {
             && (p.norm, p.eps) == (a.next_norm, a.next_eps);
         let dtype = Some(self.shape.weights).filter(|_| is_first);
         let dtype = dtype.or(values.filter(|_| is_values));
-        let is_next = p.x == a.y && p.products.iter().all(|p| p.adds == 0);
-        let fits = |d| fits(&self.shape, d, self.grid.blocks.0, &products);
+        let is_made = match adds {
+            Adds::Plain => p.x == a.y,
+            Adds::Normed => p.x == a.stream && self.then.is_some(),
+        };
+        let is_next = is_made && p.products.iter().all(|p| p.adds == 0);
+        let key = |d| (d, self.shape.hidden);
+        let fits = |d| fits(&self.shape, key(d), self.grid.blocks.0, &products);
         if !is_next || !dtype.is_some_and(fits) {
             return Some(products);
         }
@@ -201,8 +239,11 @@ impl FfnLaunch {
         if let Some(j) = joints {
             self.speak_through(cuda, j)?;
         }
+        let is_added = products_after(&mut self.arguments).next().is_some();
         // SAFETY: as `Ffn` is declared; `prepare` checked lengths, and `prepare_products` those of what joined.
-        unsafe { cuda.launch(&self.function, self.grid, self.arguments) }
+        unsafe { cuda.launch(&self.function, self.grid, self.arguments)? };
+        let then = self.then.filter(|_| !is_added);
+        then.map_or(Ok(()), |next| next.launch(cuda))
     }
 
     /// Says where blocks find what others pass, and what they are to empty.
@@ -214,11 +255,13 @@ impl FfnLaunch {
         let (now, before) = (&j.sets[j.turn], &j.sets[1 - j.turn]);
         a.made = cuda.address(&now.made);
         a.passed = cuda.address(&now.passed);
+        a.carried = cuda.address(&now.carried);
         if std::mem::take(&mut j.is_attended) {
             a.words = cuda.address(&now.attended);
         }
         if j.passed != Passed::Nothing {
             a.passed_before = cuda.address(&before.passed);
+            a.carried_before = cuda.address(&before.carried);
         }
         if j.passed == Passed::Projections {
             a.projected_before = cuda.address(&before.projected);
@@ -248,11 +291,11 @@ fn products_after(a: &mut Arguments) -> impl Iterator<Item = &mut ProductArgumen
     all.filter(|p| p.rows > 0)
 }
 
-/// Whether rows are such as the FFN's kernels stream, two of one product together where they are short, and sums of a block's have room.
-fn fits(shape: &FfnShape, dtype: DType, blocks: usize, products: &ProductsLaunch) -> bool {
+/// Whether rows are of a type and length, and such as the FFN's kernels stream, two of one product together where they are short, and sums of a block's have room.
+fn fits(shape: &FfnShape, key: (DType, usize), blocks: usize, products: &ProductsLaunch) -> bool {
     let rows = products.arguments.products.map(|p| p.rows as usize);
     let pairs: usize = rows.iter().map(|rows| rows / 2).sum();
-    products.key == (dtype, shape.hidden)
+    products.key == key
         && rows.iter().all(|rows| rows.is_multiple_of(2))
         && 2 * pairs.div_ceil(blocks) <= shape.rows(blocks)
 }

@@ -10,6 +10,7 @@ mod jit;
 mod joined;
 mod launch;
 mod predictor;
+mod products;
 mod prompt;
 mod shortlist;
 mod step;
@@ -22,9 +23,10 @@ pub use error::CudaError;
 pub use joined::{FfnLaunch, Joints};
 pub use launch::Recording;
 pub use predictor::{Form, Predictor, PredictorShape};
+pub use products::{Product, ProductsLaunch};
 pub use prompt::{Orientation, PromptKernels};
 pub use shortlist::ShortlistKernels;
-pub use step::{Output, Product, ProductsLaunch, StepKernels};
+pub use step::{NormAddLaunch, Output, StepKernels};
 pub use weights::Weights;
 
 use cudarc::driver::{

@@ -1,4 +1,4 @@
-//! One token: embedding, norms, and products of matrices with one vector.
+//! One token: embedding, norms and sums; its products are in `products.rs`.
 
 use super::{
     Cuda, CudaError, Weights,
@@ -9,32 +9,10 @@ use crate::{DType, cpu::Act};
 use cudarc::driver::{CudaFunction, CudaSlice};
 
 const SOURCES: [Source; 5] = sources!["types.cu", "weights.cu", "flow.cu", "embed.cu", "rows.cu"];
-const GEMV_SOURCES: [Source; 7] = sources![
-    "types.cu",
-    "products.cu",
-    "weights.cu",
-    "barrier.cu",
-    "flow.cu",
-    "levels.cu",
-    "gemv.cu"
-];
-
-/// `GEMV_THREADS` of `gemv.cu`, `PRODUCTS` of `products.cu`, and `ROW_THREADS` of `rows.cu`.
-const GEMV_THREADS: usize = 320;
-pub(super) const PRODUCTS: usize = 3;
+/// `ROW_THREADS` of `rows.cu`.
 const ROW_THREADS: usize = 512;
 /// Threads of the kernels that take one element a thread.
 const THREADS: usize = 256;
-/// Shared memory of a block of products, and what of it is neither slots nor levels of x (`GemvState`, and up to a multiple of 128).
-const GEMV_SHARED: usize = 113 << 10;
-const GEMV_STATE: usize = 4736;
-/// Bytes of a slot, about, and its rows at most (`GEMV_SLOT_ROWS_MAX`); slots at most (`GEMV_SLOTS_MAX`) and at least.
-const SLOT_BYTES: usize = 16 << 10;
-const MOST_SLOT_ROWS: usize = 8;
-const MOST_SLOTS: usize = 16;
-const LEAST_SLOTS: usize = 2;
-/// The part of the rows that are dealt to blocks beforehand: multiprocessors differ in speed by less than what is left.
-const DEALT: f64 = 0.8;
 
 /// Where a result goes.
 pub enum Output<'a> {
@@ -70,55 +48,21 @@ impl Output<'_> {
     }
 }
 
-/// One product of several with the same vector.
-pub struct Product<'a> {
-    /// `[rows, cols]`.
-    pub weights: &'a Weights,
-    /// `[rows]`, added.
-    pub bias: Option<&'a CudaSlice<f32>>,
-    /// `[rows]`.
-    pub out: Output<'a>,
-}
-
 /// Kernels of a step but for attention and FFNs.
 pub struct StepKernels {
     /// Products, by the type and length of rows.
-    gemv: Vec<((DType, usize), CudaFunction)>,
+    pub(super) gemv: Vec<((DType, usize), CudaFunction)>,
     /// The counter of products' launches, 0 between them.
-    tickets: CudaSlice<u32>,
+    pub(super) tickets: CudaSlice<u32>,
     embed: [CudaFunction; TYPES.len()],
     /// To `f16`, of the quantised types.
     unpack: [Option<CudaFunction>; TYPES.len()],
     rms_norm: CudaFunction,
+    norm_add: CudaFunction,
     add: CudaFunction,
     cap: CudaFunction,
     multiply: CudaFunction,
     round: [CudaFunction; 2],
-}
-
-/// `Product` of `products.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub(super) struct ProductArguments {
-    pub(super) weights: u64,
-    pub(super) bias: u64,
-    pub(super) out: u64,
-    pub(super) rows: u32,
-    pub(super) adds: u32,
-}
-
-#[repr(C)]
-pub(super) struct GemvArguments {
-    pub(super) products: [ProductArguments; PRODUCTS],
-    pub(super) x: u64,
-    pub(super) norm: u64,
-    pub(super) eps: f32,
-    rows: u32,
-    dealt: u32,
-    slots: u32,
-    slot_rows: u32,
-    slot_bytes: u32,
-    tickets: u64,
 }
 
 #[repr(C)]
@@ -138,6 +82,16 @@ struct NormArguments {
     y: u64,
     cols: u32,
     eps: f32,
+}
+
+#[repr(C)]
+pub(super) struct NormAddArguments {
+    pub(super) x: u64,
+    pub(super) y: u64,
+    pub(super) weight: u64,
+    pub(super) cols: u32,
+    pub(super) eps: f32,
+    pub(super) scale: f32,
 }
 
 #[repr(C)]
@@ -180,22 +134,20 @@ struct UnpackArguments {
     stride: u32,
 }
 
-/// Products that are ready to be launched, by themselves or with an FFN ([`super::FfnLaunch`]). What they were made of must live until that has run.
-pub struct ProductsLaunch {
+/// `x += scale norm(y)` that is ready to be launched, behind what makes y. What it was made of must live until that has run.
+pub struct NormAddLaunch {
     function: CudaFunction,
     grid: Grid,
-    pub(super) arguments: GemvArguments,
-    /// Type and length of rows.
-    pub(super) key: (DType, usize),
+    pub(super) arguments: NormAddArguments,
 }
 
-impl ProductsLaunch {
-    /// Launches them, in the order of calls.
+impl NormAddLaunch {
+    /// Launches it, in the order of calls.
     ///
     /// # Errors
     /// What the driver says.
     pub fn launch(self, cuda: &Cuda) -> Result<(), CudaError> {
-        // SAFETY: as `Gemv` is declared; `prepare_products` checked lengths.
+        // SAFETY: as `NormAdd` is declared; `prepare_norm_add` checked lengths.
         unsafe { cuda.launch(&self.function, self.grid, self.arguments) }
     }
 }
@@ -226,6 +178,7 @@ impl StepKernels {
             embed: of_types("embed", 0)?.try_into().expect(all),
             unpack,
             rms_norm: plain("rms_norm")?,
+            norm_add: plain("norm_add")?,
             add: plain("add")?,
             cap: plain("cap")?,
             multiply: plain("multiply")?,
@@ -287,121 +240,37 @@ impl StepKernels {
             cols: cols as u32,
             eps,
         };
-        let threads = cols.next_multiple_of(32).min(ROW_THREADS);
+        let grid = Grid::of(rows, row_threads(cols));
         // SAFETY: as `Norm` is declared; lengths were checked.
-        unsafe { cuda.launch(&self.rms_norm, Grid::of(rows, threads), arguments) }
+        unsafe { cuda.launch(&self.rms_norm, grid, arguments) }
     }
 
-    /// Products of up to three matrices of one type with row `row` of `x`, `[rows, cols]`, or with its RMS norm times a weight, `[cols]`. The first ones of a type and length
-    /// compile.
-    ///
-    /// # Errors
-    /// [`CudaError::Weights`] for rows that are too long for shared memory, or what the compiler or the driver says.
+    /// `x += scale y'` for the first `rows` rows of `y` and `x`, y' being the RMS norm of a row of y times `weight`, `[cols]`; not launched yet.
     ///
     /// # Panics
-    /// If there are more, or lengths or types do not fit.
-    pub fn products(
-        &mut self,
+    /// If buffers are too short.
+    pub fn prepare_norm_add(
+        &self,
         cuda: &Cuda,
-        x: (&CudaSlice<f32>, usize),
-        norm: Option<(&CudaSlice<f32>, f32)>,
-        products: &[Product<'_>],
-    ) -> Result<(), CudaError> {
-        self.prepare_products(cuda, x, norm, products)?.launch(cuda)
-    }
-
-    /// The same, not launched yet.
-    ///
-    /// # Errors
-    /// As [`StepKernels::products`].
-    ///
-    /// # Panics
-    /// As [`StepKernels::products`].
-    pub fn prepare_products(
-        &mut self,
-        cuda: &Cuda,
-        (x, row): (&CudaSlice<f32>, usize),
-        norm: Option<(&CudaSlice<f32>, f32)>,
-        products: &[Product<'_>],
-    ) -> Result<ProductsLaunch, CudaError> {
-        let first = products.first().expect("there is something to multiply");
-        let (dtype, cols) = (first.weights.dtype, first.weights.cols);
-        assert!(products.len() <= PRODUCTS && (row + 1) * cols <= x.len());
-        assert!(norm.is_none_or(|(w, _)| w.len() == cols));
-        let row_bytes = first.weights.stride;
-        let slot_rows = (SLOT_BYTES / row_bytes).clamp(1, MOST_SLOT_ROWS);
-        let slot_bytes = (slot_rows * row_bytes).next_multiple_of(128);
-        // The state, and x in levels (`levels_bytes` of `levels.cu`).
-        let others = GEMV_STATE
-            + if dtype.is_quantized() {
-                cols + cols / 4
-            } else {
-                0
-            };
-        let slots = (GEMV_SHARED.saturating_sub(others) / slot_bytes).min(MOST_SLOTS);
-        if slots < LEAST_SLOTS {
-            return Err(CudaError::Weights { dtype, cols });
+        x: &mut CudaSlice<f32>,
+        (y, scale): (&CudaSlice<f32>, f32),
+        rows: usize,
+        (weight, eps): (&CudaSlice<f32>, f32),
+    ) -> NormAddLaunch {
+        let cols = weight.len();
+        assert!(rows * cols <= x.len() && rows * cols <= y.len());
+        NormAddLaunch {
+            function: self.norm_add.clone(),
+            grid: Grid::of(rows, row_threads(cols)),
+            arguments: NormAddArguments {
+                x: cuda.address(x),
+                y: cuda.address(y),
+                weight: cuda.address(weight),
+                cols: cols as u32,
+                eps,
+                scale,
+            },
         }
-        let rows: usize = products.iter().map(|p| p.weights.rows).sum();
-        let mut arguments = GemvArguments {
-            products: [ProductArguments::default(); PRODUCTS],
-            x: cuda.address(x) + (4 * row * cols) as u64,
-            norm: norm.map_or(0, |(w, _)| cuda.address(w)),
-            eps: norm.map_or(0.0, |(_, eps)| eps),
-            rows: rows as u32,
-            dealt: (rows as f64 * DEALT) as u32,
-            slots: slots as u32,
-            slot_rows: slot_rows as u32,
-            slot_bytes: slot_bytes as u32,
-            tickets: cuda.address(&self.tickets),
-        };
-        for (p, to) in products.iter().zip(&mut arguments.products) {
-            let w = p.weights;
-            assert!(w.dtype == dtype && w.cols == cols && w.rows <= p.out.slice().len());
-            assert!(p.bias.is_none_or(|b| b.len() == w.rows));
-            *to = ProductArguments {
-                weights: cuda.address(&w.data),
-                bias: p.bias.map_or(0, |b| cuda.address(b)),
-                out: cuda.address(p.out.slice()),
-                rows: w.rows as u32,
-                adds: u32::from(matches!(p.out, Output::Add(_))),
-            };
-        }
-        let most = cuda.card().multiprocessors;
-        let grid = Grid {
-            blocks: (rows.div_ceil(8).min(most), 1),
-            threads: GEMV_THREADS,
-            shared: slots * slot_bytes + others,
-        };
-        Ok(ProductsLaunch {
-            function: self.gemv(cuda, dtype, cols)?.clone(),
-            grid,
-            arguments,
-            key: (dtype, cols),
-        })
-    }
-
-    /// The kernel for products of such rows, compiled if it is not there.
-    fn gemv(&mut self, cuda: &Cuda, dtype: DType, cols: usize) -> Result<&CudaFunction, CudaError> {
-        let key = (dtype, cols);
-        let at = match self.gemv.iter().position(|(k, _)| *k == key) {
-            Some(at) => at,
-            None => {
-                let definitions = [
-                    ("GEMV_STATE", GEMV_STATE),
-                    ("COLS", cols),
-                    (
-                        "WEIGHTS",
-                        number(dtype).expect("uploaded weights have kernels"),
-                    ),
-                ];
-                let module = cuda.module(&GEMV_SOURCES, &definitions)?;
-                let function = Cuda::function(&module, "gemv", GEMV_SHARED)?;
-                self.gemv.push((key, function));
-                self.gemv.len() - 1
-            }
-        };
-        Ok(&self.gemv[at].1)
     }
 
     /// `x += scale * y`, the first `n` elements; a shorter `y` is added to every run of its length.
@@ -520,6 +389,11 @@ impl StepKernels {
         // SAFETY: as `Unpack` is declared; lengths were checked.
         unsafe { cuda.launch(function, Grid::of(w.rows, THREADS), arguments) }
     }
+}
+
+/// Threads of a block that takes a row.
+fn row_threads(cols: usize) -> usize {
+    cols.next_multiple_of(32).min(ROW_THREADS)
 }
 
 fn number_of(w: &Weights) -> usize {

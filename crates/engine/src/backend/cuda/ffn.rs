@@ -8,7 +8,7 @@ use crate::{
     sparsity::Rule,
 };
 use countdown_kernels::cuda::{
-    Orientation, Output, PredictorShape,
+    NormAddLaunch, Orientation, Output, PredictorShape,
     ffn::{Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights},
 };
 
@@ -51,13 +51,14 @@ impl CudaBackend {
         rule.is_some() && self.in_force == ByPlan::Dense
     }
 
-    /// FFNs by the kernels of steps, token by token; of the output's own rows without `x`.
+    /// FFNs by the kernels of steps, token by token; of the output's own rows without `x`. Of one token, `then` is done with the output.
     pub(super) fn ffn_steps(
         &mut self,
         call: &FfnCall<'_>,
         x: Option<&Buffer>,
         norm: Option<RmsNorm<'_>>,
         mut out: Output<'_>,
+        then: Option<NormAddLaunch>,
     ) {
         let inter = call.weights.gate.rows();
         let rule = call.rule.map(|_| {
@@ -91,6 +92,10 @@ impl CudaBackend {
             self.counted.push((call.layer, call.tokens));
         } else {
             self.dense += inter * call.tokens;
+        }
+        if let Some(then) = then {
+            let one = launches.pop().filter(|_| launches.is_empty());
+            launches.push(one.expect("one token").then(then));
         }
         launches.into_iter().for_each(|l| self.launch_ffn(l));
     }

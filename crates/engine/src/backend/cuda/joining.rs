@@ -6,7 +6,8 @@ use crate::{
     model::{Layer, Linear, Model},
 };
 use countdown_kernels::cuda::{
-    AttentionKernels, FfnLaunch, Output, Product, ProductsLaunch, ffn::Neighbours,
+    AttentionKernels, FfnLaunch, NormAddLaunch, Output, Product, ProductsLaunch,
+    ffn::{Adds, FfnShape, Neighbours},
 };
 
 /// What waits.
@@ -43,25 +44,30 @@ fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
         dtype.is_quantized() == values.is_quantized()
             && all().all(|t| t == (dtype, values) || t == (dtype, dtype))
     });
+    let is_normed = |l: &Layer| [&l.post_attn_norm, &l.post_ffn_norm].map(|w| w.is_some());
+    let first = model.layers.first().map_or([false; 2], is_normed);
     let joins = |l: &Layer| {
         let linears = [&l.query, &l.key, &l.attn_output];
-        l.post_attn_norm.is_none()
-            && l.post_ffn_norm.is_none()
-            && l.ffn_norm.is_some()
-            // What a block makes of attention's output has the room of its neurons' signals.
-            && l.ffn.gate.rows() >= c.hidden
+        // What a block makes of attention's output has the room of its neurons' signals.
+        l.ffn.gate.rows() >= c.hidden
+            && is_normed(l) == first
             && linears.iter().all(|p| p.weight.dtype() == types(l).0)
     };
-    if c.heads * c.head_dim != c.hidden
+    let attended = c.heads * c.head_dim;
+    if first[0] != first[1]
+        || !FfnShape::takes(c.hidden, attended)
         || c.residual_scale != 1.0
         || !is_room
         || !model.layers.iter().all(joins)
     {
         return Ok(Neighbours::Products);
     }
-    let values = mixed.map(|(_, values)| values);
-    let footprint = attention.footprint().map_err(error)?;
-    Ok(Neighbours::Attention { footprint, values })
+    Ok(Neighbours::Attention {
+        footprint: attention.footprint().map_err(error)?,
+        values: mixed.map(|(_, values)| values),
+        attended,
+        adds: if first[0] { Adds::Normed } else { Adds::Plain },
+    })
 }
 
 impl CudaBackend {
@@ -77,6 +83,20 @@ impl CudaBackend {
             Some(Waiting::Ffn(ffn)) => ffn.launch(&self.cuda, self.joints.as_mut()),
         };
         self.check(done);
+    }
+
+    /// x += norm(y) times `scale`, which something goes before.
+    pub(super) fn prepare_norm_add(
+        &self,
+        y: &Buffer,
+        tokens: usize,
+        norm: RmsNorm<'_>,
+        (x, scale): (&mut Buffer, f32),
+    ) -> NormAddLaunch {
+        let weight = (self.weights.vector(norm.weight), norm.eps);
+        let y = (&y.data, scale);
+        let (cuda, step) = (&self.cuda, &self.step);
+        step.prepare_norm_add(cuda, &mut x.data, y, tokens, weight)
     }
 
     /// The output of attention, which waits for an FFN if one may take it.

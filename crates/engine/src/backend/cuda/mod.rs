@@ -430,27 +430,36 @@ impl Backend for CudaBackend {
         &mut self,
         input: &Buffer,
         tokens: usize,
-        linear: &Linear,
+        (linear, after): (&Linear, Option<RmsNorm<'_>>),
         spare: &mut Buffer,
         (x, scale): (&mut Buffer, f32),
     ) {
         if tokens > 1 || scale != 1.0 {
             self.linears(input, tokens, [(linear, &mut *spare)]);
-            self.add(x, spare, scale, tokens);
+            self.norm_add(spare, tokens, after, (x, scale));
             return;
         }
+        let out = match after {
+            Some(_) => Output::Write(&mut spare.data),
+            None => Output::Add(&mut x.data),
+        };
         let bias = linear.bias.as_ref();
         let product = Product {
             weights: self.weights.matrix(&linear.weight),
             bias: bias.map(|b| self.weights.vector(b)),
-            out: Output::Add(&mut x.data),
+            out,
         };
         let input = (&input.data, 0);
         let prepared = self
             .step
             .prepare_products(&self.cuda, input, None, &[product]);
         match prepared {
-            Ok(output) => self.launch_output(output),
+            Ok(mut output) => {
+                if let Some(norm) = after {
+                    output = output.then(self.prepare_norm_add(spare, 1, norm, (x, scale)));
+                }
+                self.launch_output(output);
+            }
             failed => self.check(failed.map(|_| ())),
         }
     }
@@ -513,26 +522,55 @@ impl Backend for CudaBackend {
         if is_prompt {
             self.dense += call.tokens * call.weights.gate.rows();
         } else {
-            self.ffn_steps(&call, Some(x), None, Output::Write(&mut out.data));
+            self.ffn_steps(&call, Some(x), None, Output::Write(&mut out.data), None);
         }
     }
 
-    fn norm_ffn_add(
+    fn ffn_add(
         &mut self,
         call: FfnCall<'_>,
-        norm: RmsNorm<'_>,
+        [before, after]: [Option<RmsNorm<'_>>; 2],
         normed: &mut Buffer,
         spare: &mut Buffer,
         (x, scale): (&mut Buffer, f32),
     ) {
         let is_step = (call.tokens == 1 || call.rule.is_some()) && !self.is_alone(call.rule);
-        if call.observer.is_none() && is_step && scale == 1.0 {
-            return self.ffn_steps(&call, None, Some(norm), Output::Add(&mut x.data));
+        if call.observer.is_some() || !is_step || scale != 1.0 {
+            return self.ffn_add_in_parts(call, [before, after], normed, spare, (x, scale));
         }
+        let Some(after) = after else {
+            return self.ffn_steps(&call, None, before, Output::Add(&mut x.data), None);
+        };
         let tokens = call.tokens;
-        self.norm(x, tokens, norm, normed);
-        self.ffn(call, normed, spare);
-        self.add(x, spare, scale, tokens);
+        let add = self.prepare_norm_add(spare, tokens, after, (&mut *x, scale));
+        let (then, last) = if tokens == 1 {
+            (Some(add), None)
+        } else {
+            (None, Some(add))
+        };
+        let out = Output::Write(&mut spare.data);
+        self.ffn_steps(&call, Some(x), before, out, then);
+        if let Some(add) = last {
+            self.flush();
+            let done = add.launch(&self.cuda);
+            self.check(done);
+        }
+    }
+
+    fn norm_add(
+        &mut self,
+        y: &mut Buffer,
+        tokens: usize,
+        norm: Option<RmsNorm<'_>>,
+        (x, scale): (&mut Buffer, f32),
+    ) {
+        let Some(norm) = norm else {
+            return self.add(x, y, scale, tokens);
+        };
+        self.flush();
+        let add = self.prepare_norm_add(y, tokens, norm, (x, scale));
+        let done = add.launch(&self.cuda);
+        self.check(done);
     }
 
     fn add(&mut self, x: &mut Buffer, y: &Buffer, scale: f32, tokens: usize) {

@@ -9,6 +9,8 @@
 //   WEIGHTS       type of gate and up (weights.cu)
 //   DOWN          type of down
 //   VALUES        where JOINED, the type that the values' projection may have instead of WEIGHTS; both are floats or neither is
+//   ATTENDED      where JOINED, width of what attention makes, as the widths that a team's threads have columns for
+//   NORMED        where JOINED, 1: what attention's output and the neurons make is normed before it is added to the residual stream, 0: it is not
 //   ACT_GELU      1: the activation is GELU by tanh, 0: SiLU
 //   FORM          what a predictor makes of its outer matrices' products (score_outer.cu); 0 where there is none
 //   OUTER         type of its outer matrices, which have a row a neuron
@@ -34,18 +36,22 @@ constexpr u32 PRODUCER = CONSUMERS;
 constexpr u32 CHOOSER = CONSUMERS + 32;
 constexpr u32 THREADS = CONSUMERS + 64;
 
-constexpr u32 RUNS = HIDDEN / 8;
 constexpr u32 ROW_BYTES = Weights<WEIGHTS>::row_bytes(HIDDEN);
 // Rows of gate and up, and of products beside them, that share a slot of the ring: one thread asks for all of a block's rows, and for a slot of 2 kB it takes as long as the
 // memory does for 4. Rows that are multiplied one after the other, or a neuron's two.
-constexpr u32 PACK = ROW_BYTES <= 3072 ? 2 : 1;
+__host__ __device__ constexpr u32 pack(u32 row_bytes) { return row_bytes <= 3072 ? 2 : 1; }
+constexpr u32 PACK = pack(ROW_BYTES);
 constexpr u32 PACK_BYTES = PACK * ROW_BYTES;
 constexpr u32 DOWN_BYTES = Weights<DOWN>::row_bytes(HIDDEN);
 #if JOINED
+constexpr u32 OUTPUT_ROW_BYTES = Weights<WEIGHTS>::row_bytes(ATTENDED);
+constexpr u32 OUTPUT_PACK = pack(OUTPUT_ROW_BYTES);
+static_assert(ATTENDED % 8 == 0 && ATTENDED <= 8 * RUNS_EACH * TEAM, "a team's threads have columns for it");
 constexpr bool VALUES_APART = VALUES != WEIGHTS;
 constexpr u32 VALUE_BYTES = Weights<VALUES>::row_bytes(HIDDEN);
 static_assert(Weights<VALUES>::LEVELS == LEVELS, "x is in levels or it is not");
 #else
+constexpr u32 OUTPUT_ROW_BYTES = 0, OUTPUT_PACK = 1;
 constexpr u32 VALUE_BYTES = 0;
 #endif
 // A predictor's forms.
@@ -55,7 +61,7 @@ constexpr u32 PRODUCT = 3;  // act of one times the other
 constexpr u32 MATRICES = FORM == PRODUCT ? 2 : 1;
 // A row of its inner matrix comes in parts of so many runs a thread: whole, but where floats would need larger slots than the FFN's own rows.
 constexpr u32 INNER_RUNS = Weights<INNER>::LEVELS ? RUNS_EACH : 2;
-constexpr u32 INNER_PARTS = ceil_div(RUNS, INNER_RUNS * TEAM);
+constexpr u32 INNER_PARTS = ceil_div(HIDDEN / 8, INNER_RUNS * TEAM);
 constexpr u32 INNER_ROW_BYTES = Weights<INNER>::row_bytes(HIDDEN);
 constexpr u32 INNER_PART_BYTES = RANK == 0 ? 0 : INNER_PARTS == 1 ? INNER_ROW_BYTES : INNER_RUNS * TEAM * Weights<INNER>::row_bytes(8);
 // Rows of its outer matrices, a neuron's one behind the other.

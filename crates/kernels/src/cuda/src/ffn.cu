@@ -127,15 +127,18 @@ __device__ void wait_for_input(const Ffn& f) {
 }
 __device__ Input begin(const Ffn& f, const Norm& norm, u32& place) {
 #if JOINED
-    place = make_input(f);
     if (f.output.rows) {
-        const Input x = input_of(load_words(f.made), norm);
+        const Input x = input_of(make_input(f, place), norm);
         // Attention has ended long since, and the launch before it: what is written from here on may be what that one has emptied.
         wait_for_previous_kernel();
         return x;
     }
 #endif
-    return input_of(load_columns(f.x), norm);
+    const Columns x = load_columns(f.x);
+#if JOINED && NORMED
+    keep_stream(x);
+#endif
+    return input_of(x, norm);
 }
 __device__ void end(const Ffn& f, Columns& y, u32 place) {
     gather(f, y);

@@ -12,27 +12,9 @@ static_assert(GATHER_BYTES <= SLOTS * SLOT_BYTES, "every team's sums fit in the 
 __device__ float* gathered() { return reinterpret_cast<float*>(shared_memory); }
 #endif
 
-__device__ void put_columns(float* to, const Columns& y, bool publish) {
-#pragma unroll
-    for (u32 k = 0; k < RUNS_EACH; k++) {
-        if (!has_run(k)) continue;
-        const float* v = y.v + 8 * k;
-        float4 lo = make_float4(v[0], v[1], v[2], v[3]), hi = make_float4(v[4], v[5], v[6], v[7]);
-        if (publish) {
-            lo = make_float4(not_empty(lo.x), not_empty(lo.y), not_empty(lo.z), not_empty(lo.w));
-            hi = make_float4(not_empty(hi.x), not_empty(hi.y), not_empty(hi.z), not_empty(hi.w));
-            put(to + 8 * run(k), lo);
-            put(to + 8 * run(k) + 4, hi);
-        } else {
-            reinterpret_cast<float4*>(to)[2 * run(k)] = lo;
-            reinterpret_cast<float4*>(to)[2 * run(k) + 1] = hi;
-        }
-    }
-}
-
 // What y is added to, column c.
 __device__ float residual(const Ffn& f, u32 c) {
-#if JOINED
+#if JOINED && !NORMED
     if (f.output.rows) return peek(f.made + c);
 #endif
     return f.residual ? f.residual[c] : 0;
@@ -90,6 +72,9 @@ __device__ void gather(const Ffn& f, Columns& y) {
         f.y[c] = total;
 #if JOINED
         pass_on(f, c, total);
+#if NORMED
+        if (f.output.rows && next_rows(f) == 0) f.stream[c] = shared().stream[c];
+#endif
 #endif
     }
 #if JOINED

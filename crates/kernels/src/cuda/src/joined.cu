@@ -22,8 +22,8 @@ __device__ u32 next_rows(const Ffn& f) {
 }
 
 __device__ void stream_output(const Ffn& f, Producer& p) {
-    const Rows<PACK> mine(f.output.rows);
-    for (u32 i = 0; i < mine.count; i += PACK) p.fill<PACK_BYTES>(f.output.weights + u64(mine.first + i) * ROW_BYTES);
+    const Rows<OUTPUT_PACK> mine(f.output.rows);
+    for (u32 i = 0; i < mine.count; i += OUTPUT_PACK) p.fill<OUTPUT_PACK * OUTPUT_ROW_BYTES>(f.output.weights + u64(mine.first + i) * OUTPUT_ROW_BYTES);
 }
 
 // Bytes that a block asks for at a time while blocks tell each other y, which is known the sooner.
@@ -53,29 +53,76 @@ __device__ void stream_next(const Ffn& f, Producer& p) {
 // Rows of a product that a team multiplies at once. Most are there before what they are multiplied with, and a row of levels takes less time than its sum over lanes.
 constexpr u32 PRODUCT_ROWS = LEVELS && SLOTS >= 2 * PRODUCT_ROWS_MAX ? PRODUCT_ROWS_MAX : ROWS_AT_ONCE;
 
-// Multiplies `rows` rows of TYPE from place `first` on, EACH a place; `done` takes them and their sums, a row a thread. For all consumers.
-template <u32 TYPE, u32 EACH, class Done> __device__ void multiply_rows(u32 first, u32 rows, const Input& x, Done done) {
+// Multiplies `rows` rows of COLS of TYPE from place `first` on, EACH a place; `done` takes them and their sums, a row a thread. For all consumers.
+template <u32 TYPE, u32 EACH, u32 COLS = HIDDEN, class Done> __device__ void multiply_rows(u32 first, u32 rows, const Input& x, Done done) {
     float* const sums = shared().room;
     for (u32 row = PRODUCT_ROWS * team(); row < rows; row += PRODUCT_ROWS * TEAMS)
-        some_rows<PRODUCT_ROWS, EACH, 1>(first, row, rows, sums, [&](const u8* at, u32) { return dot<TYPE>(at, x); });
+        some_rows<PRODUCT_ROWS, EACH, 1, Weights<TYPE>::row_bytes(COLS)>(first, row, rows, sums, [&](const u8* at, u32) { return dot<TYPE, COLS>(at, x); });
     sync_consumers();
     for (u32 row = threadIdx.x; row < rows; row += CONSUMERS) done(row, sum_of_warps(sums + row * WARPS, WARPS));
     sync_consumers();
 }
 
-// Makes x, of which every block makes some columns, a thread each (gather.cu says that there are so many). Gives how many places it took.
-__device__ u32 make_input(const Ffn& f) {
-    const Rows<PACK> mine(f.output.rows);
-    if (f.output.rows == 0) return 0;
+#if NORMED
+
+// Every block has the residual stream, of which a thread needs its columns alone, those of every team.
+__device__ void keep_stream(const Columns& x) {
+    float* const stream = shared().stream;
+    if (team() == 0) put_columns(stream, x, false);
+    sync_consumers();
+}
+
+// Adds the norm of v. Gives the stream then.
+__device__ Columns add_to_stream(const Columns& v, const Norm& norm) {
+    Columns x = load_columns(shared().stream);
+    const float factor = norm_factor(v, norm.eps);
+#pragma unroll
+    for (u32 i = 0; i < 8 * RUNS_EACH; i++) x.v[i] = fmaf(v.v[i] * factor, norm.columns.v[i], x.v[i]);
+    // Every team has read it.
+    if (TEAMS > 1) sync_consumers();
+    keep_stream(x);
+    return x;
+}
+
+// Tells the next launch's blocks this block's columns of the stream.
+__device__ void pass_stream_on(const Ffn& f) {
+    const float* const stream = shared().stream;
+    const u32 first = 4 * range_begin(HIDDEN / 4, blockIdx.x), end = 4 * range_begin(HIDDEN / 4, blockIdx.x + 1);
+    for (u32 c = first + threadIdx.x; c < end; c += CONSUMERS) {
+        put(f.carried + c, not_empty(stream[c]));
+        f.stream[c] = stream[c];
+    }
+}
+
+#endif
+
+// Makes x, of which every block makes some columns, a thread each (gather.cu says that there are so many). Sets how many places that took.
+__device__ Columns make_input(const Ffn& f, u32& places) {
+    const Rows<OUTPUT_PACK> mine(f.output.rows);
+    places = mine.places();
     const u32 c = mine.first + threadIdx.x;
     const bool has = threadIdx.x < mine.count;
     // What is there before attention is fetched while it runs.
     float base = has && f.output.bias ? f.output.bias[c] : 0;
+#if NORMED
+    const Norm added = load_norm(f.output_norm, f.added_eps);
+    if (f.carried_before) keep_stream(load_words(f.carried_before));
+#else
     if (has && f.passed_before) base += await_word(f.passed_before + c);
-    const Input attended = input_of(f.words ? load_words(f.words) : load_columns(f.attended), {});
+#endif
+    const Input attended = input_of<ATTENDED>(f.words ? load_words<ATTENDED>(f.words) : load_columns<ATTENDED>(f.attended), {});
+#if NORMED
+    if (!f.carried_before) keep_stream(peek_columns(f.x));
+#else
     if (has && !f.passed_before) base += peek(f.residual + c);
-    multiply_rows<WEIGHTS, PACK>(0, mine.count, attended, [&](u32, float sum) { put(f.made + c, not_empty(base + sum)); });
-    return mine.places();
+#endif
+    multiply_rows<WEIGHTS, OUTPUT_PACK, ATTENDED>(0, mine.count, attended, [&](u32, float sum) { put(f.made + c, not_empty(base + sum)); });
+    const Columns made = load_words(f.made);
+#if NORMED
+    return add_to_stream(made, added);
+#else
+    return made;
+#endif
 }
 
 // Tells all blocks column c of y.
@@ -92,8 +139,11 @@ __device__ void empty_read(const Ffn& f, u32 first, u32 end) {
         for (u32 i = count * first / (HIDDEN / 4) + threadIdx.x; i < to; i += CONSUMERS) put(words + i, __uint_as_float(EMPTY));
     };
     if (f.output.rows) empty(f.made, HIDDEN);
-    empty(f.words, HIDDEN);
+    empty(f.words, ATTENDED);
     empty(f.passed_before, HIDDEN);
+#if NORMED
+    empty(f.carried_before, HIDDEN);
+#endif
     empty(f.projected_before, f.projected);
 }
 
@@ -101,7 +151,14 @@ __device__ void empty_read(const Ffn& f, u32 first, u32 end) {
 __device__ void multiply_next(const Ffn& f, u32 place) {
     if (next_rows(f) == 0) return;
     const Norm norm = load_norm(f.next_norm, f.next_eps);
+#if NORMED
+    const Norm added = load_norm(f.y_norm, f.added_eps);
+    const Columns x = add_to_stream(load_words(f.passed), added);
+    pass_stream_on(f);
+    const Input y = input_of(x, norm);
+#else
     const Input y = input_of(load_words(f.passed), norm);
+#endif
     // Attention may wait for it.
     const auto pass = [](const Product& p, u32 row, float sum) { put(p.out + row, not_empty(sum + (p.bias ? p.bias[row] : 0))); };
     const Rows<PACK> mine(next_rows(f));

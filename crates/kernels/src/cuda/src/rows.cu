@@ -20,6 +20,27 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) rms_norm(const __grid_
     for (u32 i = threadIdx.x; i < n.cols; i += blockDim.x) y[i] = x[i] * factor * n.weight[i];
 }
 
+struct NormAdd {
+    float* x;             // [blocks, cols]
+    const float* y;       // [blocks, cols]
+    const float* weight;  // [cols]
+    u32 cols;
+    float eps;
+    float scale;
+};
+
+// x += scale * y / rms(y) * weight, a row a block.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) norm_add(const __grid_constant__ NormAdd n) {
+    float* x = n.x + u64(blockIdx.x) * n.cols;
+    const float* y = n.y + u64(blockIdx.x) * n.cols;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    float squares = 0;
+    for (u32 i = threadIdx.x; i < n.cols; i += blockDim.x) squares = fmaf(y[i], y[i], squares);
+    const float factor = 1.0f / sqrtf(block_sum(squares) / n.cols + n.eps);
+    for (u32 i = threadIdx.x; i < n.cols; i += blockDim.x) x[i] = fmaf(n.scale, y[i] * factor * n.weight[i], x[i]);
+}
+
 struct Add {
     float* x;        // [n]
     const float* y;  // [n], or [every] and then added to every run of so many

@@ -2,9 +2,9 @@
 
 constexpr u32 ROWS_AT_ONCE = 4;
 
-// The COUNT rows from `row` on, of which `rows` exist, EACH a place or in PARTS places each, all rows from place `first` on: adds up each warp's part in sums[row * WARPS]. `part`
-// gives this thread's part of the product of a row's part, and where that lies.
-template <u32 COUNT, u32 EACH, u32 PARTS, class Part> __device__ void some_rows(u32 first, u32 row, u32 rows, float* sums, Part part) {
+// The COUNT rows from `row` on, of which `rows` exist, EACH a place of BYTES each or in PARTS places each, all rows from place `first` on: adds up each warp's part in
+// sums[row * WARPS]. `part` gives this thread's part of the product of a row's part, and where that lies.
+template <u32 COUNT, u32 EACH, u32 PARTS, u32 BYTES = ROW_BYTES, class Part> __device__ void some_rows(u32 first, u32 row, u32 rows, float* sums, Part part) {
     static_assert(COUNT % EACH == 0, "they begin with a place");
     float v[COUNT];
     const u32 count = ceil_div(min(COUNT, rows - row), EACH) * PARTS;
@@ -15,7 +15,7 @@ template <u32 COUNT, u32 EACH, u32 PARTS, class Part> __device__ void some_rows(
     for (u32 r = 0; r < COUNT; r++) {
         v[r] = 0;
 #pragma unroll
-        for (u32 p = 0; p < PARTS; p++) v[r] += part(slot(place + r / EACH * PARTS + p) + r % EACH * ROW_BYTES, p);
+        for (u32 p = 0; p < PARTS; p++) v[r] += part(slot(place + r / EACH * PARTS + p) + r % EACH * BYTES, p);
     }
     release(place, count);
     const u32 lane = threadIdx.x % 32;

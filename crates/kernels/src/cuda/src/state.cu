@@ -34,20 +34,30 @@ struct Ffn {
 
 #if JOINED
     // The product before, which makes x: residual + output * attended, where it has rows.
-    Product output;         // [HIDDEN, HIDDEN] of type WEIGHTS; it has no `out`
-    const float* attended;  // [HIDDEN], at a multiple of 16 bytes
-    float* words;           // [HIDDEN]: the same passed by attention's blocks, before that launch has ended; or null
+    Product output;         // [HIDDEN, ATTENDED] of type WEIGHTS; it has no `out`
+    const float* attended;  // [ATTENDED], at a multiple of 16 bytes
+    float* words;           // [ATTENDED]: the same passed by attention's blocks, before that launch has ended; or null
     // The products after, with y or its norm, where they have rows.
     Product next[PRODUCTS];  // rows of HIDDEN weights of type WEIGHTS
     Product values;          // after them, of type VALUES
     const float* next_norm;  // as norm
     float next_eps;
     // Passed between blocks: EMPTY before the first launch, and `made` and `words` after each. What a launch has passed the next one empties.
-    float* made;              // [HIDDEN]: x
-    float* passed;            // [HIDDEN]: y
-    float* passed_before;     // [HIDDEN]: y of the launch before, which is the residual; or null
+    float* made;              // [HIDDEN]: x, or where NORMED what is normed and added to make it
+    float* passed;            // [HIDDEN]: y, likewise
+    float* passed_before;     // [HIDDEN]: y of the launch before, which is the residual unless NORMED; or null
     float* projected_before;  // [projected]: what attention was given by the launch before in words; or null
     u32 projected;
+#if NORMED
+    // The residual stream: x is the stream, to which the norm of what `output` makes is added, if it has rows, and y what the neurons make. Where there are products after, those
+    // are of the stream with the norm of y added; elsewhere the stream is written as it is without.
+    float* stream;          // [HIDDEN]: x
+    const float* output_norm;  // [HIDDEN]
+    const float* y_norm;       // [HIDDEN]
+    float added_eps;           // of both
+    float* carried;            // [HIDDEN]: the stream as the next launch finds it. As `passed`
+    float* carried_before;     // [HIDDEN]: the same of the launch before; or null
+#endif
 #endif
 };
 
@@ -72,7 +82,12 @@ constexpr u32 PRODUCT_ROWS_MAX = 8;
 
 // Room for one thing after the other: levels of x, if it is rounded; sums of each warp for all rows; and what blocks' sums are added up in (gather.cu), which is in the ring where
 // no rows come through that any more.
-constexpr u32 LEVELS_ROOM = LEVELS || (FORM > 0 && RANK == 0) ? levels_bytes(HIDDEN) / 4 : 0;
+#if JOINED
+constexpr u32 WIDEST = larger(HIDDEN, ATTENDED);
+#else
+constexpr u32 WIDEST = HIDDEN;
+#endif
+constexpr u32 LEVELS_ROOM = LEVELS || (FORM > 0 && RANK == 0) ? levels_bytes(WIDEST) / 4 : 0;
 constexpr u32 ROW_SUMS = FORM > 0 && RANK == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a predictor's outer matrices
 constexpr u32 ROW_ROOM = ceil_div(ROWS_MAX, PRODUCT_ROWS_MAX) * PRODUCT_ROWS_MAX * ROW_SUMS;
 constexpr u32 GATHER_BYTES = larger((TEAMS - 1) * HIDDEN * 4, CONSUMERS * 16);
@@ -82,6 +97,9 @@ constexpr u32 LOW_ROOM = ceil_div(ceil_div(RANK, BLOCKS), 4) * 4 * WARPS;
 
 struct alignas(16) Shared {
     float room[ROOM];
+#if JOINED && NORMED
+    float stream[HIDDEN];        // the residual stream
+#endif
 #if RANK > 0
     float low_x[RANK];           // A x
     float low_sums[LOW_ROOM];
@@ -284,20 +302,20 @@ __device__ u32 team_thread() { return threadIdx.x % TEAM; }
 __device__ u32 team_warp() { return threadIdx.x % TEAM / 32; }
 __device__ void sync_team() { sync_some(1 + team(), TEAM); }
 
-// A thread's columns of x or y: runs of 8 from columns 8 * (team_thread() + k * TEAM).
+// A thread's columns of x or y, or of another vector of COLS: runs of 8 from columns 8 * (team_thread() + k * TEAM).
 struct Columns {
     float v[8 * RUNS_EACH];
 };
 
-__device__ bool has_run(u32 k) { return RUNS == RUNS_EACH * TEAM || team_thread() + k * TEAM < RUNS; }
+template <u32 COLS = HIDDEN> __device__ bool has_run(u32 k) { return COLS / 8 == RUNS_EACH * TEAM || team_thread() + k * TEAM < COLS / 8; }
 __device__ u32 run(u32 k) { return team_thread() + k * TEAM; }
 
-__device__ Columns load_columns(const float* x) {
+template <u32 COLS = HIDDEN> __device__ Columns load_columns(const float* x) {
     Columns c;
 #pragma unroll
     for (u32 k = 0; k < RUNS_EACH; k++) {
         float4 lo = make_float4(0, 0, 0, 0), hi = lo;
-        if (has_run(k)) {
+        if (has_run<COLS>(k)) {
             lo = reinterpret_cast<const float4*>(x)[2 * run(k)];
             hi = reinterpret_cast<const float4*>(x)[2 * run(k) + 1];
         }
@@ -308,15 +326,48 @@ __device__ Columns load_columns(const float* x) {
     return c;
 }
 
-// The same of words that blocks put (flow.cu), once the team has found all to be there. At first one lane asks for its warp: all blocks ask for the same few lines, and so many
+// The same of what a kernel has written that may have ended since this one began.
+template <u32 COLS = HIDDEN> __device__ Columns peek_columns(const float* x) {
+    Columns c;
+#pragma unroll
+    for (u32 i = 0; i < 2 * RUNS_EACH; i++) {
+        const float4 v = has_run<COLS>(i / 2) ? peek4(x + 8 * run(i / 2) + 4 * (i % 2)) : make_float4(0, 0, 0, 0);
+        c.v[4 * i] = v.x;
+        c.v[4 * i + 1] = v.y;
+        c.v[4 * i + 2] = v.z;
+        c.v[4 * i + 3] = v.w;
+    }
+    return c;
+}
+
+// Writes a thread's columns, or publishes them as words.
+__device__ void put_columns(float* to, const Columns& y, bool publish) {
+#pragma unroll
+    for (u32 k = 0; k < RUNS_EACH; k++) {
+        if (!has_run(k)) continue;
+        const float* v = y.v + 8 * k;
+        float4 lo = make_float4(v[0], v[1], v[2], v[3]), hi = make_float4(v[4], v[5], v[6], v[7]);
+        if (publish) {
+            lo = make_float4(not_empty(lo.x), not_empty(lo.y), not_empty(lo.z), not_empty(lo.w));
+            hi = make_float4(not_empty(hi.x), not_empty(hi.y), not_empty(hi.z), not_empty(hi.w));
+            put(to + 8 * run(k), lo);
+            put(to + 8 * run(k) + 4, hi);
+        } else {
+            reinterpret_cast<float4*>(to)[2 * run(k)] = lo;
+            reinterpret_cast<float4*>(to)[2 * run(k) + 1] = hi;
+        }
+    }
+}
+
+// A thread's columns of words that blocks put (flow.cu), once the team has found all to be there. At first one lane asks for its warp: all blocks ask for the same few lines, and so many
 // questions would keep waiting those who write them.
-__device__ Columns load_words(const float* x) {
-    if (threadIdx.x % 32 == 0 && has_run(0)) await_word(x + 8 * run(0));
+template <u32 COLS = HIDDEN> __device__ Columns load_words(const float* x) {
+    if (threadIdx.x % 32 == 0 && has_run<COLS>(0)) await_word(x + 8 * run(0));
     __syncwarp();
     Columns c;
     float4 v[2 * RUNS_EACH];
 #pragma unroll
-    for (u32 i = 0; i < 2 * RUNS_EACH; i++) v[i] = has_run(i / 2) ? empty4() : make_float4(0, 0, 0, 0);
+    for (u32 i = 0; i < 2 * RUNS_EACH; i++) v[i] = has_run<COLS>(i / 2) ? empty4() : make_float4(0, 0, 0, 0);
     bool missing;
     do {
         missing = false;
@@ -372,43 +423,43 @@ constexpr u32 ALL = 15;  // the barrier of all consumers
 __device__ void sync_consumers() { sync_some(ALL, CONSUMERS); }
 
 // This thread's block of x, of which it has `columns`; for all consumers, before anything else is in the room.
-__device__ Levels input_levels(const Columns& columns) {
+template <u32 COLS = HIDDEN> __device__ Levels input_levels(const Columns& columns) {
     u8* room = reinterpret_cast<u8*>(shared().room);
 #pragma unroll
     for (u32 k = 0; k < RUNS_EACH; k++)
-        if (k % TEAMS == team()) store_part<8>(columns.v + 8 * k, run(k), HIDDEN, room);
+        if (k % TEAMS == team()) store_part<8>(columns.v + 8 * k, run(k), COLS, room);
     sync_consumers();
     const u32 block = team_thread() % HALF;
-    const Levels levels = block < HIDDEN / COLUMNS ? load_levels(room, HIDDEN, block) : Levels{};
+    const Levels levels = block < COLS / COLUMNS ? load_levels(room, COLS, block) : Levels{};
     sync_consumers();
     return levels;
 }
 
 // x, of which this thread has `columns`, normed.
-__device__ Input input_of(const Columns& columns, const Norm& norm) {
+template <u32 COLS = HIDDEN> __device__ Input input_of(const Columns& columns, const Norm& norm) {
     Input in = {columns};
     if (norm.weight) {
         const float factor = norm_factor(columns, norm.eps);
 #pragma unroll
         for (u32 i = 0; i < 8 * RUNS_EACH; i++) in.columns.v[i] *= factor * norm.columns.v[i];
     }
-    if constexpr (LEVELS) in.levels = input_levels(in.columns);
+    if constexpr (LEVELS) in.levels = input_levels<COLS>(in.columns);
     return in;
 }
 
 // This thread's part of the product of EACH runs' worth of a row of TYPE, the runs from EACH * part on, which lie at `at`, and x.
-template <u32 TYPE, u32 EACH = 2> __device__ float dot_part(const u8* at, u32 part, const Columns& x) {
+template <u32 TYPE, u32 EACH = 2, u32 COLS = HIDDEN> __device__ float dot_part(const u8* at, u32 part, const Columns& x) {
     float sum[2] = {0, 0};
 #pragma unroll
     for (u32 k = 0; k < EACH; k++)
-        if (has_run(EACH * part + k)) dot8<TYPE>(at, HIDDEN, run(k), x.v + 8 * (EACH * part + k), sum[k % 2]);
+        if (has_run<COLS>(EACH * part + k)) dot8<TYPE>(at, COLS, run(k), x.v + 8 * (EACH * part + k), sum[k % 2]);
     return sum[0] + sum[1];
 }
 
-// The same of a whole row of gate or up.
-template <u32 TYPE = WEIGHTS> __device__ float dot(const u8* row, const Input& x) {
-    if constexpr (!Weights<TYPE>::LEVELS) return dot_part<TYPE>(row, 0, x.columns);
-    else return team_thread() < HIDDEN / COLUMNS ? dot_block<TYPE>(row, HIDDEN, team_thread(), x.levels) : 0;
+// The same of a whole row of gate or up, or one of COLS.
+template <u32 TYPE = WEIGHTS, u32 COLS = HIDDEN> __device__ float dot(const u8* row, const Input& x) {
+    if constexpr (!Weights<TYPE>::LEVELS) return dot_part<TYPE, 2, COLS>(row, 0, x.columns);
+    else return team_thread() < COLS / COLUMNS ? dot_block<TYPE>(row, COLS, team_thread(), x.levels) : 0;
 }
 
 // Adds c times the row of down at a place to y.
