@@ -194,14 +194,8 @@ impl<B: Backend> Decoder for Runner<B> {
             None => b.linears(x, tokens, qkv),
         }
         time.was(Part::Projections);
-        if let Some(w) = &layer.query_norm {
-            b.norm_in_place(q, tokens * c.heads * c.head_dim / w.len(), norm(w));
-        }
-        if let Some(w) = &layer.key_norm {
-            b.norm_in_place(k, tokens * c.kv_heads * c.head_dim / w.len(), norm(w));
-        }
-        time.was(Part::Norms);
-        b.attention(cache, c, (i, spec), (step.start, tokens), q, k, v);
+        let norms = [&layer.query_norm, &layer.key_norm].map(|w| w.as_deref().map(norm));
+        b.attention(cache, c, (i, spec), (step.start, tokens), norms, q, k, v);
         time.was(Part::Attention);
         let after = layer.post_attn_norm.as_deref().map(norm);
         b.linear_add(q, tokens, (&layer.attn_output, after), y, (&mut *x, scale));

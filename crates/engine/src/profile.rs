@@ -9,11 +9,9 @@ use std::time::{Duration, Instant};
 pub enum Part {
     /// Looking tokens up.
     Embedding,
-    /// Norms, and sums with the residual stream.
-    Norms,
     /// Queries, keys, values, and attention's output projection.
     Projections,
-    /// Rotating, storing keys and values, attending.
+    /// Norms of queries and keys, rotating, storing keys and values, attending.
     Attention,
     /// Gated FFNs, what decides about neurons included.
     Ffn,
@@ -23,9 +21,8 @@ pub enum Part {
 
 impl Part {
     /// All parts, in the order of a pass.
-    pub const ALL: [Part; 6] = [
+    pub const ALL: [Part; 5] = [
         Part::Embedding,
-        Part::Norms,
         Part::Projections,
         Part::Attention,
         Part::Ffn,
@@ -36,7 +33,6 @@ impl Part {
     pub const fn name(self) -> &'static str {
         match self {
             Part::Embedding => "embedding",
-            Part::Norms => "norms",
             Part::Projections => "projections",
             Part::Attention => "attention",
             Part::Ffn => "ffn",

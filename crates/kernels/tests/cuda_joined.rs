@@ -11,15 +11,15 @@ use countdown_kernels::{
     },
     cuda::{
         AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaSlice, Footprint, Form, Joints,
-        Output, Predictor, PredictorShape, Product, StepKernels, Weights,
-        ffn::{Adds, Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score},
+        Output, Predictor, PredictorShape, Product, StepKernels, Taken, Weights,
+        ffn::{Cut, Decide, FfnBuffers, FfnKernels, FfnShape, FfnWeights, Neighbours, Score},
     },
     quant,
 };
 use on_card::{Noise, card};
 
-use Adds::{Normed, Plain};
 use DType::{BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
+use Taken::{AsIs, Normed};
 
 const EPS: f32 = 1e-5;
 
@@ -39,6 +39,8 @@ struct Layer {
     bias: CudaSlice<f32>,
     /// Of the FFN's input and of what comes after it, and where sums are normed, of attention's output and of the FFN's.
     norms: [CudaSlice<f32>; 4],
+    /// Of heads of queries and keys, where sums are normed.
+    of_heads: [CudaSlice<f32>; 2],
 }
 
 struct Case {
@@ -49,7 +51,7 @@ struct Case {
     head_dim: usize,
     kv_heads: usize,
     dtype: DType,
-    adds: Adds,
+    sums: Taken,
 }
 
 impl Case {
@@ -78,6 +80,7 @@ impl Case {
             head_dim: self.head_dim,
             context: 8,
             cache: DType::F32,
+            queries_and_keys: self.sums,
         }
     }
 
@@ -141,6 +144,11 @@ impl Case {
             predictor(None, DType::Q4_0, Form::Product),
         ];
         let upload = |v: Vec<f32>| cuda.upload(&v).unwrap();
+        let bias = upload(noise.many(self.next()[1], 1.0));
+        let mut norm = |cols: usize| {
+            let around_1 = noise.many(cols, 0.3).iter().map(|v| 1.0 + v).collect();
+            upload(around_1)
+        };
         Layer {
             output,
             gate,
@@ -149,16 +157,9 @@ impl Case {
             predictors,
             picked: upload((0..inter).map(|i| f32::from(i % 5 < 2)).collect()),
             next,
-            bias: upload(noise.many(self.next()[1], 1.0)),
-            norms: [(); 4].map(|()| {
-                upload(
-                    noise
-                        .many(hidden, 1.0)
-                        .iter()
-                        .map(|v| 1.0 + 0.3 * v)
-                        .collect(),
-                )
-            }),
+            bias,
+            norms: [(); 4].map(|()| norm(hidden)),
+            of_heads: [(); 2].map(|()| norm(self.head_dim)),
         }
     }
 }
@@ -249,6 +250,7 @@ fn run(
         let call = AttentionCall {
             rope: Some((&turns, pairs)),
             position: &position,
+            norms: None,
             window: None,
             scale: 0.3,
             cap: None,
@@ -256,7 +258,7 @@ fn run(
         // What the first layer is given has come from nowhere.
         let mut attended = cuda.upload(&noise.many(c.attended(), 1.0)).unwrap();
         for (i, l) in layers.iter().enumerate() {
-            let is_normed = c.adds == Adds::Normed;
+            let is_normed = c.sums == Taken::Normed;
             // Made by the output of attention, and by the FFN.
             let [mut made, mut y] = [(); 2].map(|()| cuda.zeros::<f32>(c.hidden).unwrap());
             let product = Product {
@@ -276,7 +278,14 @@ fn run(
                 let add = step.prepare_norm_add(cuda, &mut x, (&made, 1.0), 1, norm);
                 output = output.then(add);
             }
-            let alone = |p: Option<_>| assert!(p.is_none(), "it joins");
+            let alone = |p: Option<_>| {
+                assert!(
+                    p.is_none(),
+                    "{} x {}, layer {i}: it joins",
+                    c.hidden,
+                    c.inter
+                );
+            };
             let mut output = Some(output);
             // One is launched by itself, as where something comes between.
             if joints.is_none() || i == 2 {
@@ -346,10 +355,11 @@ fn run(
                     next.into_iter().for_each(|n| n.launch(cuda).unwrap());
                 }
             }
+            let norms = is_normed.then_some((l.of_heads.each_ref(), EPS));
             attention
                 .attend(
                     cuda,
-                    call,
+                    AttentionCall { norms, ..call },
                     &mut caches[i],
                     &mut q,
                     [&k, &v],
@@ -374,39 +384,33 @@ fn run(
 }
 
 /// Of hidden and inter columns, rank, heads, head_dim and key/value heads, weights and values, and sums; and bytes of shared memory that a ring needs.
-type Row = ([usize; 3], [usize; 3], (DType, DType), Adds, usize);
+type Row = ([usize; 3], [usize; 3], (DType, DType), Taken, usize);
 
 /// Small enough for a sanitizer.
 #[test]
 fn the_small_shape_joined_gives_what_launches_of_its_own_do() {
-    check(&[Plain, Normed].map(|adds| ([256, 300, 32], [8, 32, 2], (F32, F32), adds, 40_000)));
+    check(&[AsIs, Normed].map(|sums| ([256, 300, 32], [8, 32, 2], (F32, F32), sums, 40_000)));
 }
 
 #[test]
 fn joined_launches_give_what_launches_of_their_own_do() {
     check(&[
-        ([896, 1000, 64], [14, 64, 2], (BF16, F16), Plain, 60_000),
-        ([2048, 2100, 64], [32, 64, 4], (F16, F16), Plain, 90_000),
-        (
-            [4096, 5600, 512],
-            [32, 128, 8],
-            (BF16, BF16),
-            Plain,
-            115_000,
-        ),
-        ([1024, 1100, 64], [4, 256, 1], (Q8_0, Q8_0), Plain, 90_000),
-        ([2048, 2100, 64], [16, 128, 4], (Q4_0, Q4_0), Plain, 90_000),
-        ([2048, 2100, 64], [16, 128, 2], (Q4_K, Q6_K), Plain, 90_000),
+        ([896, 1000, 64], [14, 64, 2], (BF16, F16), AsIs, 60_000),
+        ([2048, 2100, 64], [32, 64, 4], (F16, F16), AsIs, 90_000),
+        ([4096, 5600, 512], [32, 128, 8], (BF16, BF16), AsIs, 115_000),
+        ([1024, 1100, 64], [4, 256, 1], (Q8_0, Q8_0), AsIs, 90_000),
+        ([2048, 2100, 64], [16, 128, 4], (Q4_0, Q4_0), AsIs, 90_000),
+        ([2048, 2100, 64], [16, 128, 2], (Q4_K, Q6_K), AsIs, 90_000),
     ]);
 }
 
 #[test]
 fn so_do_those_whose_attention_is_narrower_or_wider_and_whose_sums_are_normed() {
     check(&[
-        ([1024, 1100, 64], [6, 128, 2], (BF16, BF16), Plain, 90_000),
+        ([1024, 1100, 64], [6, 128, 2], (BF16, BF16), AsIs, 90_000),
         ([2304, 2400, 64], [8, 256, 4], (BF16, F16), Normed, 100_000),
         (
-            [3584, 3700, 64],
+            [3584, 6300, 64],
             [16, 256, 8],
             (BF16, BF16),
             Normed,
@@ -422,7 +426,7 @@ fn check(rows: &[Row]) {
     let mut step = StepKernels::new(&cuda).unwrap();
     // All of a multiprocessor's memory but what attention takes, and so little that rows go round the ring many times.
     let rings = |needs: usize| [cuda.card().shared - needs, 20_000];
-    for &([hidden, inter, rank], [heads, head_dim, kv_heads], (dtype, values), adds, needs) in rows
+    for &([hidden, inter, rank], [heads, head_dim, kv_heads], (dtype, values), sums, needs) in rows
     {
         let case = Case {
             hidden,
@@ -432,7 +436,7 @@ fn check(rows: &[Row]) {
             head_dim,
             kv_heads,
             dtype,
-            adds,
+            sums,
         };
         let mut noise = Noise(hidden as u64 + inter as u64);
         let layers = [dtype, values, values, dtype].map(|v| case.layer(&cuda, v, &mut noise));
@@ -462,11 +466,11 @@ fn check(rows: &[Row]) {
                 },
                 values: Some(values).filter(|v| *v != dtype),
                 attended: case.attended(),
-                adds,
+                sums,
             })
         });
         for way in WAYS {
-            let what = format!("{hidden} x {inter}, {dtype}, {adds:?}, {way:?}");
+            let what = format!("{hidden} x {inter}, {dtype}, {sums:?}, {way:?}");
             let mut run = |by: &mut Kernels| {
                 let others = (&mut step, &mut attention);
                 run(&cuda, others, by, &case, &layers, way)

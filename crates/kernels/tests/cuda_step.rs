@@ -7,11 +7,14 @@ use countdown_kernels::{
     DType, MatRef,
     cuda::{
         AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaSlice, Orientation, Output,
-        Product, PromptKernels, StepKernels, Weights,
+        Product, PromptKernels, StepKernels, Taken, Weights,
     },
     quant, reference,
 };
 use on_card::{Noise, U, card, dot};
+
+/// Added to mean squares.
+const EPS: f32 = 1e-5;
 
 /// Types that have kernels: those that files have, which come first.
 fn types() -> impl Iterator<Item = DType> {
@@ -130,7 +133,7 @@ fn products_with_a_norm_are_products_of_the_norm() {
         let x = cuda.upload(&x).unwrap();
         let weight = cuda.upload(&weight).unwrap();
         let mut normed = nan(&cuda, cols);
-        let norm = (&weight, 1e-5);
+        let norm = (&weight, EPS);
         step.norm(&cuda, &x, 1, norm, Some(&mut normed)).unwrap();
         let mut outs = [nan(&cuda, rows), nan(&cuda, rows)];
         let [apart, together] = &mut outs;
@@ -168,6 +171,17 @@ fn products_with_a_norm_are_products_of_the_norm() {
     }
 }
 
+/// Rows as long as `weight`, each divided by its root mean square and multiplied by it.
+fn normed(x: &[f32], weight: &[f32]) -> Vec<f64> {
+    let row = |row: &[f32]| {
+        let squares: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum();
+        let factor = 1.0 / (squares / row.len() as f64 + f64::from(EPS)).sqrt();
+        let each = |(v, w): (&f32, &f32)| f64::from(*v) * factor * f64::from(*w);
+        row.iter().zip(weight).map(each).collect::<Vec<_>>()
+    };
+    x.chunks_exact(weight.len()).flat_map(row).collect()
+}
+
 #[test]
 fn embeddings_norms_and_sums_are_their_definition() {
     let Some(cuda) = card() else { return };
@@ -190,30 +204,31 @@ fn embeddings_norms_and_sums_are_their_definition() {
     }
     for (rows, cols) in [(1, 4096), (3, 96), (5, 1000), (12, 24)] {
         let (x, weight) = (noise.many(rows * cols, 1.0), noise.many(cols, 1.0));
-        let eps = 1e-5f32;
         let mut on_card = cuda.upload(&x).unwrap();
         let w = cuda.upload(&weight).unwrap();
         let mut out = nan(&cuda, rows * cols);
-        step.norm(&cuda, &on_card, rows, (&w, eps), Some(&mut out))
+        step.norm(&cuda, &on_card, rows, (&w, EPS), Some(&mut out))
             .unwrap();
-        let expected: Vec<f64> = x
-            .chunks_exact(cols)
-            .flat_map(|row| {
-                let squares: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum();
-                let factor = 1.0 / (squares / cols as f64 + f64::from(eps)).sqrt();
-                let weight = &weight;
-                row.iter()
-                    .zip(weight)
-                    .map(move |(x, w)| f64::from(*x) * factor * f64::from(*w))
-            })
-            .collect();
+        let expected = normed(&x, &weight);
         // Squares are summed by threads, lanes and warps; the root halves what that is off.
         let depth = (cols / 32 + 5 + 16) as f64 / 2.0 + 6.0;
         let bound: Vec<f64> = expected.iter().map(|e| depth * U * e.abs()).collect();
         let what = format!("norm {rows} x {cols}");
         let got = cuda.download(&out).unwrap();
         close(&got, &expected, &bound, &what);
-        step.norm(&cuda, &on_card, rows, (&w, eps), None).unwrap();
+        let mut sum = cuda.upload(&x).unwrap();
+        let add = step.prepare_norm_add(&cuda, &mut sum, (&on_card, 0.5), rows, (&w, EPS));
+        add.launch(&cuda).unwrap();
+        let sums = || {
+            x.iter()
+                .zip(&expected)
+                .map(|(x, e)| f64::from(*x) + 0.5 * e)
+        };
+        let bounds = bound.iter().zip(sums()).map(|(b, s)| b + U * s.abs());
+        let (added, bounds) = (cuda.download(&sum).unwrap(), bounds.collect::<Vec<_>>());
+        let sums: Vec<f64> = sums().collect();
+        close(&added, &sums, &bounds, &format!("{what}, added"));
+        step.norm(&cuda, &on_card, rows, (&w, EPS), None).unwrap();
         assert_eq!(cuda.download(&on_card).unwrap(), got, "{what} in place");
         // Half of a number is exact, so that the sum is rounded once here as there.
         let half = (&w, 0.5);
@@ -346,15 +361,19 @@ impl Attended {
 #[test]
 fn attention_is_its_definition_in_steps_and_in_prompts() {
     let Some(cuda) = card() else { return };
-    for (heads, kv_heads, head_dim, cache, window, cap, pairs) in [
-        (3, 1, 32, DType::F32, None, None, 16),
-        (14, 2, 64, DType::F16, None, None, 32),
-        (4, 4, 24, DType::F32, Some(7), Some(2.0), 12),
-        (4, 1, 48, DType::F16, Some(8), None, 24),
-        (6, 2, 40, DType::F16, None, Some(1.5), 20),
-        (16, 1, 8, DType::F32, None, Some(0.5), 2),
-        (8, 2, 128, DType::F16, None, None, 64),
-        (2, 1, 256, DType::F16, Some(33), None, 128),
+    use Taken::{AsIs, Normed};
+    for (heads, kv_heads, head_dim, cache, window, cap, pairs, taken) in [
+        (3, 1, 32, DType::F32, None, None, 16, AsIs),
+        (14, 2, 64, DType::F16, None, None, 32, AsIs),
+        (4, 4, 24, DType::F32, Some(7), Some(2.0), 12, AsIs),
+        (4, 1, 48, DType::F16, Some(8), None, 24, Normed),
+        (6, 2, 40, DType::F16, None, Some(1.5), 20, AsIs),
+        (16, 1, 8, DType::F32, None, Some(0.5), 2, AsIs),
+        (8, 2, 128, DType::F16, None, None, 64, AsIs),
+        (8, 2, 128, DType::F32, None, None, 64, Normed),
+        (2, 1, 256, DType::F16, Some(33), None, 128, AsIs),
+        (4, 2, 256, DType::F16, Some(33), None, 128, Normed),
+        (7, 1, 64, DType::F32, None, None, 32, Normed),
     ] {
         let tokens = 75;
         let shape = AttentionShape {
@@ -363,6 +382,7 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
             head_dim,
             context: 80,
             cache,
+            queries_and_keys: taken,
         };
         let mut kernels = AttentionKernels::new(&cuda, shape).unwrap();
         let mut noise = Noise(heads as u64);
@@ -380,13 +400,28 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
             scale: 3.0 / (head_dim as f32).sqrt(),
             turns,
         };
-        let expected = definition.of([&q, &k, &v], tokens);
+        let norms = [(); 2].map(|()| {
+            let around_1 = noise.many(head_dim, 0.3).into_iter().map(|v| 1.0 + v);
+            around_1.collect::<Vec<_>>()
+        });
+        let [q_normed, k_normed] = match taken {
+            AsIs => [q.clone(), k.clone()],
+            Normed => [(&q, &norms[0]), (&k, &norms[1])]
+                .map(|(x, w)| normed(x, w).into_iter().map(|v| v as f32).collect()),
+        };
+        let norms: [_; 2] = norms.map(|w| cuda.upload(&w).unwrap());
+        let expected = definition.of([&q_normed, &k_normed, &v], tokens);
         // Scores are off by what keys are rounded to, in the cache too, and queries of prompts over a cache of 16 bits; weights by twice that, values once more, as those weights.
-        // Scores stay below 3 * sqrt(head_dim).
+        // Scores stay below 3 * sqrt(head_dim), where heads are normed times two weights of 1.3 at most; norms are off by some sums of warps.
         let unit = if cache == DType::F16 { 1.0 / 2048.0 } else { U };
-        let scores = 3.0 * (head_dim as f64).sqrt();
+        let (largest, of_norms) = match taken {
+            AsIs => (1.0, 0),
+            Normed => (1.7, 2 * 40),
+        };
+        let scores = 3.0 * largest * (head_dim as f64).sqrt();
         let off = |rounded: f64| {
-            2.0 * scores * (rounded * unit + (head_dim + 8) as f64 * U) + rounded * unit + 200.0 * U
+            let sums = (head_dim + 8 + of_norms) as f64 * U;
+            2.0 * scores * (rounded * unit + sums) + rounded * unit + 200.0 * U
         };
         let turns = cuda.upload(&definition.turns).unwrap();
         let mut position = cuda.zeros(1).unwrap();
@@ -404,15 +439,21 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
                 let call = AttentionCall {
                     rope: Some((&turns, pairs)),
                     position: &position,
+                    norms: (taken == Normed && n == 1).then_some((norms.each_ref(), EPS)),
                     window,
                     scale: definition.scale,
                     cap,
                 };
+                // Prompts are normed before.
+                let (q, k) = match n {
+                    1 => (&q, &k),
+                    _ => (&q_normed, &k_normed),
+                };
                 let rows = |x: &[f32], width: usize| {
                     cuda.upload(&x[start * width..(start + n) * width]).unwrap()
                 };
-                let mut q = rows(&q, heads * head_dim);
-                let kv = [rows(&k, kv_heads * head_dim), rows(&v, kv_heads * head_dim)];
+                let mut q = rows(q, heads * head_dim);
+                let kv = [rows(k, kv_heads * head_dim), rows(&v, kv_heads * head_dim)];
                 let kv = [&kv[0], &kv[1]];
                 if n == 1 {
                     kernels

@@ -452,10 +452,12 @@ impl Backend for Cpu {
         c: &Config,
         (layer, spec): (usize, &LayerSpec),
         (start, tokens): (usize, usize),
+        norms: [Option<RmsNorm<'_>>; 2],
         q: &mut Buffer,
         k: &mut Buffer,
         v: &Buffer,
     ) {
+        self.norm_queries_and_keys(c, tokens, norms, [&mut *q, &mut *k]);
         let rope = spec.rope.as_ref().map(|rope| {
             let table = cache.ropes.iter().find(|(r, _)| r == rope);
             &table.expect("`cache` made a table for every rope").1

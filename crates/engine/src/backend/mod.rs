@@ -138,7 +138,7 @@ pub(crate) trait Backend: Send {
         tokens: usize,
         products: [(&Linear, &mut Self::Buffer); N],
     );
-    /// Rotates q and k to positions `start..` if the layer has a rope, appends k and v to the layer's cache, and attends; the result replaces q.
+    /// Norms q and k where there are norms of them, rotates them to positions `start..` if the layer has a rope, appends k and v to the layer's cache, and attends; the result replaces q.
     #[allow(clippy::too_many_arguments)] // the operands of attention
     fn attention(
         &mut self,
@@ -146,10 +146,26 @@ pub(crate) trait Backend: Send {
         config: &Config,
         layer: (usize, &LayerSpec),
         start_and_tokens: (usize, usize),
+        norms: [Option<RmsNorm<'_>>; 2],
         q: &mut Self::Buffer,
         k: &mut Self::Buffer,
         v: &Self::Buffer,
     );
+    /// The norms of q and k that there are, of `tokens` rows.
+    fn norm_queries_and_keys(
+        &mut self,
+        c: &Config,
+        tokens: usize,
+        norms: [Option<RmsNorm<'_>>; 2],
+        [q, k]: [&mut Self::Buffer; 2],
+    ) {
+        for ((x, heads), norm) in [(q, c.heads), (k, c.kv_heads)].into_iter().zip(norms) {
+            if let Some(norm) = norm {
+                let rows = tokens * heads * c.head_dim / norm.weight.len();
+                self.norm_in_place(x, rows, norm);
+            }
+        }
+    }
     /// out = FFN(x).
     fn ffn(&mut self, call: FfnCall<'_>, x: &Self::Buffer, out: &mut Self::Buffer);
     /// x += y times `scale`, the first `tokens` rows.

@@ -1,7 +1,7 @@
 //! Attention on the card, with its cache of keys and values.
 
 use super::{
-    Cuda, CudaError, EMPTY, Joints, driver,
+    Cuda, CudaError, EMPTY, Joints, Taken, driver,
     launch::{Grid, Source, sources},
 };
 use crate::DType;
@@ -42,6 +42,8 @@ pub struct AttentionShape {
     pub context: usize,
     /// Type of keys and values, `F16` or `F32`.
     pub cache: DType,
+    /// How heads of queries and keys may be taken ([`AttentionCall::norms`]).
+    pub queries_and_keys: Taken,
 }
 
 impl AttentionShape {
@@ -77,7 +79,11 @@ impl AttentionShape {
         let room = |warps: usize| warps * self.together() * (head + 2);
         let joined = spans * (head / self.pieces(spans) + 4);
         let own_and_turns = 3 * head;
-        let has_room = 4 * (room(8) + joined + own_and_turns) <= MOST_SHARED;
+        let norms = match self.queries_and_keys {
+            Taken::AsIs => 0,
+            Taken::Normed => 2 * head,
+        };
+        let has_room = 4 * (room(8) + joined + own_and_turns + norms) <= MOST_SHARED;
         if has_room && self.together() <= MOST_BESIDE {
             8
         } else {
@@ -114,6 +120,9 @@ pub struct AttentionCall<'a> {
     pub rope: Option<(&'a CudaSlice<f32>, usize)>,
     /// Tokens that are in the cache before these, 1 number.
     pub position: &'a CudaSlice<u32>,
+    /// What heads of queries and of keys are multiplied by once they are divided by their root mean squares, `[head_dim]` each, and what is added to mean squares; they are taken as
+    /// they are if `None`. Of one token.
+    pub norms: Option<([&'a CudaSlice<f32>; 2], f32)>,
     /// Positions seen, the own one included; all if `None`.
     pub window: Option<usize>,
     /// Factor of scores.
@@ -162,6 +171,8 @@ struct AttendArguments {
     scale: f32,
     cap: f32,
     words: u64,
+    norms: [u64; 2],
+    eps: f32,
     herald: u64,
 }
 
@@ -231,6 +242,10 @@ impl AttentionKernels {
                 ("SPANS", spans),
                 ("PIECES", pieces),
                 ("ATTEND_WARPS", shape.warps(spans)),
+                (
+                    "HEADS_NORMED",
+                    usize::from(shape.queries_and_keys == Taken::Normed),
+                ),
             ],
         )?;
         Ok(AttentionKernels {
@@ -273,7 +288,7 @@ impl AttentionKernels {
         })
     }
 
-    /// Rotates q, `[heads, head_dim]`, and k, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q. With joints, an FFN that takes it must follow
+    /// Norms q, `[heads, head_dim]`, and k, if the call says so, rotates them, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q. With joints, an FFN that takes it must follow
     /// ([`super::FfnLaunch::join_output`]), or [`Joints::forget`]; and q, k and v come through them where an FFN before passes them
     /// ([`super::FfnLaunch::join_attention`]).
     ///
@@ -323,6 +338,10 @@ impl AttentionKernels {
             scale: call.scale,
             cap: call.cap.unwrap_or(0.0),
             words: joints.map_or(0, |j| j.out),
+            norms: call
+                .norms
+                .map_or([0; 2], |(all, _)| all.map(|w| cuda.address(w))),
+            eps: call.norms.map_or(0.0, |(_, eps)| eps),
             herald,
         };
         let grid = Grid {
@@ -357,6 +376,7 @@ impl AttentionKernels {
         assert!(q.len() >= tokens * width && out.len() >= tokens * width);
         assert!(k.len() >= tokens * kv && v.len() >= tokens * kv);
         self.check(call, cache);
+        assert!(call.norms.is_none(), "of one token");
         let store = StoreArguments {
             q: cuda.address(q),
             k: cuda.address(k),
@@ -401,6 +421,10 @@ impl AttentionKernels {
         let bytes = self.shape.cache_bytes() / 2;
         assert!(cache.keys.len() == bytes && cache.values.len() == bytes);
         assert!(!call.position.is_empty());
+        assert!(call.norms.is_none_or(|(all, _)| {
+            self.shape.queries_and_keys == Taken::Normed
+                && all.iter().all(|w| w.len() == self.shape.head_dim)
+        }));
         assert!(call.rope.is_none_or(|(turns, pairs)| {
             2 * pairs <= self.shape.head_dim && turns.len() >= 2 * pairs * self.shape.context
         }));

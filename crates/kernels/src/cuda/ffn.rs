@@ -2,7 +2,7 @@
 //! that are kept.
 
 use super::{
-    Cuda, CudaError, EMPTY, Footprint, Output, Predictor, PredictorShape, Weights,
+    Cuda, CudaError, EMPTY, Footprint, Output, Predictor, PredictorShape, Taken, Weights,
     joined::FfnLaunch,
     launch::{Grid, Source, sources},
     products::{PRODUCTS, ProductArguments},
@@ -85,28 +85,19 @@ pub enum Neighbours {
         values: Option<DType>,
         /// Width of what attention makes ([`FfnShape::takes`]).
         attended: usize,
-        /// What is added to the residual stream.
-        adds: Adds,
+        /// How the output of attention, and of the FFN, is added to the residual stream.
+        sums: Taken,
     },
 }
 
 impl Neighbours {
-    /// What is added to the residual stream, where launches join.
-    pub(super) fn adds(self) -> Option<Adds> {
+    /// How sums are added to the residual stream, where launches join.
+    pub(super) fn sums(self) -> Option<Taken> {
         match self {
             Neighbours::Products => None,
-            Neighbours::Attention { adds, .. } => Some(adds),
+            Neighbours::Attention { sums, .. } => Some(sums),
         }
     }
-}
-
-/// What is made of the output of attention, and of an FFN's, before it is added to the residual stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Adds {
-    /// Nothing.
-    Plain,
-    /// Its RMS norm, times a weight.
-    Normed,
 }
 
 impl FfnShape {
@@ -365,14 +356,14 @@ impl FfnKernels {
             weights::number(dtype).ok_or(CudaError::Weights { dtype, cols })
         };
         let shared = shape.shared(cuda);
-        let (is_joined, values, attended, adds) = match shape.neighbours {
-            Neighbours::Products => (false, None, hidden, Adds::Plain),
+        let (is_joined, values, attended, sums) = match shape.neighbours {
+            Neighbours::Products => (false, None, hidden, Taken::AsIs),
             Neighbours::Attention {
                 values,
                 attended,
-                adds,
+                sums,
                 ..
-            } => (true, values, attended, adds),
+            } => (true, values, attended, sums),
         };
         assert!(FfnShape::takes(hidden, attended));
         let defines = [
@@ -384,7 +375,7 @@ impl FfnKernels {
             ("JOINED", usize::from(is_joined)),
             ("VALUES", number(values.unwrap_or(shape.weights))?),
             ("ATTENDED", attended),
-            ("NORMED", usize::from(adds == Adds::Normed)),
+            ("NORMED", usize::from(sums == Taken::Normed)),
             ("WEIGHTS", number(shape.weights)?),
             ("DOWN", number(shape.down)?),
             ("ACT_GELU", usize::from(shape.act == Act::GeluTanh)),
@@ -558,7 +549,7 @@ mod tests {
             },
             values: None,
             attended: 4096,
-            adds: Adds::Plain,
+            sums: Taken::AsIs,
         };
         let q = shape(4096, DType::Q4_0, attention(126));
         // Ten warps, three of them in a quarter, and two of attention's: 3 * 32 * 80 + 2 * 32 * 128 = 15,872 of 16,384.

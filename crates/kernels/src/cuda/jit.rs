@@ -13,7 +13,10 @@ use std::{
     ffi::{CStr, CString, c_char},
     fs,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// Bytes of the checksum that a kept file begins with.
@@ -78,8 +81,10 @@ fn read(file: &Path) -> Option<Vec<u8>> {
 fn write(file: &Path, code: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    // Beside, then renamed: nobody sees half a file.
-    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
+    // Beside, then renamed: nobody sees half a file, nor writes to another's.
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let beside = file.with_extension(format!("{}.{count}.tmp", std::process::id()));
     let bytes = [blake3::hash(code).as_bytes(), code].concat();
     let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, file));
     if written.is_err() {

@@ -2,9 +2,9 @@
 //! four leave one place where the memory waits instead of three.
 
 use super::{
-    Cuda, CudaError, CudaSlice, EMPTY,
+    Cuda, CudaError, CudaSlice, EMPTY, Taken,
     attention::AttentionShape,
-    ffn::{Adds, Arguments, FfnShape, Neighbours},
+    ffn::{Arguments, FfnShape, Neighbours},
     launch::Grid,
     products::{ProductArguments, ProductsLaunch},
     step::NormAddLaunch,
@@ -137,12 +137,12 @@ impl FfnLaunch {
     /// The same, and what is done with its result, y: x += norm(y) where x is what the FFN is given.
     ///
     /// # Panics
-    /// If it is something else, or the shape's neighbours do not say [`Adds::Normed`].
+    /// If it is something else, or the shape's neighbours do not say [`Taken::Normed`].
     #[must_use]
     pub fn then(mut self, next: NormAddLaunch) -> FfnLaunch {
         let (a, n) = (&mut self.arguments, &next.arguments);
         assert!((n.y, n.x, n.scale, a.residual) == (a.y, a.x, 1.0, 0));
-        assert!(self.shape.neighbours.adds() != Some(Adds::Plain));
+        assert!(self.shape.neighbours.sums() != Some(Taken::AsIs));
         a.stream = n.x;
         a.y_norm = n.weight;
         a.added_eps = n.eps;
@@ -154,14 +154,14 @@ impl FfnLaunch {
     /// room for it.
     #[must_use]
     pub fn join_output(&mut self, product: ProductsLaunch) -> Option<ProductsLaunch> {
-        let Neighbours::Attention { attended, adds, .. } = self.shape.neighbours else {
+        let Neighbours::Attention { attended, sums, .. } = self.shape.neighbours else {
             return Some(product);
         };
         let (a, p) = (&mut self.arguments, &product.arguments);
         let [first, others @ ..] = &p.products;
-        let is_added = match (adds, &product.then) {
-            (Adds::Plain, None) => first.adds == 1 && [first.out; 2] == [a.residual, a.x],
-            (Adds::Normed, Some(then)) => {
+        let is_added = match (sums, &product.then) {
+            (Taken::AsIs, None) => first.adds == 1 && [first.out; 2] == [a.residual, a.x],
+            (Taken::Normed, Some(then)) => {
                 let n = &then.arguments;
                 let to = (n.y, n.x, n.scale, n.eps) == (first.out, a.x, 1.0, a.added_eps);
                 to && first.adds == 0 && self.then.is_some()
@@ -186,7 +186,7 @@ impl FfnLaunch {
     /// followed by another one of an FFN with the same [`Joints`]. Gives the products back where they are none, or the FFN's kernels have no room for them.
     #[must_use]
     pub fn join_next(&mut self, products: ProductsLaunch) -> Option<ProductsLaunch> {
-        let Neighbours::Attention { values, adds, .. } = self.shape.neighbours else {
+        let Neighbours::Attention { values, sums, .. } = self.shape.neighbours else {
             return Some(products);
         };
         let (a, p) = (&mut self.arguments, &products.arguments);
@@ -197,9 +197,9 @@ impl FfnLaunch {
             && (p.norm, p.eps) == (a.next_norm, a.next_eps);
         let dtype = Some(self.shape.weights).filter(|_| is_first);
         let dtype = dtype.or(values.filter(|_| is_values));
-        let is_made = match adds {
-            Adds::Plain => p.x == a.y,
-            Adds::Normed => p.x == a.stream && self.then.is_some(),
+        let is_made = match sums {
+            Taken::AsIs => p.x == a.y,
+            Taken::Normed => p.x == a.stream && self.then.is_some(),
         };
         let is_next = is_made && p.products.iter().all(|p| p.adds == 0);
         let key = |d| (d, self.shape.hidden);

@@ -31,11 +31,13 @@ pub use weights::Weights;
 
 use cudarc::driver::{
     CudaContext, CudaStream, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits,
+    result::{self, device},
     sys::{CUdevice_attribute, culib, is_culib_present},
 };
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 /// The least compute capability that has what the kernels are built on: bulk copies and launches that overlap.
@@ -43,6 +45,15 @@ const CAPABILITY: (i32, i32) = (9, 0);
 
 /// What the memory that blocks of a launch speak through holds between launches.
 const EMPTY: u32 = u32::MAX;
+
+/// How a vector is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Taken {
+    /// As it is.
+    AsIs,
+    /// Divided by its root mean square, and multiplied by a weight.
+    Normed,
+}
 
 /// A card.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +83,10 @@ impl Card {
             return Err(CudaError::NoDriver);
         }
         check_driver()?;
-        let count = CudaContext::device_count().map_err(|e| driver("counting cards", e))?;
-        let card = |ordinal| Card::of(&*context(ordinal)?);
-        (0..count as usize).map(card).collect()
+        let count = result::init().and_then(|()| device::get_count());
+        let count = count.map_err(|e| driver("counting cards", e))?;
+        let card = |ordinal| Card::of(ordinal).map_err(|e| driver("asking what card it is", e));
+        (0..count).map(card).collect()
     }
 
     /// Whether it has what the kernels need.
@@ -82,23 +94,28 @@ impl Card {
         self.capability >= CAPABILITY
     }
 
-    fn of(context: &CudaContext) -> Result<Card, CudaError> {
+    /// Asks the driver, which opens no card for that.
+    fn of(ordinal: i32) -> Result<Card, DriverError> {
         use CUdevice_attribute::*;
-        let number = |what| context.attribute(what).map(|v| v as usize);
-        let read = || {
-            // Kilohertz, two words a tick, and bits. A card can do without.
-            let clock = number(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0);
-            let width = number(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0);
-            Ok(Card {
-                name: context.name()?,
-                capability: context.compute_capability()?,
-                multiprocessors: number(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-                shared: number(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
-                memory: context.total_mem()?,
-                bandwidth: 2000 * clock * width / 8,
-            })
-        };
-        read().map_err(|e| driver("asking what card it is", e))
+        let card = device::get(ordinal)?;
+        // SAFETY: the driver has just given the card.
+        let number = |what| unsafe { device::get_attribute(card, what) };
+        let count = |what| number(what).map(|v| v as usize);
+        // Kilohertz, two words a tick, and bits. A card can do without.
+        let clock = count(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0);
+        let width = count(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0);
+        Ok(Card {
+            name: device::get_name(card)?,
+            capability: (
+                number(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                number(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: count(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared: count(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+            // SAFETY: as above.
+            memory: unsafe { device::total_mem(card)? },
+            bandwidth: 2000 * clock * width / 8,
+        })
     }
 }
 
@@ -120,8 +137,18 @@ fn check_driver() -> Result<(), CudaError> {
     Ok(())
 }
 
+/// The context of a card, of which all that use the card at a time have the same: to make or to end one takes a good part of a second, and others meanwhile.
 fn context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
-    CudaContext::new(ordinal).map_err(|e| driver("opening the card", e))
+    static CONTEXTS: Mutex<BTreeMap<usize, Weak<CudaContext>>> = Mutex::new(BTreeMap::new());
+    let mut contexts = CONTEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(context) = contexts.get(&ordinal).and_then(Weak::upgrade) {
+        return Ok(context);
+    }
+    let context = CudaContext::new(ordinal).map_err(|e| driver("opening the card", e))?;
+    // SAFETY: what is made on a stream is used on that stream, whose order is all the order that is needed.
+    unsafe { context.disable_event_tracking() };
+    contexts.insert(ordinal, Arc::downgrade(&context));
+    Ok(context)
 }
 
 fn driver(doing: &'static str, source: DriverError) -> CudaError {
@@ -148,10 +175,7 @@ impl Cuda {
         if !card.runs_kernels() {
             return Err(CudaError::OldCard { card });
         }
-        let context = context(ordinal)?;
-        // SAFETY: all memory is used on one stream, whose order is all the order that is needed.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream();
+        let stream = context(ordinal)?.new_stream();
         Ok(Cuda {
             stream: stream.map_err(|e| driver("making a stream", e))?,
             card,

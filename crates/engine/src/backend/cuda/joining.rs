@@ -6,14 +6,14 @@ use crate::{
     model::{Layer, Linear, Model},
 };
 use countdown_kernels::cuda::{
-    AttentionKernels, FfnLaunch, NormAddLaunch, Output, Product, ProductsLaunch,
-    ffn::{Adds, FfnShape, Neighbours},
+    AttentionKernels, FfnLaunch, NormAddLaunch, Output, Product, ProductsLaunch, Taken,
+    ffn::{FfnShape, Neighbours},
 };
 
 /// What waits.
 pub(super) enum Waiting {
     /// The output of attention.
-    Output(ProductsLaunch),
+    Output(Box<ProductsLaunch>),
     /// An FFN, with what came before it.
     Ffn(Box<FfnLaunch>),
 }
@@ -66,7 +66,7 @@ fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
         footprint: attention.footprint().map_err(error)?,
         values: mixed.map(|(_, values)| values),
         attended,
-        adds: if first[0] { Adds::Normed } else { Adds::Plain },
+        sums: if first[0] { Taken::Normed } else { Taken::AsIs },
     })
 }
 
@@ -102,7 +102,7 @@ impl CudaBackend {
     /// The output of attention, which waits for an FFN if one may take it.
     pub(super) fn launch_output(&mut self, output: ProductsLaunch) {
         self.flush();
-        self.waiting = Some(Waiting::Output(output));
+        self.waiting = Some(Waiting::Output(Box::new(output)));
         if self.joints.is_none() {
             self.flush();
         }
@@ -112,9 +112,9 @@ impl CudaBackend {
     pub(super) fn launch_ffn(&mut self, mut ffn: FfnLaunch) {
         if let Some(Waiting::Output(output)) =
             self.waiting.take_if(|w| matches!(w, Waiting::Output(_)))
-            && let Some(alone) = ffn.join_output(output)
+            && let Some(alone) = ffn.join_output(*output)
         {
-            self.waiting = Some(Waiting::Output(alone));
+            self.waiting = Some(Waiting::Output(Box::new(alone)));
         }
         self.flush();
         self.waiting = Some(Waiting::Ffn(Box::new(ffn)));

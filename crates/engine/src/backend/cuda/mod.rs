@@ -1,6 +1,7 @@
 //! The CUDA backend: one card, one stream. A step is recorded once and replayed for every token; what differs, the token and its
 //! position, is read from the card's memory.
 
+mod attention;
 mod ffn;
 mod joining;
 mod logits;
@@ -11,17 +12,18 @@ mod weights;
 
 use super::{Backend, ByPlan, FfnCall, Head, Issue, RmsNorm};
 use crate::{
-    arch::{Config, LayerSpec, Rope},
+    arch::{Config, LayerSpec},
     error::{Error, Result},
     model::{Linear, Matrix, Model},
     sparsity::SparsityPlan,
 };
+use attention::Cache;
 use countdown_kernels::{
     DType,
     cpu::Act,
     cuda::{
-        AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaError, CudaSlice, HostBuffer,
-        Joints, KvCache, Orientation, Output, Product, PromptKernels, StepKernels,
+        AttentionKernels, AttentionShape, Cuda, CudaError, CudaSlice, HostBuffer, Joints,
+        Orientation, Output, Product, PromptKernels, StepKernels, Taken,
         ffn::{FfnKernels, FfnShape, Neighbours},
     },
     shortlist::Shortlist,
@@ -32,7 +34,7 @@ use memory::Need;
 use observed::Observed;
 use plan::{DevicePlan, Steps};
 use std::{path::Path, sync::Arc};
-use weights::{DeviceWeights, turns};
+use weights::DeviceWeights;
 
 /// Where the tokens of a batch begin in what the card is given: behind the position.
 const TOKENS: usize = 1;
@@ -124,12 +126,6 @@ enum Recorded {
     Yes,
 }
 
-/// Keys and values of all layers, and the rope tables for their positions.
-pub(crate) struct Cache {
-    layers: Vec<KvCache>,
-    turns: Vec<(Arc<Rope>, CudaSlice<f32>)>,
-}
-
 impl CudaBackend {
     /// Copies a model to a card. `threads` help to transpose.
     pub(crate) fn new(
@@ -155,6 +151,10 @@ impl CudaBackend {
             head_dim: c.head_dim,
             context,
             cache,
+            queries_and_keys: match model.layers.iter().any(|l| l.query_norm.is_some()) {
+                true => Taken::Normed,
+                false => Taken::AsIs,
+            },
         };
         let unpacked = memory::largest_quantised(model);
         let need = Need {
@@ -249,18 +249,7 @@ impl Backend for CudaBackend {
     }
 
     fn cache(&self, c: &Config, context: usize) -> Result<Cache> {
-        let mut tables: Vec<(Arc<Rope>, CudaSlice<f32>)> = Vec::new();
-        for rope in c.layers.iter().filter_map(|l| l.rope.as_ref()) {
-            if !tables.iter().any(|(r, _)| r == rope) {
-                let table = self.cuda.upload(&turns(rope, context));
-                tables.push((rope.clone(), table.map_err(error)?));
-            }
-        }
-        let layer = |_| self.attention.cache(&self.cuda).map_err(error);
-        Ok(Cache {
-            layers: c.layers.iter().map(layer).collect::<Result<_>>()?,
-            turns: tables,
-        })
+        Cache::new(&self.cuda, &self.attention, c, context)
     }
 
     fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()> {
@@ -468,45 +457,14 @@ impl Backend for CudaBackend {
         &mut self,
         cache: &mut Cache,
         c: &Config,
-        (layer, spec): (usize, &LayerSpec),
-        (start, tokens): (usize, usize),
+        layer: (usize, &LayerSpec),
+        start_and_tokens: (usize, usize),
+        norms: [Option<RmsNorm<'_>>; 2],
         q: &mut Buffer,
         k: &mut Buffer,
         v: &Buffer,
     ) {
-        if self.issuing.is_none() {
-            self.flush();
-            self.place(start);
-        } else {
-            // A step is of one token.
-            self.flush_for_attention([q, k, v]);
-        }
-        let rope = spec.rope.as_ref().map(|rope| {
-            let table = cache.turns.iter().find(|(r, _)| r == rope);
-            let (_, turns) = table.expect("`cache` made a table for every rope");
-            (turns, rope.frequencies.len())
-        });
-        let call = AttentionCall {
-            rope,
-            position: &self.given,
-            window: spec.window,
-            scale: c.attention_scale,
-            cap: c.attention_soft_cap,
-        };
-        let (cuda, cache) = (&self.cuda, &mut cache.layers[layer]);
-        let kv = [&k.data, &v.data];
-        let done = if tokens == 1 {
-            // In a step that is issued as a whole an FFN follows.
-            let joints = self.joints.as_mut().filter(|_| self.issuing.is_some());
-            self.attention
-                .attend(cuda, call, cache, &mut q.data, kv, joints)
-        } else {
-            let (wide, n) = (&mut self.wide, tokens * q.width);
-            self.attention
-                .attend_prompt(cuda, call, cache, tokens, &mut q.data, kv, wide)
-                .and_then(|()| cuda.copy(wide, n, &mut q.data))
-        };
-        self.check(done);
+        self.attend(cache, c, layer, start_and_tokens, norms, q, k, v);
     }
 
     fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) {

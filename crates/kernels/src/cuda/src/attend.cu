@@ -13,6 +13,7 @@
 //   SPANS       parts that the context is cut in
 //   PIECES      parts that a head's columns are joined in, whole fours
 //   ATTEND_WARPS  warps of a block
+//   HEADS_NORMED  1: heads of queries and keys may be normed before they are rotated
 
 struct Attend {
     const float* q;       // [heads, HEAD]
@@ -31,6 +32,9 @@ struct Attend {
     float scale;
     float cap;     // scores are cap * tanh(score / cap); 0 for none
     float* words;         // [heads, HEAD], or null: the result once more, for blocks of the next launch that wait for it (flow.cu)
+    const float* q_norm;  // [HEAD], where HEADS_NORMED: heads of queries are divided by their root mean squares and multiplied by this; or null
+    const float* k_norm;  // [HEAD], the same of keys
+    float eps;            // added to mean squares
     const float* herald;  // null, or q, k and v are words that blocks of the launch before pass, and this is one that they pass before
 };
 
@@ -72,6 +76,7 @@ constexpr u32 PIECE = HEAD / PIECES;
 constexpr u32 PIECE_QUADS = PIECE / 4 + 1;
 constexpr u32 TWOS = HEAD / 2;                                               // of a row
 constexpr u32 TWOS_EACH = ceil_div((GROUP + 2) * TWOS, ATTEND_THREADS);  // of queries, key and value
+constexpr u32 SQUARES = TWOS % 32 == 0 ? TWOS / 32 : TWOS;                   // sums of squares of a row: of warps, or where those have parts of two rows, of threads
 static_assert(HEAD % 8 == 0 && HEAD <= 256 && GROUP <= 8, "a group of lanes fits in a warp, and its sums in registers");
 
 // Eight columns of a row of keys or values.
@@ -100,6 +105,9 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     __shared__ __align__(16) float spans[SPANS][PIECE + 4];
     __shared__ __align__(16) u8 own[2][ROW_BYTES];
     __shared__ float2 turns[HEAD / 2];
+#if HEADS_NORMED
+    __shared__ float norms[2][HEAD];  // of queries and keys
+#endif
     // An FFN that waits for words reads weights until they are there.
     if (a.words) let_next_kernel_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -116,6 +124,10 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     const u32 span = ceil_div(seen - oldest, SPANS);
     const u32 from = min(oldest + span * blockIdx.y, seen), to = min(from + span, seen);
     for (u32 i = threadIdx.x; i < a.pairs; i += ATTEND_THREADS) turns[i] = a.turns[u64(position) * a.pairs + i];
+#if HEADS_NORMED
+    if (a.q_norm)
+        for (u32 i = threadIdx.x; i < 2 * HEAD; i += ATTEND_THREADS) norms[i / HEAD][i % HEAD] = i < HEAD ? a.q_norm[i] : a.k_norm[i - HEAD];
+#endif
     Row next_k[AT_ONCE] = {}, next_v[AT_ONCE] = {};
 #pragma unroll
     for (u32 u = 0; u < AT_ONCE; u++) {
@@ -163,6 +175,34 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid
     } while (a.herald && missing);
 
     float* const rotated_q = &room[0][0][0];
+#if HEADS_NORMED
+    if (a.q_norm) {
+        float* const squares = rotated_q + GROUP * HEAD;
+        static_assert((GROUP + 1) * SQUARES <= (ATTEND_WARPS - 1) * GROUP * (HEAD + 2), "there is room");
+#pragma unroll
+        for (u32 u = 0; u < TWOS_EACH; u++) {
+            const u32 i = threadIdx.x + u * ATTEND_THREADS;
+            float s = twos[u].x * twos[u].x + twos[u].y * twos[u].y;
+            if (SQUARES < TWOS)
+#pragma unroll
+                for (u32 d = 16; d > 0; d /= 2) s += __shfl_xor_sync(~0u, s, d);
+            const u32 to = SQUARES < TWOS ? i / 32 : i;
+            if (to < (GROUP + 1) * SQUARES && (SQUARES == TWOS || lane == 0)) squares[to] = s;
+        }
+        __syncthreads();
+#pragma unroll
+        for (u32 u = 0; u < TWOS_EACH; u++) {
+            const u32 i = threadIdx.x + u * ATTEND_THREADS, r = i / TWOS;
+            if (r > GROUP) break;
+            float sum = 0;
+            for (u32 s = 0; s < SQUARES; s++) sum += squares[r * SQUARES + s];
+            const float factor = 1.0f / sqrtf(sum / HEAD + a.eps);
+            const uint2 c = two_columns(i % TWOS, a.pairs);
+            twos[u].x *= factor * norms[r / GROUP][c.x];
+            twos[u].y *= factor * norms[r / GROUP][c.y];
+        }
+    }
+#endif
 #pragma unroll
     for (u32 u = 0; u < TWOS_EACH; u++) {
         const u32 i = threadIdx.x + u * ATTEND_THREADS, r = i / TWOS;
