@@ -116,7 +116,7 @@ class Shape:
         self.hidden, self.inter, self.rank, self.dtype, self.gelu = hidden, inter, rank, DTYPES[dtype], gelu
         self.blocks = blocks or torch.cuda.get_device_properties(0).multi_processor_count
         types = {k: int(dtype == "f16") for k in ("WEIGHTS", "DOWN", "INNER", "OUTER")}
-        self.defines = dict(HIDDEN=hidden, INTER=inter, BLOCKS=self.blocks, SHARED_BYTES=115712, JOINED=0, ACT_GELU=int(gelu), **types) | (defines or {})
+        self.defines = dict(HIDDEN=hidden, INTER=inter, BLOCKS=self.blocks, SHARED_BYTES=115712, JOINED=0, ATTENDED=hidden, ACT_GELU=int(gelu), **types) | (defines or {})
         source = "".join(f'#line 1 "{f}.cu"\n' + (SOURCES / f"{f}.cu").read_text() for f in FILES)
         self.modules = {name: Module(source, self.defines | p) for name, p in self.predictors().items() if name != "copy4" or hidden % 32 == 0}
         half = -(-hidden // 1024) * 32

@@ -18,7 +18,7 @@ use countdown_kernels::{
 };
 use on_card::{Noise, card};
 
-use DType::{BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
+use DType::{BF16, F16, F32, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0};
 use Taken::{AsIs, Normed};
 
 const EPS: f32 = 1e-5;
@@ -408,6 +408,8 @@ fn joined_launches_give_what_launches_of_their_own_do() {
 fn so_do_those_whose_attention_is_narrower_or_wider_and_whose_sums_are_normed() {
     check(&[
         ([1024, 1100, 64], [6, 128, 2], (BF16, BF16), AsIs, 90_000),
+        ([1024, 1100, 64], [16, 128, 2], (F16, F16), AsIs, 90_000),
+        ([1024, 1800, 64], [16, 128, 2], (Q5_0, Q8_0), AsIs, 90_000),
         ([2304, 2400, 64], [8, 256, 4], (BF16, F16), Normed, 100_000),
         (
             [3584, 6300, 64],
@@ -484,7 +486,12 @@ fn check(rows: &[Row]) {
                 // change sides. Copies round it too, and in the case of two types of floats that shows (1.04e-3 seen on a card).
                 let is_by_copy = matches!(way, Way::Sign(COPY));
                 let is_rounded = dtype.is_quantized() || is_by_copy && values != dtype;
-                let allowed = if is_rounded { 4e-2 } else { 2e-5 };
+                // Norms make what a neuron adds more of the stream.
+                let allowed = match (is_rounded, sums) {
+                    (false, _) => 2e-5,
+                    (true, AsIs) => 4e-2,
+                    (true, Normed) => 6e-2,
+                };
                 for (n, (j, a)) in joined.iter().zip(&apart).enumerate() {
                     let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
                     for (i, (j, a)) in j.iter().zip(a).enumerate() {

@@ -41,8 +41,6 @@ const LEAST_REGISTERS: usize = 64;
 const MOST_REGISTERS: usize = 255;
 /// Blocks whose counts fit a warp's registers.
 const MOST_BLOCKS: usize = 256;
-/// Columns of a vector for each thread of half a team.
-const COLUMNS_EACH: usize = 32;
 /// Neurons more than its even share that a block may have.
 const DEALT: usize = 16;
 
@@ -83,7 +81,7 @@ pub enum Neighbours {
         footprint: Footprint,
         /// Type that the last of the products after may have instead of that of gate and up; quantised if that is.
         values: Option<DType>,
-        /// Width of what attention makes ([`FfnShape::takes`]).
+        /// Width of what attention makes, a multiple of 8.
         attended: usize,
         /// How the output of attention, and of the FFN, is added to the residual stream.
         sums: Taken,
@@ -133,14 +131,13 @@ impl FfnShape {
         (each / 8 * 8).min(MOST_REGISTERS)
     }
 
-    /// Whether the threads that hold a vector of `hidden` between them can hold one of `attended`, as launches that attention's output joins must.
-    pub fn takes(hidden: usize, attended: usize) -> bool {
-        attended <= COLUMNS_EACH * half_team(hidden)
-    }
-
-    /// Threads that hold x and y between them (`base.cu`).
+    /// Threads that hold x and y between them, or what attention makes (`base.cu`).
     fn team(&self) -> usize {
-        let half = half_team(self.hidden);
+        let widest = match self.neighbours {
+            Neighbours::Products => self.hidden,
+            Neighbours::Attention { attended, .. } => self.hidden.max(attended),
+        };
+        let half = 32 * widest.div_ceil(1024);
         if self.weights.is_quantized() {
             half
         } else {
@@ -159,11 +156,6 @@ impl FfnShape {
     pub(super) fn rows(&self, blocks: usize) -> usize {
         (self.inter.div_ceil(blocks) + DEALT).next_multiple_of(4)
     }
-}
-
-/// `HALF` of `base.cu`, each of which has so many columns.
-fn half_team(hidden: usize) -> usize {
-    32 * hidden.div_ceil(32 * COLUMNS_EACH)
 }
 
 /// Weights of a gated FFN on the card, `[inter, hidden]`.
@@ -365,7 +357,7 @@ impl FfnKernels {
                 ..
             } => (true, values, attended, sums),
         };
-        assert!(FfnShape::takes(hidden, attended));
+        assert!(attended.is_multiple_of(8));
         let defines = [
             ("HIDDEN", hidden),
             ("INTER", inter),

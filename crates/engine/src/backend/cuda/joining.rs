@@ -7,7 +7,7 @@ use crate::{
 };
 use countdown_kernels::cuda::{
     AttentionKernels, FfnLaunch, NormAddLaunch, Output, Product, ProductsLaunch, Taken,
-    ffn::{FfnShape, Neighbours},
+    ffn::Neighbours,
 };
 
 /// What waits.
@@ -53,9 +53,7 @@ fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
             && is_normed(l) == first
             && linears.iter().all(|p| p.weight.dtype() == types(l).0)
     };
-    let attended = c.heads * c.head_dim;
     if first[0] != first[1]
-        || !FfnShape::takes(c.hidden, attended)
         || c.residual_scale != 1.0
         || !is_room
         || !model.layers.iter().all(joins)
@@ -65,7 +63,7 @@ fn joined(model: &Model, attention: &AttentionKernels) -> Result<Neighbours> {
     Ok(Neighbours::Attention {
         footprint: attention.footprint().map_err(error)?,
         values: mixed.map(|(_, values)| values),
-        attended,
+        attended: c.heads * c.head_dim,
         sums: if first[0] { Taken::Normed } else { Taken::AsIs },
     })
 }

@@ -9,7 +9,7 @@
 //   WEIGHTS       type of gate and up (weights.cu)
 //   DOWN          type of down
 //   VALUES        where JOINED, the type that the values' projection may have instead of WEIGHTS; both are floats or neither is
-//   ATTENDED      where JOINED, width of what attention makes, as the widths that a team's threads have columns for
+//   ATTENDED      where JOINED, width of what attention makes, a multiple of 8; HIDDEN elsewhere
 //   NORMED        where JOINED, 1: what attention's output and the neurons make is normed before it is added to the residual stream, 0: it is not
 //   ACT_GELU      1: the activation is GELU by tanh, 0: SiLU
 //   FORM          what a predictor makes of its outer matrices' products (score_outer.cu); 0 where there is none
@@ -21,9 +21,10 @@
 
 // A team of threads holds x and y in its registers and takes one neuron at a time. Narrow models have several teams a block. Of floats a thread has two runs of 8
 // columns of both. Gate and up in levels (weights.cu) take fewer instructions, so that what a neuron's sums take together counts for more: teams are half as large
-// and more, and a thread has a block of 32 columns of x, and four runs of y.
+// and more, and a thread has a block of 32 columns of x, and four runs of y. Where attention makes more columns than x has, they are as large as those need.
 constexpr bool LEVELS = Weights<WEIGHTS>::LEVELS;
-constexpr u32 HALF = ceil_div(HIDDEN, 1024) * 32;  // a thread for every 32 columns
+constexpr u32 WIDEST = larger(HIDDEN, ATTENDED);
+constexpr u32 HALF = ceil_div(WIDEST, 1024) * 32;  // a thread for every 32 columns
 constexpr u32 TEAM = LEVELS ? HALF : 2 * HALF;
 constexpr u32 WARPS = TEAM / 32;
 constexpr u32 RUNS_EACH = LEVELS ? 4 : 2;
@@ -46,7 +47,6 @@ constexpr u32 DOWN_BYTES = Weights<DOWN>::row_bytes(HIDDEN);
 #if JOINED
 constexpr u32 OUTPUT_ROW_BYTES = Weights<WEIGHTS>::row_bytes(ATTENDED);
 constexpr u32 OUTPUT_PACK = pack(OUTPUT_ROW_BYTES);
-static_assert(ATTENDED % 8 == 0 && ATTENDED <= 8 * RUNS_EACH * TEAM, "a team's threads have columns for it");
 constexpr bool VALUES_APART = VALUES != WEIGHTS;
 constexpr u32 VALUE_BYTES = Weights<VALUES>::row_bytes(HIDDEN);
 static_assert(Weights<VALUES>::LEVELS == LEVELS, "x is in levels or it is not");
@@ -71,7 +71,7 @@ constexpr u32 OUTER_BYTES = FORM == 0 ? 0 : MATRICES * OUTER_ROW_BYTES;
 constexpr u32 DEAL_MAX = 16;
 constexpr u32 ROWS_MAX = ceil_div(ceil_div(INTER, BLOCKS) + DEAL_MAX, 4) * 4;
 
-static_assert(HIDDEN % 8 == 0 && RANK % 8 == 0, "rows are whole runs of 8 columns");
+static_assert(HIDDEN % 8 == 0 && ATTENDED % 8 == 0 && RANK % 8 == 0, "rows are whole runs of 8 columns");
 static_assert(BLOCKS <= 256, "eight blocks' counts a lane");
 
 // The first of n things dealt to block b in contiguous ranges.

@@ -82,11 +82,6 @@ constexpr u32 PRODUCT_ROWS_MAX = 8;
 
 // Room for one thing after the other: levels of x, if it is rounded; sums of each warp for all rows; and what blocks' sums are added up in (gather.cu), which is in the ring where
 // no rows come through that any more.
-#if JOINED
-constexpr u32 WIDEST = larger(HIDDEN, ATTENDED);
-#else
-constexpr u32 WIDEST = HIDDEN;
-#endif
 constexpr u32 LEVELS_ROOM = LEVELS || (FORM > 0 && RANK == 0) ? levels_bytes(WIDEST) / 4 : 0;
 constexpr u32 ROW_SUMS = FORM > 0 && RANK == 0 ? 2 * HALF / 32 : WARPS;  // of a row, or of both rows of a predictor's outer matrices
 constexpr u32 ROW_ROOM = ceil_div(ROWS_MAX, PRODUCT_ROWS_MAX) * PRODUCT_ROWS_MAX * ROW_SUMS;
