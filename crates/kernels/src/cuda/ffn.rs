@@ -2,7 +2,7 @@
 //! that are kept.
 
 use super::{
-    Cuda, CudaError, EMPTY, Footprint, Output, Predictor, PredictorShape, Taken, Weights,
+    Cuda, CudaError, EMPTY, Footprint, Output, Predictor, PredictorShape, RESERVED, Taken, Weights,
     joined::FfnLaunch,
     launch::{Grid, Source, sources},
     products::{PRODUCTS, ProductArguments},
@@ -31,10 +31,6 @@ const SOURCES: [Source; 17] = sources![
     "ffn.cu"
 ];
 
-/// Shared memory of a block: less than half of a multiprocessor's, so that the next launch's blocks find room beside it.
-const SHARED_BYTES: usize = 115_712;
-/// What the driver takes of a multiprocessor's shared memory for each block.
-const RESERVED: usize = 1024;
 /// Registers of a multiprocessor, and what a thread may have of them. With fewer than the least, kernels would keep in memory what they use all the time.
 const REGISTERS: usize = 65_536;
 const LEAST_REGISTERS: usize = 64;
@@ -102,7 +98,7 @@ impl FfnShape {
     /// Shared memory of a block.
     fn shared(&self, cuda: &Cuda) -> usize {
         match self.neighbours {
-            Neighbours::Products => SHARED_BYTES,
+            Neighbours::Products => cuda.card.shared_of_two(),
             Neighbours::Attention { footprint, .. } => {
                 let taken = footprint.shared + 2 * RESERVED;
                 cuda.card.shared.saturating_sub(taken) / 128 * 128

@@ -43,6 +43,9 @@ use std::{
 /// The least compute capability that has what the kernels are built on: bulk copies and launches that overlap.
 const CAPABILITY: (i32, i32) = (9, 0);
 
+/// What the driver takes of a multiprocessor's shared memory for each block.
+const RESERVED: usize = 1024;
+
 /// What the memory that blocks of a launch speak through holds between launches.
 const EMPTY: u32 = u32::MAX;
 
@@ -92,6 +95,11 @@ impl Card {
     /// Whether it has what the kernels need.
     pub fn runs_kernels(&self) -> bool {
         self.capability >= CAPABILITY
+    }
+
+    /// Shared memory of a block that finds room beside another of the same.
+    fn shared_of_two(&self) -> usize {
+        (self.shared / 2).saturating_sub(RESERVED) / 128 * 128
     }
 
     /// Asks the driver, which opens no card for that.

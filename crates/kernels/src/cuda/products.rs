@@ -22,8 +22,7 @@ const SOURCES: [Source; 7] = sources![
 /// `GEMV_THREADS` of `gemv.cu`, and `PRODUCTS` of `products.cu`.
 const GEMV_THREADS: usize = 320;
 pub(super) const PRODUCTS: usize = 3;
-/// Shared memory of a block of products, and what of it is neither slots nor levels of x (`GemvState`, and up to a multiple of 128).
-const GEMV_SHARED: usize = 113 << 10;
+/// What of a block's shared memory is neither slots nor levels of x (`GemvState`, and up to a multiple of 128).
 const GEMV_STATE: usize = 4736;
 /// Bytes of a slot, about, and its rows at most (`GEMV_SLOT_ROWS_MAX`); slots at most (`GEMV_SLOTS_MAX`) and at least.
 const SLOT_BYTES: usize = 16 << 10;
@@ -147,7 +146,8 @@ impl StepKernels {
             } else {
                 0
             };
-        let slots = (GEMV_SHARED.saturating_sub(others) / slot_bytes).min(MOST_SLOTS);
+        let shared = cuda.card.shared_of_two();
+        let slots = (shared.saturating_sub(others) / slot_bytes).min(MOST_SLOTS);
         if slots < LEAST_SLOTS {
             return Err(CudaError::Weights { dtype, cols });
         }
@@ -206,7 +206,8 @@ impl StepKernels {
                     ),
                 ];
                 let module = cuda.module(&SOURCES, &definitions)?;
-                let function = Cuda::function(&module, "gemv", GEMV_SHARED)?;
+                let shared = cuda.card.shared_of_two();
+                let function = Cuda::function(&module, "gemv", shared)?;
                 self.gemv.push((key, function));
                 self.gemv.len() - 1
             }

@@ -127,8 +127,16 @@ __device__ void wait_for_input(const Ffn& f) {
 }
 __device__ Input begin(const Ffn& f, const Norm& norm, u32& place) {
 #if JOINED
+#if NORMED
+    const Norm added = load_norm(f.output_norm, f.added_eps);
+#endif
+    place = make_input(f);
     if (f.output.rows) {
-        const Input x = input_of(make_input(f, place), norm);
+#if NORMED
+        const Input x = input_of(add_to_stream(load_words(f.made), added), norm);
+#else
+        const Input x = input_of(load_words(f.made), norm);
+#endif
         // Attention has ended long since, and the launch before it: what is written from here on may be what that one has emptied.
         wait_for_previous_kernel();
         return x;

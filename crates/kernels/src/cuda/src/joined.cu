@@ -96,16 +96,16 @@ __device__ void pass_stream_on(const Ffn& f) {
 
 #endif
 
-// Makes x, of which every block makes some columns, a thread each (gather.cu says that there are so many). Sets how many places that took.
-__device__ Columns make_input(const Ffn& f, u32& places) {
+// Makes x, or where NORMED what is normed and added to make it, of which every block makes some columns, a thread each (gather.cu says that there are so many). Gives how many
+// places it took.
+__device__ u32 make_input(const Ffn& f) {
     const Rows<OUTPUT_PACK> mine(f.output.rows);
-    places = mine.places();
+    if (f.output.rows == 0) return 0;
     const u32 c = mine.first + threadIdx.x;
     const bool has = threadIdx.x < mine.count;
     // What is there before attention is fetched while it runs.
     float base = has && f.output.bias ? f.output.bias[c] : 0;
 #if NORMED
-    const Norm added = load_norm(f.output_norm, f.added_eps);
     if (f.carried_before) keep_stream(load_words(f.carried_before));
 #else
     if (has && f.passed_before) base += await_word(f.passed_before + c);
@@ -117,12 +117,7 @@ __device__ Columns make_input(const Ffn& f, u32& places) {
     if (has && !f.passed_before) base += peek(f.residual + c);
 #endif
     multiply_rows<WEIGHTS, OUTPUT_PACK, ATTENDED>(0, mine.count, attended, [&](u32, float sum) { put(f.made + c, not_empty(base + sum)); });
-    const Columns made = load_words(f.made);
-#if NORMED
-    return add_to_stream(made, added);
-#else
-    return made;
-#endif
+    return mine.places();
 }
 
 // Tells all blocks column c of y.
