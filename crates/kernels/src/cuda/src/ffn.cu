@@ -128,7 +128,7 @@ __device__ void wait_for_input(const Ffn& f) {
 __device__ Input begin(const Ffn& f, const Norm& norm, u32& place) {
 #if JOINED
 #if NORMED
-    const Norm added = load_norm(f.output_norm, f.added_eps);
+    const Norm added = ask_norm(f.output_norm, f.added_eps);
 #endif
     place = make_input(f);
     if (f.output.rows) {

@@ -72,16 +72,38 @@ __device__ void keep_stream(const Columns& x) {
     sync_consumers();
 }
 
+// A norm of what is to be added. A thread of levels has so many columns that their weights would push others out of registers: it asks for them into the first-level cache.
+__device__ Norm ask_norm(const float* weight, float eps) {
+    if constexpr (LEVELS) {
+#pragma unroll
+        for (u32 k = 0; k < RUNS_EACH; k++)
+            if (weight && has_run(k)) asm volatile("prefetch.global.L1 [%0];" ::"l"(weight + 8 * run(k)));
+        return {weight, eps, {}};
+    } else {
+        return load_norm(weight, eps);
+    }
+}
+
 // Adds the norm of v. Gives the stream then.
-__device__ Columns add_to_stream(const Columns& v, const Norm& norm) {
-    Columns x = load_columns(shared().stream);
+__device__ Columns add_to_stream(Columns v, const Norm& norm) {
     const float factor = norm_factor(v, norm.eps);
 #pragma unroll
-    for (u32 i = 0; i < 8 * RUNS_EACH; i++) x.v[i] = fmaf(v.v[i] * factor, norm.columns.v[i], x.v[i]);
+    for (u32 i = 0; i < 2 * RUNS_EACH; i++) {
+        if (!has_run(i / 2)) continue;
+        const u32 quad = 2 * run(i / 2) + i % 2;
+        const float4 x = reinterpret_cast<const float4*>(shared().stream)[quad];
+        const float* const columns = norm.columns.v + 4 * i;
+        const float4 w = LEVELS ? reinterpret_cast<const float4*>(norm.weight)[quad] : make_float4(columns[0], columns[1], columns[2], columns[3]);
+        float* const to = v.v + 4 * i;
+        to[0] = fmaf(to[0] * factor, w.x, x.x);
+        to[1] = fmaf(to[1] * factor, w.y, x.y);
+        to[2] = fmaf(to[2] * factor, w.z, x.z);
+        to[3] = fmaf(to[3] * factor, w.w, x.w);
+    }
     // Every team has read it.
     if (TEAMS > 1) sync_consumers();
-    keep_stream(x);
-    return x;
+    keep_stream(v);
+    return v;
 }
 
 // Tells the next launch's blocks this block's columns of the stream.
@@ -147,7 +169,7 @@ __device__ void multiply_next(const Ffn& f, u32 place) {
     if (next_rows(f) == 0) return;
     const Norm norm = load_norm(f.next_norm, f.next_eps);
 #if NORMED
-    const Norm added = load_norm(f.y_norm, f.added_eps);
+    const Norm added = ask_norm(f.y_norm, f.added_eps);
     const Columns x = add_to_stream(load_words(f.passed), added);
     pass_stream_on(f);
     const Input y = input_of(x, norm);
