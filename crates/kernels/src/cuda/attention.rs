@@ -288,8 +288,8 @@ impl AttentionKernels {
         })
     }
 
-    /// Norms q, `[heads, head_dim]`, and k, if the call says so, rotates them, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q. With joints, an FFN that takes it must follow
-    /// ([`super::FfnLaunch::join_output`]), or [`Joints::forget`]; and q, k and v come through them where an FFN before passes them
+    /// Norms q, `[heads, head_dim]`, and k, if the call says so, rotates them, appends k and v, `[kv_heads, head_dim]`, and attends; the result replaces q. With joints, an FFN that
+    /// takes it must follow ([`super::FfnLaunch::join_output`]), or [`Joints::forget`]; and q, k and v come through them where an FFN before passes them
     /// ([`super::FfnLaunch::join_attention`]).
     ///
     /// # Errors

@@ -141,7 +141,7 @@ impl FfnLaunch {
     #[must_use]
     pub fn then(mut self, next: NormAddLaunch) -> FfnLaunch {
         let (a, n) = (&mut self.arguments, &next.arguments);
-        assert!((n.y, n.x, n.scale, a.residual) == (a.y, a.x, 1.0, 0));
+        assert!((n.y, n.x) == (a.y, a.x) && (n.scale, a.residual) == (1.0, 0));
         assert!(self.shape.neighbours.sums() != Some(Taken::AsIs));
         a.stream = n.x;
         a.y_norm = n.weight;

@@ -501,18 +501,14 @@ impl Backend for CudaBackend {
         };
         let tokens = call.tokens;
         let add = self.prepare_norm_add(spare, tokens, after, (&mut *x, scale));
-        let (then, last) = if tokens == 1 {
-            (Some(add), None)
-        } else {
-            (None, Some(add))
-        };
         let out = Output::Write(&mut spare.data);
-        self.ffn_steps(&call, Some(x), before, out, then);
-        if let Some(add) = last {
-            self.flush();
-            let done = add.launch(&self.cuda);
-            self.check(done);
+        if tokens == 1 {
+            return self.ffn_steps(&call, Some(x), before, out, Some(add));
         }
+        self.ffn_steps(&call, Some(x), before, out, None);
+        self.flush();
+        let done = add.launch(&self.cuda);
+        self.check(done);
     }
 
     fn norm_add(

@@ -65,7 +65,7 @@ template <u32 TYPE, u32 EACH, u32 COLS = HIDDEN, class Done> __device__ void mul
 
 #if NORMED
 
-// Every block has the residual stream, of which a thread needs its columns alone, those of every team.
+// Every block keeps the residual stream, of which a thread needs the columns that it has, the same in every team.
 __device__ void keep_stream(const Columns& x) {
     float* const stream = shared().stream;
     if (team() == 0) put_columns(stream, x, false);

@@ -5,7 +5,8 @@
 // flips when its bytes have arrived, "empty" when every warp of the team that it was meant for has read it.
 
 // One slot holds a row of any kind, or a few shorter ones.
-constexpr u32 SLOT_BYTES = ceil_div(larger(larger(larger(PACK_BYTES, DOWN_BYTES), larger(OUTPUT_PACK * OUTPUT_ROW_BYTES, VALUE_BYTES)), larger(INNER_PART_BYTES, OUTER_BYTES)), 128) * 128;
+constexpr u32 SLOT_OF_PRODUCTS = larger(PACK_BYTES, larger(OUTPUT_PACK * OUTPUT_ROW_BYTES, VALUE_BYTES));
+constexpr u32 SLOT_BYTES = ceil_div(larger(larger(SLOT_OF_PRODUCTS, DOWN_BYTES), larger(INNER_PART_BYTES, OUTER_BYTES)), 128) * 128;
 constexpr u32 SLOTS_MAX = 48;
 
 struct RingState {

@@ -49,13 +49,13 @@ struct Ffn {
     float* projected_before;  // [projected]: what attention was given by the launch before in words; or null
     u32 projected;
 #if NORMED
-    // The residual stream: x is the stream, to which the norm of what `output` makes is added, if it has rows, and y what the neurons make. Where there are products after, those
-    // are of the stream with the norm of y added; elsewhere the stream is written as it is without.
-    float* stream;          // [HIDDEN]: x
+    // The residual stream is x; where `output` has rows, the norm of what that makes is added to it first. Products after are of the stream with the norm of y added; where there
+    // are none, the stream is written without, and a launch of its own adds that.
+    float* stream;             // [HIDDEN]: where x is, and where the stream is written
     const float* output_norm;  // [HIDDEN]
     const float* y_norm;       // [HIDDEN]
-    float added_eps;           // of both
-    float* carried;            // [HIDDEN]: the stream as the next launch finds it. As `passed`
+    float added_eps;           // of both norms
+    float* carried;            // [HIDDEN]: the stream as the next launch finds it, passed as y is
     float* carried_before;     // [HIDDEN]: the same of the launch before; or null
 #endif
 #endif
@@ -322,11 +322,11 @@ template <u32 COLS = HIDDEN> __device__ Columns load_columns(const float* x) {
 }
 
 // The same of what a kernel has written that may have ended since this one began.
-template <u32 COLS = HIDDEN> __device__ Columns peek_columns(const float* x) {
+__device__ Columns peek_columns(const float* x) {
     Columns c;
 #pragma unroll
     for (u32 i = 0; i < 2 * RUNS_EACH; i++) {
-        const float4 v = has_run<COLS>(i / 2) ? peek4(x + 8 * run(i / 2) + 4 * (i % 2)) : make_float4(0, 0, 0, 0);
+        const float4 v = has_run(i / 2) ? peek4(x + 8 * run(i / 2) + 4 * (i % 2)) : make_float4(0, 0, 0, 0);
         c.v[4 * i] = v.x;
         c.v[4 * i + 1] = v.y;
         c.v[4 * i + 2] = v.z;
