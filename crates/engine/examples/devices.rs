@@ -23,8 +23,10 @@ fn main() {
             std::process::exit(2);
         }
     };
-    let prompts = std::fs::read_to_string(prompts).expect("a file of prompts");
-    let tokens = tokens.parse().expect("a number of tokens");
+    let (Ok(prompts), Ok(tokens)) = (std::fs::read_to_string(prompts), tokens.parse()) else {
+        eprintln!("PROMPTS is a file with one a line, TOKENS a number; not {prompts} and {tokens}");
+        std::process::exit(2);
+    };
     if let Err(e) = compare(model.as_ref(), &prompts, tokens, plan) {
         eprintln!("{e}\n{}", e.remedy());
         std::process::exit(1);

@@ -1,7 +1,9 @@
 //! The forward pass: the only one, for prompts and steps, for every family and backend.
 
 use crate::{
-    backend::{Backend, ByPlan, FfnCall, FfnTrace, Head, Issue, Observer, Phase, RmsNorm},
+    backend::{
+        Attending, Backend, ByPlan, FfnCall, FfnTrace, Head, Issue, Observer, Phase, RmsNorm,
+    },
     error::Result,
     model::Model,
     profile::{Part, Profile, Stopwatch},
@@ -178,7 +180,7 @@ impl<B: Backend> Decoder for Runner<B> {
         } = self;
         let mut time = Stopwatch::start(profile);
         let (c, tokens) = (&model.config, step.tokens);
-        let (layer, spec) = (&model.layers[i], &c.layers[i]);
+        let layer = &model.layers[i];
         let scale = c.residual_scale;
         let norm = |weight| RmsNorm {
             weight,
@@ -195,7 +197,17 @@ impl<B: Backend> Decoder for Runner<B> {
         }
         time.was(Part::Projections);
         let norms = [&layer.query_norm, &layer.key_norm].map(|w| w.as_deref().map(norm));
-        b.attention(cache, c, (i, spec), (step.start, tokens), norms, q, k, v);
+        let call = Attending {
+            layer: i,
+            spec: &c.layers[i],
+            start: step.start,
+            tokens,
+            norms,
+            q: &mut *q,
+            k,
+            v,
+        };
+        b.attention(cache, c, call);
         time.was(Part::Attention);
         let after = layer.post_attn_norm.as_deref().map(norm);
         b.linear_add(q, tokens, (&layer.attn_output, after), y, (&mut *x, scale));

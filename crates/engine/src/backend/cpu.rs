@@ -1,11 +1,11 @@
 //! The CPU backend.
 
 use super::{
-    Backend, ByPlan, FfnCall, FfnTrace, Head, Issue, RmsNorm,
+    Attending, Backend, ByPlan, FfnCall, FfnTrace, Head, Issue, RmsNorm,
     kept::{multiply_kept, select},
 };
 use crate::{
-    arch::{Act, Config, LayerSpec, Rope},
+    arch::{Act, Config, Rope},
     error::{Error, Result},
     model::{Down, DownLayout, Ffn, Linear, Matrix, Model},
     packing,
@@ -446,17 +446,17 @@ impl Backend for Cpu {
         }
     }
 
-    fn attention(
-        &mut self,
-        cache: &mut Cache,
-        c: &Config,
-        (layer, spec): (usize, &LayerSpec),
-        (start, tokens): (usize, usize),
-        norms: [Option<RmsNorm<'_>>; 2],
-        q: &mut Buffer,
-        k: &mut Buffer,
-        v: &Buffer,
-    ) {
+    fn attention(&mut self, cache: &mut Cache, c: &Config, call: Attending<'_, Buffer>) {
+        let Attending {
+            layer,
+            spec,
+            start,
+            tokens,
+            norms,
+            q,
+            k,
+            v,
+        } = call;
         self.norm_queries_and_keys(c, tokens, norms, [&mut *q, &mut *k]);
         let rope = spec.rope.as_ref().map(|rope| {
             let table = cache.ropes.iter().find(|(r, _)| r == rope);

@@ -84,6 +84,22 @@ pub(crate) struct FfnCall<'a> {
     pub(crate) observer: Option<Observer<'a>>,
 }
 
+/// One call of attention, of `tokens` tokens from position `start` on.
+pub(crate) struct Attending<'a, B> {
+    pub(crate) layer: usize,
+    pub(crate) spec: &'a LayerSpec,
+    pub(crate) start: usize,
+    pub(crate) tokens: usize,
+    /// Of q and k.
+    pub(crate) norms: [Option<RmsNorm<'a>>; 2],
+    /// `[tokens, heads * head_dim]`.
+    pub(crate) q: &'a mut B,
+    /// `[tokens, kv_heads * head_dim]`.
+    pub(crate) k: &'a mut B,
+    /// The same.
+    pub(crate) v: &'a B,
+}
+
 /// What a step follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ByPlan {
@@ -138,18 +154,12 @@ pub(crate) trait Backend: Send {
         tokens: usize,
         products: [(&Linear, &mut Self::Buffer); N],
     );
-    /// Norms q and k where there are norms of them, rotates them to positions `start..` if the layer has a rope, appends k and v to the layer's cache, and attends; the result replaces q.
-    #[allow(clippy::too_many_arguments)] // the operands of attention
+    /// Norms q and k where there are norms of them, rotates them to their positions if the layer has a rope, appends k and v to the layer's cache, and attends; the result replaces q.
     fn attention(
         &mut self,
         cache: &mut Self::Cache,
         config: &Config,
-        layer: (usize, &LayerSpec),
-        start_and_tokens: (usize, usize),
-        norms: [Option<RmsNorm<'_>>; 2],
-        q: &mut Self::Buffer,
-        k: &mut Self::Buffer,
-        v: &Self::Buffer,
+        call: Attending<'_, Self::Buffer>,
     );
     /// The norms of q and k that there are, of `tokens` rows.
     fn norm_queries_and_keys(

@@ -1,12 +1,13 @@
 //! Attention on a card, of a step's token or a prompt's.
 
-use super::{Buffer, CudaBackend, RmsNorm, error, weights::turns};
+use super::{Buffer, CudaBackend, error, weights::turns};
 use crate::{
-    arch::{Config, LayerSpec, Rope},
-    backend::Backend,
+    arch::{Config, Rope},
+    backend::{Attending, Backend},
     error::Result,
+    model::{Layer, Model},
 };
-use countdown_kernels::cuda::{AttentionCall, AttentionKernels, Cuda, CudaSlice, KvCache};
+use countdown_kernels::cuda::{AttentionCall, AttentionKernels, Cuda, CudaSlice, KvCache, Taken};
 use std::sync::Arc;
 
 /// Keys and values of all layers, and the rope tables for their positions.
@@ -38,24 +39,46 @@ impl Cache {
     }
 }
 
+/// Whether heads of queries and keys are normed by some layer.
+pub(super) fn queries_and_keys(model: &Model) -> Taken {
+    let is_normed = |l: &Layer| {
+        let norms = [&l.query_norm, &l.key_norm].map(|w| w.as_deref());
+        are_of_heads(&model.config, norms)
+    };
+    if model.layers.iter().any(is_normed) {
+        Taken::Normed
+    } else {
+        Taken::AsIs
+    }
+}
+
+/// Whether norms of q and k are there, and go over a head and not over all of a token.
+fn are_of_heads(c: &Config, norms: [Option<&[f32]>; 2]) -> bool {
+    norms
+        .iter()
+        .all(|w| w.is_some_and(|w| w.len() == c.head_dim))
+}
+
 impl CudaBackend {
     /// See [`Backend::attention`].
-    #[allow(clippy::too_many_arguments)] // the operands of attention
-    pub(super) fn attend(
-        &mut self,
-        cache: &mut Cache,
-        c: &Config,
-        (layer, spec): (usize, &LayerSpec),
-        (start, tokens): (usize, usize),
-        norms: [Option<RmsNorm<'_>>; 2],
-        q: &mut Buffer,
-        k: &mut Buffer,
-        v: &Buffer,
-    ) {
+    pub(super) fn attend(&mut self, cache: &mut Cache, c: &Config, call: Attending<'_, Buffer>) {
+        let Attending {
+            layer,
+            spec,
+            start,
+            tokens,
+            norms,
+            q,
+            k,
+            v,
+        } = call;
         // In a step those of heads belong to its launch.
-        let is_of_heads = |n: &RmsNorm<'_>| tokens == 1 && n.weight.len() == c.head_dim;
         let of_heads = match norms {
-            [Some(q), Some(k)] if [q, k].iter().all(is_of_heads) => Some([q, k]),
+            [Some(q), Some(k)]
+                if tokens == 1 && are_of_heads(c, [q.weight, k.weight].map(Some)) =>
+            {
+                Some([q, k])
+            }
             _ => {
                 self.norm_queries_and_keys(c, tokens, norms, [&mut *q, &mut *k]);
                 None

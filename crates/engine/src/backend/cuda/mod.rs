@@ -10,9 +10,9 @@ mod observed;
 mod plan;
 mod weights;
 
-use super::{Backend, ByPlan, FfnCall, Head, Issue, RmsNorm};
+use super::{Attending, Backend, ByPlan, FfnCall, Head, Issue, RmsNorm};
 use crate::{
-    arch::{Config, LayerSpec},
+    arch::Config,
     error::{Error, Result},
     model::{Linear, Matrix, Model},
     sparsity::SparsityPlan,
@@ -23,7 +23,7 @@ use countdown_kernels::{
     cpu::Act,
     cuda::{
         AttentionKernels, AttentionShape, Cuda, CudaError, CudaSlice, HostBuffer, Joints,
-        Orientation, Output, Product, PromptKernels, StepKernels, Taken,
+        Orientation, Output, Product, PromptKernels, StepKernels,
         ffn::{FfnKernels, FfnShape, Neighbours},
     },
     shortlist::Shortlist,
@@ -151,10 +151,7 @@ impl CudaBackend {
             head_dim: c.head_dim,
             context,
             cache,
-            queries_and_keys: match model.layers.iter().any(|l| l.query_norm.is_some()) {
-                true => Taken::Normed,
-                false => Taken::AsIs,
-            },
+            queries_and_keys: attention::queries_and_keys(model),
         };
         let unpacked = memory::largest_quantised(model);
         let need = Need {
@@ -453,18 +450,8 @@ impl Backend for CudaBackend {
         }
     }
 
-    fn attention(
-        &mut self,
-        cache: &mut Cache,
-        c: &Config,
-        layer: (usize, &LayerSpec),
-        start_and_tokens: (usize, usize),
-        norms: [Option<RmsNorm<'_>>; 2],
-        q: &mut Buffer,
-        k: &mut Buffer,
-        v: &Buffer,
-    ) {
-        self.attend(cache, c, layer, start_and_tokens, norms, q, k, v);
+    fn attention(&mut self, cache: &mut Cache, c: &Config, call: Attending<'_, Buffer>) {
+        self.attend(cache, c, call);
     }
 
     fn ffn(&mut self, mut call: FfnCall<'_>, x: &Buffer, out: &mut Buffer) {
