@@ -37,6 +37,30 @@ pub struct Input {
     sums: Vec<f32>,
 }
 
+/// A block in int8.
+///
+/// Kernels of tiles have all of it at hand before they come to the weights, so that no check of an index parts what a step
+/// loads from where it is used: compilers broadcast four levels as they are loaded only within one run of instructions.
+#[derive(Clone, Copy)]
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Block<'a> {
+    pub(super) levels: &'a [i8; BLOCK],
+    pub(super) scale: f32,
+    /// The sum of the levels.
+    pub(super) total: i32,
+    /// The scale times that.
+    pub(super) sum: f32,
+}
+
+/// As many blocks in int8 as the longest weight block has.
+#[derive(Clone, Copy)]
+#[cfg(target_arch = "x86_64")]
+pub(super) struct SuperBlock<'a> {
+    pub(super) levels: &'a [i8; PAD],
+    pub(super) scales: &'a [f32; PAD / BLOCK],
+    pub(super) sums: &'a [f32; PAD / BLOCK],
+}
+
 impl Input {
     /// An empty input that takes vectors of up to `len` elements without allocating.
     pub fn with_capacity(len: usize) -> Input {
@@ -118,6 +142,44 @@ impl Input {
     #[cfg(any(target_arch = "x86_64", test))]
     pub(super) fn sums(&self) -> &[f32] {
         &self.sums
+    }
+
+    /// The int8 blocks, padded with blocks of zeros to a multiple of 8.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block<'_>> + Clone {
+        let numbers = self.scales.iter().zip(&self.totals).zip(&self.sums);
+        let levels = self.levels().as_chunks().0;
+        levels
+            .iter()
+            .zip(numbers)
+            .map(|(levels, ((scale, total), sum))| Block {
+                levels,
+                scale: *scale,
+                total: *total,
+                sum: *sum,
+            })
+    }
+
+    /// The int8 blocks by eight.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn super_blocks(&self) -> impl Iterator<Item = SuperBlock<'_>> + Clone {
+        let numbers = self
+            .scales
+            .as_chunks()
+            .0
+            .iter()
+            .zip(self.sums.as_chunks().0);
+        let levels = self.levels().as_chunks().0;
+        levels
+            .iter()
+            .zip(numbers)
+            .map(|(levels, (scales, sums))| SuperBlock {
+                levels,
+                scales,
+                sums,
+            })
     }
 
     /// Takes over `x` and computes the blocks. Compiled once per instruction set, with the same results.

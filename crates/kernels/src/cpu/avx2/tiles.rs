@@ -9,7 +9,10 @@
 //! other, and so do the tiles: one stream through memory, which is asked for ahead.
 
 use super::{
-    super::{DTYPES, Input, Tiles},
+    super::{
+        DTYPES, Tiles,
+        input::{Block, Input, SuperBlock},
+    },
     avx2, load,
 };
 use crate::{dtype::DType, matrix::MatRef, quant::TILE};
@@ -37,8 +40,6 @@ pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
 type Ints = [__m256i; 2];
 /// A number a row.
 type Floats = [__m256; 2];
-/// Levels of a block of activations.
-type Block = [i8; 32];
 
 /// How many bytes ahead of the words multiplied memory is asked for, at least. A block takes so long that the hardware alone does not
 /// keep as many lines under way as for plain reading.
@@ -74,16 +75,15 @@ avx2! {
 
     fn q8_0(m: MatRef, x: &Input, out: &mut [f32]) {
         let ones = [_mm256_set1_epi16(1); 2];
-        tiles::<544>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
+        tiles::<544, _>(m, x.blocks(), out, |w, x, acc| {
             let mut sums = nothing();
             for v in 0..8 {
-                let (q, x) = (word(w, 32 + 64 * v), four(x32, v));
+                let (q, x) = (word(w, 32 + 64 * v), four(x.levels, v));
                 // |w| (x sign w): the magnitude of -128 is 128 as an unsigned byte. A pair of those fills 16 bits.
                 let pairs = both(q, |q| _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)));
                 sums = widen(pairs, ones, sums);
             }
-            add(sixteen_halves(w), sums, x, b, acc)
+            add(sixteen_halves(w), sums, x, acc)
         });
     }
 
@@ -98,24 +98,24 @@ avx2! {
     /// Blocks of a scale and nibbles: levels that far apart, less the offset.
     #[inline]
     fn sixteen_levels(m: MatRef, x: &Input, out: &mut [f32], apart: i16, offset: i32) {
-        tiles::<288>(m, out, |b, w, acc| {
-            let sums = nibbles(w, 32, block(x, b));
-            let sums = widen(sums, [_mm256_set1_epi16(apart); 2], start(x, b, offset));
-            add(sixteen_halves(w), sums, x, b, acc)
+        tiles::<288, _>(m, x.blocks(), out, |w, x, acc| {
+            let sums = nibbles(w, 32, x);
+            let sums = widen(sums, [_mm256_set1_epi16(apart); 2], start(x, offset));
+            add(sixteen_halves(w), sums, x, acc)
         });
     }
 
     fn q4_1(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<320>(m, out, |b, w, acc| {
-            let sums = nibbles(w, 64, block(x, b));
+        tiles::<320, _>(m, x.blocks(), out, |w, x, acc| {
+            let sums = nibbles(w, 64, x);
             let sums = widen(sums, [_mm256_set1_epi16(1); 2], nothing());
-            add_affine(two_halves(word(w, 0)), sums, x, b, acc)
+            add_affine(two_halves(word(w, 0)), sums, x, acc)
         });
     }
 
     /// Sums, in 16 bits, of products with a block of nibbles, which are at byte `at` of a tile's.
     #[inline]
-    fn nibbles<const N: usize>(w: &[u8; N], at: usize, x: &Block) -> Ints {
+    fn nibbles<const N: usize>(w: &[u8; N], at: usize, x: Block) -> Ints {
         let mut sums = nothing();
         for v in 0..4 {
             let [low, high] = halves(word(w, at + 64 * v));
@@ -126,22 +126,22 @@ avx2! {
     }
 
     fn q5_0(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<352>(m, out, |b, w, acc| {
-            let sums = five_bits(w, 32, block(x, b), start(x, b, 16));
-            add(sixteen_halves(w), sums, x, b, acc)
+        tiles::<352, _>(m, x.blocks(), out, |w, x, acc| {
+            let sums = five_bits(w, 32, x, start(x, 16));
+            add(sixteen_halves(w), sums, x, acc)
         });
     }
 
     fn q5_1(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<384>(m, out, |b, w, acc| {
-            let sums = five_bits(w, 64, block(x, b), nothing());
-            add_affine(two_halves(word(w, 0)), sums, x, b, acc)
+        tiles::<384, _>(m, x.blocks(), out, |w, x, acc| {
+            let sums = five_bits(w, 64, x, nothing());
+            add_affine(two_halves(word(w, 0)), sums, x, acc)
         });
     }
 
     /// Adds the products with a block's fifth bits and nibbles, which are from byte `at` of a tile's on.
     #[inline]
-    fn five_bits<const N: usize>(w: &[u8; N], at: usize, x: &Block, mut sums: Ints) -> Ints {
+    fn five_bits<const N: usize>(w: &[u8; N], at: usize, x: Block, mut sums: Ints) -> Ints {
         // The same byte of a row's word of fifth bits four times, and the bit for each level of a group of four.
         let first = _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
         let bits = _mm256_set1_epi32(0x8040_2010_u32 as i32);
@@ -167,8 +167,7 @@ avx2! {
 
     fn q3_0(m: MatRef, x: &Input, out: &mut [f32]) {
         let (pair, third) = (_mm256_set1_epi8(0x33), _mm256_set1_epi8(0x44));
-        tiles::<224>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
+        tiles::<224, _>(m, x.blocks(), out, |w, x, acc| {
             let high = word(w, 160);
             let mut sums = nothing();
             // As the format's drawing says: group 2 p + v has its low bits at pair p of word v.
@@ -182,35 +181,35 @@ avx2! {
                 ];
                 for (p, q) in q.into_iter().enumerate() {
                     let [a, b] = halves(q);
-                    sums = meet(a, x32, 2 * p + v, sums);
-                    sums = meet(b, x32, 2 * p + 4 + v, sums);
+                    sums = meet(a, x, 2 * p + v, sums);
+                    sums = meet(b, x, 2 * p + 4 + v, sums);
                 }
             }
-            let sums = widen(sums, [_mm256_set1_epi16(1); 2], start(x, b, 4));
-            add(sixteen_halves(w), sums, x, b, acc)
+            let sums = widen(sums, [_mm256_set1_epi16(1); 2], start(x, 4));
+            add(sixteen_halves(w), sums, x, acc)
         });
     }
 
     fn q2_0(m: MatRef, x: &Input, out: &mut [f32]) {
         // Twice the sums, since levels are one and a half off.
         let twice = [_mm256_set1_epi16(2); 2];
-        tiles::<160>(m, out, |b, w, acc| {
-            let sums = widen(two_bits(w, 32, block(x, b)), twice, start(x, b, 3));
-            add_times(sixteen_halves(w), sums, 0.5 * x.scales()[b], acc)
+        tiles::<160, _>(m, x.blocks(), out, |w, x, acc| {
+            let sums = widen(two_bits(w, 32, x), twice, start(x, 3));
+            add_times(sixteen_halves(w), sums, 0.5 * x.scale, acc)
         });
     }
 
     fn t2(m: MatRef, x: &Input, out: &mut [f32]) {
         let once = [_mm256_set1_epi16(1); 2];
-        tiles::<128>(m, out, |b, w, acc| {
-            let sums = widen(two_bits(w, 0, block(x, b)), once, start(x, b, 1));
-            scaled(sums, x, b, acc)
+        tiles::<128, _>(m, x.blocks(), out, |w, x, acc| {
+            let sums = widen(two_bits(w, 0, x), once, start(x, 1));
+            scaled(sums, x, acc)
         });
     }
 
     /// Sums, in 16 bits, of products with a block of two-bit levels, which are at byte `at` of a tile's.
     #[inline]
-    fn two_bits<const N: usize>(w: &[u8; N], at: usize, x: &Block) -> Ints {
+    fn two_bits<const N: usize>(w: &[u8; N], at: usize, x: Block) -> Ints {
         let (first, second) = (_mm256_set1_epi8(3), _mm256_set1_epi8(12));
         // Sums of products with levels, and with levels where they lie two bits higher.
         let (mut sums, mut fourfold) = (nothing(), nothing());
@@ -230,8 +229,8 @@ avx2! {
     }
 
     fn q4_k(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<2304>(m, out, |b, w, acc| {
-            super_block::<2304, 8>(w, x, b, acc, |chunk, v, half| {
+        tiles::<2304, _>(m, x.super_blocks(), out, |w, x, acc| {
+            super_block::<2304, 8>(w, x, acc, |chunk, v, half| {
                 let q = next(w, 256 + 512 * chunk + 64 * v + 32 * half);
                 [low(q), low(_mm256_srli_epi16::<4>(q))]
             })
@@ -239,11 +238,11 @@ avx2! {
     }
 
     fn q5_k(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<2816>(m, out, |b, w, acc| {
+        tiles::<2816, _>(m, x.super_blocks(), out, |w, x, acc| {
             for v in 0..8 {
                 ask(w, 256 + 64 * v);
             }
-            super_block::<2816, 4>(w, x, b, acc, |chunk, v, half| {
+            super_block::<2816, 4>(w, x, acc, |chunk, v, half| {
                 // The bits of the first chunks, where those of the last are.
                 let up = _mm256_set1_epi32(if chunk < 2 { 4 } else { 0 });
                 let fifth = _mm256_sllv_epi32(load::u8x32(w, 256 + 64 * v + 32 * half), up);
@@ -257,13 +256,12 @@ avx2! {
         });
     }
 
-    /// Adds the products of block `b` of a format that begins as Q4_K does. `levels(chunk, v, half)` gives word `v` of sub-blocks
+    /// Adds the products of a block of a format that begins as Q4_K does. `levels(chunk, v, half)` gives word `v` of sub-blocks
     /// `2 chunk` and `2 chunk + 1` for that half of the rows, so small that products with `ROOM` words can be added in 16 bits.
     #[inline]
     fn super_block<const N: usize, const ROOM: usize>(
         w: &[u8; N],
-        x: &Input,
-        b: usize,
+        x: SuperBlock,
         mut acc: Floats,
         levels: impl Fn(usize, usize, usize) -> [__m256i; 2],
     ) -> Floats {
@@ -273,8 +271,6 @@ avx2! {
             let upper = _mm256_and_si256(_mm256_srli_epi16::<2>(upper), _mm256_set1_epi8(0x30));
             _mm256_or_si256(low(rest), upper)
         };
-        let levels_of_x = super_levels(x, b);
-        let (scales, sums_of_x) = (eight(x.scales(), b), eight(x.sums(), b));
         let [d, dmin] = two_halves(word(w, 0));
         // Half of the rows at a time, or registers would not do.
         for (half, acc) in acc.iter_mut().enumerate() {
@@ -290,7 +286,7 @@ avx2! {
                     for v in ROOM * part..ROOM * part + ROOM {
                         let q = levels(chunk, v, half);
                         for i in 0..2 {
-                            narrow[i] = meet_eight(q[i], four(levels_of_x, 8 * (2 * chunk + i) + v), narrow[i]);
+                            narrow[i] = meet_eight(q[i], four(x.levels, 8 * (2 * chunk + i) + v), narrow[i]);
                         }
                     }
                     for i in 0..2 {
@@ -300,11 +296,11 @@ avx2! {
                 }
                 for (i, sums) in sums.into_iter().enumerate() {
                     let j = 2 * chunk + i;
-                    products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scales[j]), products);
+                    products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(x.scales[j]), products);
                     // The byte alone in its lane.
                     let min = _mm256_srlv_epi32(minima[chunk / 2], _mm256_set1_epi32(8 * (j % 4) as i32));
                     let min = _mm256_cvtepi32_ps(_mm256_and_si256(min, _mm256_set1_epi32(255)));
-                    below = _mm256_fmadd_ps(min, _mm256_set1_ps(sums_of_x[j]), below);
+                    below = _mm256_fmadd_ps(min, _mm256_set1_ps(x.sums[j]), below);
                 }
             }
             *acc = _mm256_fmadd_ps(products, d[half], *acc);
@@ -316,15 +312,14 @@ avx2! {
     fn q6_k(m: MatRef, x: &Input, out: &mut [f32]) {
         let upper = _mm256_set1_epi8(0x30);
         let six = |q, high| _mm256_or_si256(low(q), _mm256_and_si256(high, upper));
-        tiles::<3360>(m, out, |b, w, mut acc| {
+        tiles::<3360, _>(m, x.super_blocks(), out, |w, x, mut acc| {
             for v in 32..52 {
                 ask(w, 32 + 64 * v);
             }
-            let (levels, scales) = (super_levels(x, b), eight(x.scales(), b));
             let d = sixteen_halves(w);
             let mut starts = [_mm256_setzero_si256(); 16];
             for (j, starts) in starts.as_chunks_mut().0.iter_mut().enumerate() {
-                *starts = less_32(load::i8x32(levels, 32 * j));
+                *starts = less_32(load::i8x32(x.levels, 32 * j));
             }
             for (half, acc) in acc.iter_mut().enumerate() {
                 let at = |word: usize| 32 + 64 * word + 32 * half;
@@ -346,7 +341,7 @@ avx2! {
                                     six(_mm256_srli_epi16::<4>(q), high),
                                 ];
                                 for i in 0..2 {
-                                    narrow[i] = meet_eight(q[i], four(levels, 8 * blocks[i] + v), narrow[i]);
+                                    narrow[i] = meet_eight(q[i], four(x.levels, 8 * blocks[i] + v), narrow[i]);
                                 }
                             }
                             for i in 0..2 {
@@ -356,7 +351,7 @@ avx2! {
                             }
                         }
                         for i in 0..2 {
-                            let scale = _mm256_set1_ps(scales[blocks[i]]);
+                            let scale = _mm256_set1_ps(x.scales[blocks[i]]);
                             products = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i]), scale, products);
                         }
                     }
@@ -378,40 +373,23 @@ avx2! {
         [_mm256_permute2x128_si256::<0x00>(less, less), _mm256_permute2x128_si256::<0x11>(less, less)]
     }
 
-    /// Runs `step(block, bytes, sums)` over the blocks of each tile.
+    /// Runs `step(bytes, activations, sums)` over the blocks of each tile and those of the activations.
     #[inline]
-    fn tiles<const N: usize>(
+    fn tiles<const N: usize, B>(
         m: MatRef,
+        x: impl Iterator<Item = B> + Clone,
         out: &mut [f32],
-        step: impl Fn(usize, &[u8; N], Floats) -> Floats,
+        step: impl Fn(&[u8; N], B, Floats) -> Floats,
     ) {
         let tiles = m.data().chunks_exact(TILE * m.row_bytes());
         for (tile, out) in tiles.zip(out.chunks_exact_mut(TILE)) {
             let mut acc = [_mm256_setzero_ps(); 2];
-            for (b, w) in tile.as_chunks::<N>().0.iter().enumerate() {
-                acc = step(b, w, acc);
+            for (w, x) in tile.as_chunks::<N>().0.iter().zip(x.clone()) {
+                acc = step(w, x, acc);
             }
             load::put_f32x8(out, 0, acc[0]);
             load::put_f32x8(out, 8, acc[1]);
         }
-    }
-
-    /// Block `b` of the activations.
-    #[inline]
-    fn block(x: &Input, b: usize) -> &Block {
-        x.levels()[32 * b..].first_chunk().expect("levels are padded to whole blocks")
-    }
-
-    /// Blocks `8 b..8 b + 8` of the activations.
-    #[inline]
-    fn super_levels(x: &Input, b: usize) -> &[i8; 256] {
-        x.levels()[256 * b..].first_chunk().expect("levels are padded to whole blocks")
-    }
-
-    /// What those blocks have one of.
-    #[inline]
-    fn eight(x: &[f32], b: usize) -> &[f32; 8] {
-        x[8 * b..].first_chunk().expect("scales and sums are padded to whole blocks")
     }
 
     /// The word at byte `at` of a tile's block.
@@ -474,8 +452,8 @@ avx2! {
 
     /// Adds, in 16 bits, pairs of products of levels with activations `4 group..4 group + 4` of a block.
     #[inline]
-    fn meet(q: Ints, x: &Block, group: usize, sums: Ints) -> Ints {
-        let x = four(x, group);
+    fn meet(q: Ints, x: Block, group: usize, sums: Ints) -> Ints {
+        let x = four(x.levels, group);
         [meet_eight(q[0], x, sums[0]), meet_eight(q[1], x, sums[1])]
     }
 
@@ -503,24 +481,24 @@ avx2! {
         _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(v, at))
     }
 
-    /// Sums that begin at what `offset` takes off the products with block `b`.
+    /// Sums that begin at what `offset` takes off the products with a block.
     #[inline]
-    fn start(x: &Input, b: usize, offset: i32) -> Ints {
-        [_mm256_set1_epi32(-offset * x.totals()[b]); 2]
+    fn start(x: Block, offset: i32) -> Ints {
+        [_mm256_set1_epi32(-offset * x.total); 2]
     }
 
-    /// Adds the sums for block `b`, times its scale.
+    /// Adds the sums for a block, times its scale.
     #[inline]
-    fn scaled(sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
-        let scale = _mm256_set1_ps(x.scales()[b]);
+    fn scaled(sums: Ints, x: Block, acc: Floats) -> Floats {
+        let scale = _mm256_set1_ps(x.scale);
         let add = |half: usize| _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[half]), scale, acc[half]);
         [add(0), add(1)]
     }
 
     /// The same for weights that have a scale a row as well.
     #[inline]
-    fn add(d: Floats, sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
-        add_times(d, sums, x.scales()[b], acc)
+    fn add(d: Floats, sums: Ints, x: Block, acc: Floats) -> Floats {
+        add_times(d, sums, x.scale, acc)
     }
 
     /// The same where the scale is another one.
@@ -536,9 +514,9 @@ avx2! {
 
     /// The same for weights `d q + m`.
     #[inline]
-    fn add_affine([d, m]: [Floats; 2], sums: Ints, x: &Input, b: usize, acc: Floats) -> Floats {
-        let acc = add(d, sums, x, b, acc);
-        let sum = _mm256_set1_ps(x.sums()[b]);
+    fn add_affine([d, m]: [Floats; 2], sums: Ints, x: Block, acc: Floats) -> Floats {
+        let acc = add(d, sums, x, acc);
+        let sum = _mm256_set1_ps(x.sum);
         [_mm256_fmadd_ps(m[0], sum, acc[0]), _mm256_fmadd_ps(m[1], sum, acc[1])]
     }
 

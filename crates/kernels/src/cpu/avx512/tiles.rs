@@ -5,7 +5,10 @@
 //! the block's sum of activations. A tile's bytes follow each other, and so do the tiles: one stream through memory.
 
 use super::{
-    super::{DTYPES, Input, Tiles},
+    super::{
+        DTYPES, Tiles,
+        input::{Block, Input, SuperBlock},
+    },
     avx512, load,
 };
 use crate::{dtype::DType, matrix::MatRef, quant::TILE};
@@ -26,9 +29,6 @@ pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     table[DType::Q8_H as usize] = Some(q8_h);
     table
 };
-
-/// Levels of a block of activations, four to a vector.
-type Block = [i8; 32];
 
 avx512! {
     fn f16(m: MatRef, x: &Input, out: &mut [f32]) {
@@ -55,9 +55,9 @@ avx512! {
     }
 
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<288>(m, out, |b, w, acc| {
+        tiles::<288, _>(m, x.blocks(), out, |w, x, acc| {
             let q = |v: usize| halves(load::u8x64(w, 32 + 64 * v));
-            add(w, groups([q(0), q(1), q(2), q(3)], x, b, 8), x, b, acc)
+            add(w, groups([q(0), q(1), q(2), q(3)], x, 8), x, acc)
         });
     }
 
@@ -65,34 +65,34 @@ avx512! {
         // Sixteen times a level is the level in the upper half of its byte.
         let high = _mm512_set1_epi8(-16);
         let halves = |q| [_mm512_and_si512(_mm512_slli_epi16::<4>(q), high), _mm512_and_si512(q, high)];
-        tiles::<288>(m, out, |b, w, acc| {
+        tiles::<288, _>(m, x.blocks(), out, |w, x, acc| {
             let q = |v: usize| halves(load::u8x64(w, 32 + 64 * v));
-            add(w, groups([q(0), q(1), q(2), q(3)], x, b, 120), x, b, acc)
+            add(w, groups([q(0), q(1), q(2), q(3)], x, 120), x, acc)
         });
     }
 
     fn q4_1(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<320>(m, out, |b, w, acc| {
+        tiles::<320, _>(m, x.blocks(), out, |w, x, acc| {
             let q = |v: usize| halves(load::u8x64(w, 64 + 64 * v));
-            add_affine(w, groups([q(0), q(1), q(2), q(3)], x, b, 0), x, b, acc)
+            add_affine(w, groups([q(0), q(1), q(2), q(3)], x, 0), x, acc)
         });
     }
 
     fn q5_0(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<352>(m, out, |b, w, acc| {
-            add(w, five_bits(w, 32, block(x, b), start(x, b, 16)), x, b, acc)
+        tiles::<352, _>(m, x.blocks(), out, |w, x, acc| {
+            add(w, five_bits(w, 32, x, start(x, 16)), x, acc)
         });
     }
 
     fn q5_1(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<384>(m, out, |b, w, acc| {
-            add_affine(w, five_bits(w, 64, block(x, b), start(x, b, 0)), x, b, acc)
+        tiles::<384, _>(m, x.blocks(), out, |w, x, acc| {
+            add_affine(w, five_bits(w, 64, x, start(x, 0)), x, acc)
         });
     }
 
     /// Adds the products with a block's fifth bits and nibbles, which are from byte `at` of a tile's on.
     #[inline]
-    fn five_bits<const N: usize>(w: &[u8; N], at: usize, x: &Block, mut sums: [__m512i; 2]) -> [__m512i; 2] {
+    fn five_bits<const N: usize>(w: &[u8; N], at: usize, x: Block, mut sums: [__m512i; 2]) -> [__m512i; 2] {
         // Which byte of a row's word has the fifth bits of a group of four, and which of its bits.
         let bytes = _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
         let bytes = _mm512_mullo_epi32(bytes, _mm512_set1_epi32(0x0404_0404));
@@ -110,7 +110,7 @@ avx512! {
                 let group = 4 * half + v;
                 let set = _mm512_test_epi8_mask(spread[group / 2], bits[group % 2]);
                 let q = _mm512_mask_add_epi8(q, set, q, fifth);
-                sums[half] = _mm512_dpbusd_epi32(sums[half], q, four(x, group));
+                sums[half] = _mm512_dpbusd_epi32(sums[half], q, four(x.levels, group));
             }
         }
         sums
@@ -121,8 +121,7 @@ avx512! {
         let seven = _mm512_set1_epi8(7);
         // 0xca: first ? second : third. What lies beside the three bits is masked out.
         let with = |low, high| _mm512_and_si512(_mm512_ternarylogic_epi32::<0xca>(third, high, low), seven);
-        tiles::<224>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
+        tiles::<224, _>(m, x.blocks(), out, |w, x, acc| {
             let (even, odd, high) = (load::u8x64(w, 32), load::u8x64(w, 96), load::u8x64(w, 160));
             // As the format's drawing says: group 2 p + v has its low bits at pair p of word v.
             let q = [
@@ -135,19 +134,18 @@ avx512! {
                 with(_mm512_srli_epi16::<6>(even), _mm512_srli_epi16::<5>(high)),
                 with(_mm512_srli_epi16::<6>(odd), _mm512_srli_epi16::<3>(high)),
             ];
-            let mut sums = start(x, b, 4);
+            let mut sums = start(x, 4);
             for (group, q) in q.into_iter().enumerate() {
-                sums[group % 2] = _mm512_dpbusd_epi32(sums[group % 2], q, four(x32, group));
+                sums[group % 2] = _mm512_dpbusd_epi32(sums[group % 2], q, four(x.levels, group));
             }
-            add(w, sums, x, b, acc)
+            add(w, sums, x, acc)
         });
     }
 
     fn t2(m: MatRef, x: &Input, out: &mut [f32]) {
         let pair = _mm512_set1_epi8(3);
-        tiles::<128>(m, out, |b, w, acc| {
-            let x32 = block(x, b);
-            let mut sums = start(x, b, 1);
+        tiles::<128, _>(m, x.blocks(), out, |w, x, acc| {
+            let mut sums = start(x, 1);
             // As the format's drawing says: group 2 p + v is pair p of word v.
             for (v, sum) in sums.iter_mut().enumerate() {
                 let w = load::u8x64(w, 64 * v);
@@ -159,24 +157,24 @@ avx512! {
                 ];
                 for (p, q) in q.into_iter().enumerate() {
                     let q = _mm512_and_si512(q, pair);
-                    *sum = _mm512_dpbusd_epi32(*sum, q, four(x32, 2 * p + v));
+                    *sum = _mm512_dpbusd_epi32(*sum, q, four(x.levels, 2 * p + v));
                 }
             }
             let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
-            _mm512_fmadd_ps(sum, _mm512_set1_ps(x.scales()[b]), acc)
+            _mm512_fmadd_ps(sum, _mm512_set1_ps(x.scale), acc)
         });
     }
 
     fn q4_k(m: MatRef, x: &Input, out: &mut [f32]) {
-        tiles::<2304>(m, out, |b, w, acc| {
-            super_block(w, x, b, acc, |chunk, v| halves(load::u8x64(w, 256 + 512 * chunk + 64 * v)))
+        tiles::<2304, _>(m, x.super_blocks(), out, |w, x, acc| {
+            super_block(w, x, acc, |chunk, v| halves(load::u8x64(w, 256 + 512 * chunk + 64 * v)))
         });
     }
 
     fn q5_k(m: MatRef, x: &Input, out: &mut [f32]) {
         let fifth = _mm512_set1_epi8(16);
-        tiles::<2816>(m, out, |b, w, acc| {
-            super_block(w, x, b, acc, |chunk, v| {
+        tiles::<2816, _>(m, x.super_blocks(), out, |w, x, acc| {
+            super_block(w, x, acc, |chunk, v| {
                 let high = load::u8x64(w, 256 + 64 * v);
                 let [low, upper] = halves(load::u8x64(w, 768 + 512 * chunk + 64 * v));
                 let with = |q, j: usize| {
@@ -188,13 +186,12 @@ avx512! {
         });
     }
 
-    /// Adds the products of block `b` of a format that begins as Q4_K does. `levels(chunk, v)` gives word `v` of sub-blocks `2 chunk` and
+    /// Adds the products of a block of a format that begins as Q4_K does. `levels(chunk, v)` gives word `v` of sub-blocks `2 chunk` and
     /// `2 chunk + 1`.
     #[inline]
     fn super_block<const N: usize>(
         w: &[u8; N],
-        x: &Input,
-        b: usize,
+        x: SuperBlock,
         acc: __m512,
         levels: impl Fn(usize, usize) -> [__m512i; 2],
     ) -> __m512 {
@@ -209,8 +206,8 @@ avx512! {
             let mut sums = [_mm512_setzero_si512(); 2];
             for v in 0..8 {
                 let [low, high] = levels(chunk, v);
-                sums[0] = _mm512_dpbusd_epi32(sums[0], low, four(block(x, 8 * b + 2 * chunk), v));
-                sums[1] = _mm512_dpbusd_epi32(sums[1], high, four(block(x, 8 * b + 2 * chunk + 1), v));
+                sums[0] = _mm512_dpbusd_epi32(sums[0], low, four(x.levels, 8 * 2 * chunk + v));
+                sums[1] = _mm512_dpbusd_epi32(sums[1], high, four(x.levels, 8 * (2 * chunk + 1) + v));
             }
             for (half, sum) in sums.into_iter().enumerate() {
                 let j = 2 * chunk + half;
@@ -225,42 +222,36 @@ avx512! {
                         _mm512_or_si512(min, _mm512_and_si512(at(n, byte + 2), upper)),
                     )
                 };
-                let of_block = |x: &[f32]| _mm512_set1_ps(x[8 * b + j]);
-                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), of_block(x.scales()));
+                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x.scales[j]));
                 scaled = _mm512_fmadd_ps(product, _mm512_cvtepi32_ps(scale), scaled);
-                minima = _mm512_fmadd_ps(of_block(x.sums()), _mm512_cvtepi32_ps(min), minima);
+                minima = _mm512_fmadd_ps(_mm512_set1_ps(x.sums[j]), _mm512_cvtepi32_ps(min), minima);
             }
         }
         let [d, dmin] = two_halves(w);
         _mm512_fnmadd_ps(minima, dmin, _mm512_fmadd_ps(scaled, d, acc))
     }
 
-    /// Runs `step(block, bytes, sums)` over the blocks of each tile.
+    /// Runs `step(bytes, activations, sums)` over the blocks of each tile and those of the activations.
     #[inline]
-    fn tiles<const N: usize>(
+    fn tiles<const N: usize, B>(
         m: MatRef,
+        x: impl Iterator<Item = B> + Clone,
         out: &mut [f32],
-        step: impl Fn(usize, &[u8; N], __m512) -> __m512,
+        step: impl Fn(&[u8; N], B, __m512) -> __m512,
     ) {
         let tiles = m.data().chunks_exact(TILE * m.row_bytes());
         for (tile, out) in tiles.zip(out.chunks_exact_mut(TILE)) {
             let mut acc = _mm512_setzero_ps();
-            for (b, w) in tile.as_chunks::<N>().0.iter().enumerate() {
-                acc = step(b, w, acc);
+            for (w, x) in tile.as_chunks::<N>().0.iter().zip(x.clone()) {
+                acc = step(w, x, acc);
             }
             load::put_f32x16(out, 0, acc);
         }
     }
 
-    /// Block `b` of the activations.
+    /// Activations `4 group..4 group + 4`, in all lanes.
     #[inline]
-    fn block(x: &Input, b: usize) -> &Block {
-        x.levels()[32 * b..].first_chunk().expect("levels are padded to whole blocks")
-    }
-
-    /// Activations `4 group..4 group + 4` of a block, in all lanes.
-    #[inline]
-    fn four(x: &Block, group: usize) -> __m512i {
+    fn four<const L: usize>(x: &[i8; L], group: usize) -> __m512i {
         let x = &x[4 * group..4 * group + 4];
         _mm512_set1_epi32(i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]))
     }
@@ -272,39 +263,38 @@ avx512! {
         [_mm512_and_si512(q, low), _mm512_and_si512(_mm512_srli_epi16::<4>(q), low)]
     }
 
-    /// Sums of products of levels with block `b`: the first of each pair are groups 0 to 3, the second 4 to 7.
+    /// Sums of products of levels with a block: the first of each pair are groups 0 to 3, the second 4 to 7.
     #[inline]
-    fn groups(q: [[__m512i; 2]; 4], x: &Input, b: usize, offset: i32) -> [__m512i; 2] {
-        let mut sums = start(x, b, offset);
-        let x = block(x, b);
+    fn groups(q: [[__m512i; 2]; 4], x: Block, offset: i32) -> [__m512i; 2] {
+        let mut sums = start(x, offset);
         for (v, [low, high]) in q.into_iter().enumerate() {
-            sums[0] = _mm512_dpbusd_epi32(sums[0], low, four(x, v));
-            sums[1] = _mm512_dpbusd_epi32(sums[1], high, four(x, 4 + v));
+            sums[0] = _mm512_dpbusd_epi32(sums[0], low, four(x.levels, v));
+            sums[1] = _mm512_dpbusd_epi32(sums[1], high, four(x.levels, 4 + v));
         }
         sums
     }
 
-    /// Two sums, of which one starts at what `offset` takes off the products with block `b`.
+    /// Two sums, of which one starts at what `offset` takes off the products with a block.
     #[inline]
-    fn start(x: &Input, b: usize, offset: i32) -> [__m512i; 2] {
-        [_mm512_set1_epi32(-offset * x.totals()[b]), _mm512_setzero_si512()]
+    fn start(x: Block, offset: i32) -> [__m512i; 2] {
+        [_mm512_set1_epi32(-offset * x.total), _mm512_setzero_si512()]
     }
 
-    /// Adds the sums for block `b`, scaled; the tile's block begins with the scales of its rows.
+    /// Adds the sums for a block, scaled; the tile's block begins with the scales of its rows.
     #[inline]
-    fn add<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: &Input, b: usize, acc: __m512) -> __m512 {
+    fn add<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: Block, acc: __m512) -> __m512 {
         let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
-        let scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x.scales()[b]));
+        let scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x.scale));
         _mm512_fmadd_ps(scaled, _mm512_cvtph_ps(load::b32::<0, N>(w)), acc)
     }
 
-    /// Adds the sums for block `b`, scaled, of weights `d q + m`; the tile's block begins with `d` and `m` of its rows.
+    /// Adds the sums for a block, scaled, of weights `d q + m`; the tile's block begins with `d` and `m` of its rows.
     #[inline]
-    fn add_affine<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: &Input, b: usize, acc: __m512) -> __m512 {
+    fn add_affine<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: Block, acc: __m512) -> __m512 {
         let [d, m] = two_halves(w);
         let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
-        let acc = _mm512_fmadd_ps(_mm512_mul_ps(sum, _mm512_set1_ps(x.scales()[b])), d, acc);
-        _mm512_fmadd_ps(m, _mm512_set1_ps(x.sums()[b]), acc)
+        let acc = _mm512_fmadd_ps(_mm512_mul_ps(sum, _mm512_set1_ps(x.scale)), d, acc);
+        _mm512_fmadd_ps(m, _mm512_set1_ps(x.sum), acc)
     }
 
     /// The lower and the upper `f16` of the first word of each row.
