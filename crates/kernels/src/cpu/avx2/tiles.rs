@@ -313,9 +313,6 @@ avx2! {
         let upper = _mm256_set1_epi8(0x30);
         let six = |q, high| _mm256_or_si256(low(q), _mm256_and_si256(high, upper));
         tiles::<3360, _>(m, x.super_blocks(), out, |w, x, mut acc| {
-            for v in 32..52 {
-                ask(w, 32 + 64 * v);
-            }
             let d = sixteen_halves(w);
             let mut starts = [_mm256_setzero_si256(); 16];
             for (j, starts) in starts.as_chunks_mut().0.iter_mut().enumerate() {
@@ -333,7 +330,12 @@ avx2! {
                         for s in 0..2 {
                             let mut narrow = [starts[2 * blocks[0] + s], starts[2 * blocks[1] + s]];
                             for v in 4 * s..4 * s + 4 {
-                                let q = next(w, at(16 * h + 8 * k + v));
+                                let word = 16 * h + 8 * k + v;
+                                // Every second line with each half of the rows, or all requests came with the first.
+                                if word < 3360 / 128 + 1 {
+                                    ask(w, AHEAD / 2 + 64 * (2 * word + half));
+                                }
+                                let q = load::u8x32(w, at(word));
                                 let high = load::u8x32(w, at(32 + 8 * h + v));
                                 let high = _mm256_srlv_epi32(high, _mm256_set1_epi32(2 * k as i32));
                                 let q = [
