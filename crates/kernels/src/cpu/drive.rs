@@ -4,7 +4,7 @@
 use super::{AHEAD, Rows, row_of};
 use crate::matrix::MatRef;
 use std::{
-    arch::x86_64::{_MM_HINT_T1, _mm_prefetch},
+    arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch},
     ops::Range,
 };
 
@@ -58,8 +58,8 @@ pub(super) fn dot_with_rest<const R: usize, const N: usize, X, A: Copy>(
 /// Products of rows, `R` at a time, each in so many steps: `many` computes those of `R` rows, `one` that of a single one.
 ///
 /// Of all rows, the `R` are taken one from each `R`th of the matrix, so that memory is read as `R` long streams: that is what the
-/// hardware fetches ahead best (twice to three times the speed of `R` rows that follow each other). Rows of a list are too
-/// short for it to see anything, so those that come later are asked for by hand.
+/// hardware fetches ahead best (twice to three times the speed of `R` rows that follow each other), though not far enough: what
+/// follows in the streams is asked for by hand. Rows of a list are too short for it to see anything; there it is those that come later.
 #[inline(always)]
 pub(super) fn by_rows<const R: usize>(
     m: MatRef,
@@ -78,10 +78,11 @@ pub(super) fn by_rows<const R: usize>(
     for j in 0..part {
         let first = j * onwards;
         let w = array(0, |r| row_of(rows, first + r * apart));
-        for (r, product) in many(w, Coming::after(m, rows, first, steps))
-            .into_iter()
-            .enumerate()
-        {
+        let coming = match rows {
+            None => Coming::in_streams(m, w, steps),
+            Some(_) => Coming::after(m, rows, first, steps),
+        };
+        for (r, product) in many(w, coming).into_iter().enumerate() {
             out[first + r * apart] = product;
         }
     }
@@ -100,7 +101,7 @@ pub(super) fn array<const R: usize, T: Copy>(blank: T, f: impl Fn(usize) -> T) -
     all
 }
 
-/// Rows of a list that come later, asked for while those before them are computed.
+/// Bytes that come later, asked for while those before them are computed: rows of a list, or what follows rows in their streams.
 #[derive(Clone, Copy)]
 pub(super) struct Coming<const R: usize> {
     rows: [*const u8; R],
@@ -108,6 +109,14 @@ pub(super) struct Coming<const R: usize> {
     bytes: usize,
     /// Bytes of each that are asked for in a step, in 2^-16: shares of a line add up, so that requests are spread evenly.
     share: usize,
+    into: Cache,
+}
+
+/// Where what is asked for comes to.
+#[derive(Clone, Copy)]
+enum Cache {
+    First,
+    Second,
 }
 
 impl<const R: usize> Coming<R> {
@@ -120,6 +129,7 @@ impl<const R: usize> Coming<R> {
                 rows: [std::ptr::null(); R],
                 bytes: 0,
                 share: 0,
+                into: Cache::Second,
             };
         };
         let row = |r: usize| later[r.min(later.len() - 1)] as usize;
@@ -128,12 +138,36 @@ impl<const R: usize> Coming<R> {
             rows: array(std::ptr::null(), |r| m.row_data(row(r)).as_ptr()),
             bytes,
             share: (bytes << 16).div_ceil(steps.max(1)),
+            into: Cache::Second,
+        }
+    }
+
+    /// What follows these rows in the streams they are read in, to be asked for in so many steps.
+    #[inline(always)]
+    fn in_streams(m: MatRef, rows: [usize; R], steps: usize) -> Coming<R> {
+        let bytes = m.row_bytes().next_multiple_of(LINE);
+        Coming {
+            rows: array(std::ptr::null(), |r| {
+                m.row_data(rows[r]).as_ptr().wrapping_add(STREAM_AHEAD)
+            }),
+            bytes,
+            share: (bytes << 16).div_ceil(steps.max(1)),
+            into: Cache::First,
         }
     }
 
     /// Asks for a step's share of the rows.
     #[inline(always)]
     pub(super) fn ask(&self, step: usize) {
+        match self.into {
+            Cache::First => self.each_line(step, ask_near),
+            Cache::Second => self.each_line(step, ask),
+        }
+    }
+
+    /// Calls `ask` with the lines of a step's share.
+    #[inline(always)]
+    fn each_line(&self, step: usize, ask: impl Fn(*const u8)) {
         let line = |step: usize| ((step * self.share) >> 16) & !(LINE - 1);
         let (mut at, end) = (line(step), line(step + 1).min(self.bytes));
         while at < end {
@@ -321,6 +355,13 @@ fn ask(address: *const u8) {
     unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
 }
 
+/// The same into the first cache, for what is read as a stream: that has few lines under way anyway.
+#[inline(always)]
+fn ask_near(address: *const u8) {
+    // SAFETY: as in `ask`.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+}
+
 /// Asks for all cache lines of `part`.
 pub(super) fn fetch(part: &[u8]) {
     for at in (0..part.len()).step_by(LINE) {
@@ -333,4 +374,15 @@ pub(super) fn fetch_row(m: MatRef, i: usize) {
     for at in (0..m.row_bytes()).step_by(LINE) {
         ask(m.row_data(i).as_ptr().wrapping_add(at));
     }
+}
+
+/// How many bytes ahead of what is multiplied a stream is asked for, at least. Products take so long that the hardware
+/// alone does not keep as many lines under way as for plain reading.
+const STREAM_AHEAD: usize = 2048;
+
+/// Asks for what lies `STREAM_AHEAD` bytes behind byte `at` of a block, or, where blocks are longer, at the same byte of the next.
+#[inline(always)]
+pub(super) fn ask_in_stream<const N: usize>(w: &[u8; N], at: usize) {
+    let ahead = const { if N > STREAM_AHEAD { N } else { STREAM_AHEAD } };
+    ask_near(w.as_ptr().wrapping_add(at + ahead));
 }

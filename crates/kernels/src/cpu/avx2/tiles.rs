@@ -11,6 +11,7 @@
 use super::{
     super::{
         DTYPES, Tiles,
+        drive::ask_in_stream as ask,
         input::{Block, Input, SuperBlock},
     },
     avx2, load,
@@ -41,10 +42,6 @@ type Ints = [__m256i; 2];
 /// A number a row.
 type Floats = [__m256; 2];
 
-/// How many bytes ahead of the words multiplied memory is asked for, at least. A block takes so long that the hardware alone does not
-/// keep as many lines under way as for plain reading.
-const AHEAD: usize = 2048;
-
 avx2! {
     fn f16(m: MatRef, x: &Input, out: &mut [f32]) {
         let add = |w: &[u8; 32], x: f32, acc: Floats| {
@@ -59,6 +56,8 @@ avx2! {
             // Four sums, which do not wait for each other.
             let mut acc = [[_mm256_setzero_ps(); 2]; 4];
             for (w, x) in w.as_chunks::<4>().0.iter().zip(fours) {
+                ask(&w[0], 0);
+                ask(&w[2], 0);
                 for i in 0..4 {
                     acc[i] = add(&w[i], x[i], acc[i]);
                 }
@@ -333,7 +332,7 @@ avx2! {
                                 let word = 16 * h + 8 * k + v;
                                 // Every second line with each half of the rows, or all requests came with the first.
                                 if word < 3360 / 128 + 1 {
-                                    ask(w, AHEAD / 2 + 64 * (2 * word + half));
+                                    ask(w, 1024 + 64 * (2 * word + half));
                                 }
                                 let q = load::u8x32(w, at(word));
                                 let high = load::u8x32(w, at(32 + 8 * h + v));
@@ -405,13 +404,6 @@ avx2! {
     fn next<const N: usize>(w: &[u8; N], at: usize) -> __m256i {
         ask(w, at);
         load::u8x32(w, at)
-    }
-
-    /// Asks for what lies `AHEAD` bytes behind byte `at` of a tile's block, or, where blocks are longer, at the same byte of the next.
-    #[inline]
-    fn ask<const N: usize>(w: &[u8; N], at: usize) {
-        let ahead = const { if N > AHEAD { N } else { AHEAD } };
-        _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(at + ahead).cast());
     }
 
     /// `f` of both vectors.

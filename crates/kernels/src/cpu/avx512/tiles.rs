@@ -7,6 +7,7 @@
 use super::{
     super::{
         DTYPES, Tiles,
+        drive::ask_in_stream as ask,
         input::{Block, Input, SuperBlock},
     },
     avx512, load,
@@ -42,6 +43,8 @@ avx512! {
             // Four sums, which do not wait for each other.
             let mut acc = [_mm512_setzero_ps(); 4];
             for (w, x) in w.as_chunks::<4>().0.iter().zip(fours) {
+                ask(&w[0], 0);
+                ask(&w[2], 0);
                 for i in 0..4 {
                     acc[i] = add(&w[i], x[i], acc[i]);
                 }
@@ -56,7 +59,7 @@ avx512! {
 
     fn q4_0(m: MatRef, x: &Input, out: &mut [f32]) {
         tiles::<288, _>(m, x.blocks(), out, |w, x, acc| {
-            let q = |v: usize| halves(load::u8x64(w, 32 + 64 * v));
+            let q = |v: usize| halves(word(w, 32 + 64 * v));
             add(w, groups([q(0), q(1), q(2), q(3)], x, 8), x, acc)
         });
     }
@@ -66,14 +69,14 @@ avx512! {
         let high = _mm512_set1_epi8(-16);
         let halves = |q| [_mm512_and_si512(_mm512_slli_epi16::<4>(q), high), _mm512_and_si512(q, high)];
         tiles::<288, _>(m, x.blocks(), out, |w, x, acc| {
-            let q = |v: usize| halves(load::u8x64(w, 32 + 64 * v));
+            let q = |v: usize| halves(word(w, 32 + 64 * v));
             add(w, groups([q(0), q(1), q(2), q(3)], x, 120), x, acc)
         });
     }
 
     fn q4_1(m: MatRef, x: &Input, out: &mut [f32]) {
         tiles::<320, _>(m, x.blocks(), out, |w, x, acc| {
-            let q = |v: usize| halves(load::u8x64(w, 64 + 64 * v));
+            let q = |v: usize| halves(word(w, 64 + 64 * v));
             add_affine(w, groups([q(0), q(1), q(2), q(3)], x, 0), x, acc)
         });
     }
@@ -98,14 +101,14 @@ avx512! {
         let bytes = _mm512_mullo_epi32(bytes, _mm512_set1_epi32(0x0404_0404));
         let bits = [_mm512_set1_epi32(0x0804_0201), _mm512_set1_epi32(0x8040_2010_u32 as i32)];
         let fifth = _mm512_set1_epi8(16);
-        let high = load::u8x64(w, at);
+        let high = word(w, at);
         let mut spread = [high; 4];
         for (i, s) in spread.iter_mut().enumerate() {
             let byte = _mm512_add_epi8(bytes, _mm512_set1_epi8(i as i8));
             *s = _mm512_shuffle_epi8(high, byte);
         }
         for v in 0..4 {
-            let q = load::u8x64(w, at + 64 + 64 * v);
+            let q = word(w, at + 64 + 64 * v);
             for (half, q) in halves(q).into_iter().enumerate() {
                 let group = 4 * half + v;
                 let set = _mm512_test_epi8_mask(spread[group / 2], bits[group % 2]);
@@ -122,7 +125,7 @@ avx512! {
         // 0xca: first ? second : third. What lies beside the three bits is masked out.
         let with = |low, high| _mm512_and_si512(_mm512_ternarylogic_epi32::<0xca>(third, high, low), seven);
         tiles::<224, _>(m, x.blocks(), out, |w, x, acc| {
-            let (even, odd, high) = (load::u8x64(w, 32), load::u8x64(w, 96), load::u8x64(w, 160));
+            let (even, odd, high) = (word(w, 32), word(w, 96), word(w, 160));
             // As the format's drawing says: group 2 p + v has its low bits at pair p of word v.
             let q = [
                 with(even, high),
@@ -148,7 +151,7 @@ avx512! {
             let mut sums = start(x, 1);
             // As the format's drawing says: group 2 p + v is pair p of word v.
             for (v, sum) in sums.iter_mut().enumerate() {
-                let w = load::u8x64(w, 64 * v);
+                let w = word(w, 64 * v);
                 let q = [
                     w,
                     _mm512_srli_epi16::<2>(w),
@@ -167,16 +170,19 @@ avx512! {
 
     fn q4_k(m: MatRef, x: &Input, out: &mut [f32]) {
         tiles::<2304, _>(m, x.super_blocks(), out, |w, x, acc| {
-            super_block(w, x, acc, |chunk, v| halves(load::u8x64(w, 256 + 512 * chunk + 64 * v)))
+            super_block(w, x, acc, |chunk, v| halves(word(w, 256 + 512 * chunk + 64 * v)))
         });
     }
 
     fn q5_k(m: MatRef, x: &Input, out: &mut [f32]) {
         let fifth = _mm512_set1_epi8(16);
         tiles::<2816, _>(m, x.super_blocks(), out, |w, x, acc| {
+            for v in 0..8 {
+                ask(w, 256 + 64 * v);
+            }
             super_block(w, x, acc, |chunk, v| {
                 let high = load::u8x64(w, 256 + 64 * v);
-                let [low, upper] = halves(load::u8x64(w, 768 + 512 * chunk + 64 * v));
+                let [low, upper] = halves(word(w, 768 + 512 * chunk + 64 * v));
                 let with = |q, j: usize| {
                     let set = _mm512_test_epi8_mask(high, _mm512_set1_epi8((1_u8 << j) as i8));
                     _mm512_mask_add_epi8(q, set, q, fifth)
@@ -200,7 +206,7 @@ avx512! {
         // Bits 6 and 7 of a byte, as bits 4 and 5.
         let upper = _mm512_set1_epi32(0x30);
         let at = |v, bits: i32| _mm512_srlv_epi32(v, _mm512_set1_epi32(bits));
-        let [s, n, rest] = [64, 128, 192].map(|i| load::u8x64(w, i));
+        let [s, n, rest] = [word(w, 64), word(w, 128), word(w, 192)];
         let (mut scaled, mut minima) = (_mm512_setzero_ps(), _mm512_setzero_ps());
         for chunk in 0..4 {
             let mut sums = [_mm512_setzero_si512(); 2];
@@ -247,6 +253,13 @@ avx512! {
             }
             load::put_f32x16(out, 0, acc);
         }
+    }
+
+    /// The word at byte `at` of a tile's block, one a row, while what comes later is asked for.
+    #[inline]
+    fn word<const N: usize>(w: &[u8; N], at: usize) -> __m512i {
+        ask(w, at);
+        load::u8x64(w, at)
     }
 
     /// Activations `4 group..4 group + 4`, in all lanes.
@@ -300,7 +313,7 @@ avx512! {
     /// The lower and the upper `f16` of the first word of each row.
     #[inline]
     fn two_halves<const N: usize>(w: &[u8; N]) -> [__m512; 2] {
-        let both = load::u8x64(w, 0);
+        let both = word(w, 0);
         let half = |v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
         [half(both), half(_mm512_srli_epi32::<16>(both))]
     }
