@@ -38,7 +38,12 @@ struct Weights {
 
 impl Weights {
     /// `None` where the columns are no whole number of blocks.
-    fn new(dtype: DType, (rows, cols): (usize, usize)) -> Option<Weights> {
+    fn new(dtype: DType, shape: (usize, usize)) -> Option<Weights> {
+        Weights::over(STREAM, dtype, shape)
+    }
+
+    /// So many copies that they fill at least these bytes.
+    fn over(stream: usize, dtype: DType, (rows, cols): (usize, usize)) -> Option<Weights> {
         let bytes = dtype.row_bytes(cols)? * rows;
         let mut one = vec![0; bytes];
         let line: Vec<f32> = (0..cols)
@@ -47,7 +52,7 @@ impl Weights {
         for row in one.chunks_exact_mut(bytes / rows) {
             quant::pack_row(dtype, &line, row);
         }
-        let data = one.repeat(STREAM.div_ceil(bytes)).into();
+        let data = one.repeat(stream.div_ceil(bytes)).into();
         Some(Weights {
             dtype,
             rows,
@@ -186,9 +191,24 @@ fn dot(c: &mut Criterion) {
 
 /// The same where the matrix lies in tiles.
 fn dot_tiled(c: &mut Criterion) {
-    for shape in SHAPES {
+    tiled(c, "dot_tiled", &SHAPES, STREAM, &THREADS);
+}
+
+/// Tiles that stay in the second cache: what their kernels could do if memory were not in the way.
+fn tiled_in_cache(c: &mut Criterion) {
+    tiled(c, "tiled_in_cache", &[(128, 896), (128, 1536)], 1, &[1]);
+}
+
+fn tiled(
+    c: &mut Criterion,
+    name: &str,
+    shapes: &[(usize, usize)],
+    stream: usize,
+    threads: &[usize],
+) {
+    for &shape in shapes {
         for dtype in DType::ALL.into_iter().filter(|t| quant::has_tiles(*t)) {
-            let Some(mut weights) = Weights::new(dtype, shape) else {
+            let Some(mut weights) = Weights::over(stream, dtype, shape) else {
                 continue;
             };
             // Copies of one matrix follow each other, and a tile is a run of bytes.
@@ -198,7 +218,7 @@ fn dot_tiled(c: &mut Criterion) {
             weights.data = quant::tile(all.expect("whole matrices"), &mut team)
                 .expect("rows that fill tiles")
                 .into();
-            let mut group = c.benchmark_group(format!("dot_tiled/{}x{}/{dtype}", shape.0, shape.1));
+            let mut group = c.benchmark_group(format!("{name}/{}x{}/{dtype}", shape.0, shape.1));
             group
                 .sample_size(20)
                 .warm_up_time(Duration::from_millis(200))
@@ -207,7 +227,7 @@ fn dot_tiled(c: &mut Criterion) {
             let k = Kernels::best();
             let x = input(k, weights.cols);
             let mut out = vec![0.0; weights.rows];
-            for threads in THREADS {
+            for &threads in threads {
                 let mut team = Team::new(threads).expect("threads");
                 group.bench_function(BenchmarkId::new(k.isa().name(), threads), |b| {
                     b.iter(|| {
@@ -419,6 +439,7 @@ criterion_group!(
     read,
     dot,
     dot_tiled,
+    tiled_in_cache,
     dot_kept,
     axpy_kept,
     ffn_kept,
