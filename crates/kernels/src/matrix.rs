@@ -151,7 +151,8 @@ impl<'a> MatRef<'a> {
         self.data
     }
 
-    fn stride(&self) -> usize {
+    /// Bytes from a row to the next.
+    pub(crate) fn stride(&self) -> usize {
         match self.layout {
             Layout::Rows { stride } | Layout::Parts { stride } => stride,
             Layout::Tiles => self.row_bytes,

@@ -79,8 +79,8 @@ pub(super) fn by_rows<const R: usize>(
         let first = j * onwards;
         let w = array(0, |r| row_of(rows, first + r * apart));
         let coming = match rows {
-            None => Coming::in_streams(m, w, steps),
-            Some(_) => Coming::after(m, rows, first, steps),
+            None if m.stride() == m.row_bytes() => Coming::in_streams(m, w, steps),
+            _ => Coming::after(m, rows, first, steps),
         };
         for (r, product) in many(w, coming).into_iter().enumerate() {
             out[first + r * apart] = product;

@@ -2,7 +2,7 @@
 //! adding across lanes, and the scales of sixteen rows are decoded together.
 //!
 //! Levels are unsigned; what a format subtracts from them is subtracted in integers: sums start at minus that, times
-//! the block's sum of activations. A tile's bytes follow each other, and so do the tiles: one stream through memory.
+//! the block's sum of activations. A tile's bytes follow each other, and so do the tiles: one stream through memory, which is asked for ahead.
 
 use super::{
     super::{
@@ -296,6 +296,8 @@ avx512! {
     /// Adds the sums for a block, scaled; the tile's block begins with the scales of its rows.
     #[inline]
     fn add<const N: usize>(w: &[u8; N], sums: [__m512i; 2], x: Block, acc: __m512) -> __m512 {
+        // Words begin behind the scales: a line in five would not be asked for.
+        ask(w, 0);
         let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
         let scaled = _mm512_mul_ps(sum, _mm512_set1_ps(x.scale));
         _mm512_fmadd_ps(scaled, _mm512_cvtph_ps(load::b32::<0, N>(w)), acc)
