@@ -133,26 +133,25 @@ impl<const R: usize> Coming<R> {
             };
         };
         let row = |r: usize| later[r.min(later.len() - 1)] as usize;
-        let bytes = m.row_bytes().next_multiple_of(LINE);
-        Coming {
-            rows: array(std::ptr::null(), |r| m.row_data(row(r)).as_ptr()),
-            bytes,
-            share: (bytes << 16).div_ceil(steps.max(1)),
-            into: Cache::Second,
-        }
+        Coming::spread(m, steps, Cache::Second, |r| m.row_data(row(r)).as_ptr())
     }
 
     /// What follows these rows in the streams they are read in, to be asked for in so many steps.
     #[inline(always)]
     fn in_streams(m: MatRef, rows: [usize; R], steps: usize) -> Coming<R> {
+        let behind = |r: usize| m.row_data(rows[r]).as_ptr().wrapping_add(STREAM_AHEAD);
+        Coming::spread(m, steps, Cache::First, behind)
+    }
+
+    /// As much as a row of `m` from each `start(r)` on, to be asked for evenly in so many steps.
+    #[inline(always)]
+    fn spread(m: MatRef, steps: usize, into: Cache, start: impl Fn(usize) -> *const u8) -> Self {
         let bytes = m.row_bytes().next_multiple_of(LINE);
         Coming {
-            rows: array(std::ptr::null(), |r| {
-                m.row_data(rows[r]).as_ptr().wrapping_add(STREAM_AHEAD)
-            }),
+            rows: array(std::ptr::null(), start),
             bytes,
             share: (bytes << 16).div_ceil(steps.max(1)),
-            into: Cache::First,
+            into,
         }
     }
 

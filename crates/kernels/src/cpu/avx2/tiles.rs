@@ -309,9 +309,10 @@ avx2! {
     }
 
     fn q6_k(m: MatRef, x: &Input, out: &mut [f32]) {
+        const BYTES: usize = 3360;
         let upper = _mm256_set1_epi8(0x30);
         let six = |q, high| _mm256_or_si256(low(q), _mm256_and_si256(high, upper));
-        tiles::<3360, _>(m, x.super_blocks(), out, |w, x, mut acc| {
+        tiles::<BYTES, _>(m, x.super_blocks(), out, |w, x, mut acc| {
             let d = sixteen_halves(w);
             let mut starts = [_mm256_setzero_si256(); 16];
             for (j, starts) in starts.as_chunks_mut().0.iter_mut().enumerate() {
@@ -330,8 +331,9 @@ avx2! {
                             let mut narrow = [starts[2 * blocks[0] + s], starts[2 * blocks[1] + s]];
                             for v in 4 * s..4 * s + 4 {
                                 let word = 16 * h + 8 * k + v;
-                                // Every second line with each half of the rows, or all requests came with the first.
-                                if word < 3360 / 128 + 1 {
+                                // Every second line with each half of the rows, or all requests came with the first; and further
+                                // ahead, since the first half of the next block needs all of them.
+                                if word < BYTES / 128 + 1 {
                                     ask(w, 1024 + 64 * (2 * word + half));
                                 }
                                 let q = load::u8x32(w, at(word));
