@@ -79,8 +79,9 @@ pub(crate) fn session(
     let (model, plan) = {
         let _spinner = Progress::spinner(console, "laying out weights");
         let packing = Packing::of(plan.as_deref());
-        let model = Arc::unwrap_or_clone(model).packed(packing, threads)?;
-        (model, plan.map(|p| p.packed(threads)).transpose()?)
+        let mut model = Arc::unwrap_or_clone(model).packed(packing, threads)?;
+        let plan = plan.map(|p| p.packed(&mut model, threads)).transpose()?;
+        (model, plan)
     };
     let mut session = Session::new(Arc::new(model), &options)?;
     session.set_plan(plan.map(Arc::new))?;
@@ -193,19 +194,20 @@ impl Packed {
         let mut places: Vec<(Packing, usize)> = Vec::new();
         for plan in plans {
             let packing = Packing::of(Some(plan));
-            let session = match places.iter().find(|(p, _)| *p == packing) {
-                Some((_, place)) => *place,
-                None => {
-                    let model = model.clone().packed(packing, threads)?;
-                    places.push((packing, self.models.len()));
-                    self.models.push(Arc::new(model));
-                    self.models.len() - 1
-                }
+            let place = places.iter().find(|(p, _)| *p == packing).map(|p| p.1);
+            let mut suited = match place {
+                Some(place) => Model::clone(&self.models[place]),
+                None => model.clone().packed(packing, threads)?,
             };
-            self.variants.push(Variant {
-                session,
-                plan: Some(Arc::new(plan.packed(threads)?)),
+            let plan = Some(Arc::new(plan.packed(&mut suited, threads)?));
+            // What lies beside a plan's own matrices suits no other plan.
+            let session = place.filter(|_| packing != Packing::DownWithPlan);
+            let session = session.unwrap_or_else(|| {
+                places.push((packing, self.models.len()));
+                self.models.push(Arc::new(suited));
+                self.models.len() - 1
             });
+            self.variants.push(Variant { session, plan });
         }
         Ok(())
     }

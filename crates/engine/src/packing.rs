@@ -32,6 +32,8 @@ pub enum Packing {
     GateDown,
     /// All three side by side: for neurons chosen before any of their rows is read.
     GateUpDown,
+    /// As they are, until [`SparsityPlan::packed`] moves down beside what is left of gate and up with the plan.
+    DownWithPlan,
 }
 
 impl Packing {
@@ -45,11 +47,12 @@ impl Packing {
 }
 
 fn of_rule(rule: &Rule) -> Packing {
-    match (reads_rows(rule), &rule.predictor, rule.keep) {
-        ([true, true], Some(_), _) => Packing::GateUpDown,
-        ([true, false], ..) => Packing::GateDown,
-        ([false, true], ..) => Packing::UpDown,
-        // What is left of gate and up lies with the plan; or both are read as a whole first, to know what to keep.
+    match (reads_rows(rule), &rule.predictor) {
+        ([true, true], Some(_)) => Packing::GateUpDown,
+        ([false, false], Some(_)) => Packing::DownWithPlan,
+        ([true, false], _) => Packing::GateDown,
+        ([false, true], _) => Packing::UpDown,
+        // Both are read as a whole first, to know what to keep.
         _ => Packing::Apart,
     }
 }
@@ -125,15 +128,29 @@ impl Model {
 }
 
 impl SparsityPlan {
-    /// The same plan with its predictors laid out for steps. `threads` help to copy.
+    /// The same plan with its predictors laid out for steps on `model`, which is packed for it. Where something of gate and up is left
+    /// with a predictor ([`Packing::DownWithPlan`]), down moves beside it: the model still suits any plan, this one best.
+    /// `threads` help to copy.
     ///
     /// # Errors
     /// [`Error::Machine`] where threads cannot be started.
-    pub fn packed(&self, threads: usize) -> Result<SparsityPlan> {
+    pub fn packed(&self, model: &mut Model, threads: usize) -> Result<SparsityPlan> {
+        self.packed_beside(model.layers.iter_mut().map(|l| &mut l.ffn), threads)
+    }
+
+    /// The same on the FFNs of its rules.
+    pub(crate) fn packed_beside<'a>(
+        &self,
+        ffns: impl Iterator<Item = &'a mut Ffn>,
+        threads: usize,
+    ) -> Result<SparsityPlan> {
         let mut tiler = Tiler::new(threads)?;
         let mut plan = self.clone();
-        for p in plan.rules.iter_mut().filter_map(|r| r.predictor.as_mut()) {
-            let mut packed = Predictor::clone(p);
+        for (rule, ffn) in plan.rules.iter_mut().zip(ffns) {
+            let Some(predictor) = &mut rule.predictor else {
+                continue;
+            };
+            let mut packed = Predictor::clone(predictor);
             let (first, second): (&mut Linear, Option<&mut Linear>) = match &mut packed.outer {
                 Outer::Logits(l) | Outer::Gate(l) => (l, None),
                 Outer::Product { gate, up } => (gate, Some(up)),
@@ -143,9 +160,13 @@ impl SparsityPlan {
                 tiler.tile(&mut second.weight);
             }
             if let Some(Rest { gate, up }) = &mut packed.rest {
-                tiler.side_by_side(&mut [gate, up], None);
+                let down = match &mut ffn.down {
+                    Down::Transposed(down) => Some(down),
+                    Down::Stored(_) => None,
+                };
+                tiler.side_by_side(&mut [gate, up], down);
             }
-            *p = Arc::new(packed);
+            *predictor = Arc::new(packed);
         }
         Ok(plan)
     }
@@ -195,7 +216,7 @@ impl Tiler {
             (Packing::Dense, Down::Transposed(_)) => {
                 [gate, up].into_iter().for_each(|m| self.tile(m));
             }
-            (Packing::Apart, _) | (_, Down::Stored(_)) => (),
+            (Packing::Apart | Packing::DownWithPlan, _) | (_, Down::Stored(_)) => (),
         }
     }
 

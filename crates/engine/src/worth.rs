@@ -59,10 +59,10 @@ impl FfnTimes {
         let plan = SparsityPlan {
             rules: timed.iter().map(|&l| plan.rules[l].clone()).collect(),
             provenance: plan.provenance.clone(),
-        }
-        .packed(threads)?;
+        };
         let dense_ffns = dense.packed_ffns(&timed, Packing::Dense, threads)?;
-        let sparse_ffns = sparse.packed_ffns(&timed, Packing::of(Some(&plan)), threads)?;
+        let mut sparse_ffns = sparse.packed_ffns(&timed, Packing::of(Some(&plan)), threads)?;
+        let plan = plan.packed_beside(sparse_ffns.iter_mut(), threads)?;
         let mut bed = Bed::new(sparse, threads)?;
         let mut totals = FfnTimes {
             dense: Duration::ZERO,

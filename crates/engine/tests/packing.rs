@@ -6,6 +6,7 @@ use common::{MODELS, by_copy, difference, in_type, model, plan_of, prose, sessio
 use countdown::{
     Model, Packing, Phase, SparsityPlan, calibrate,
     kernels::{DType, cpu::Kernels},
+    model::{Down, Matrix},
     sparsity::{Form, Keep, PredictorKind, Signal},
 };
 use std::sync::Arc;
@@ -85,20 +86,24 @@ fn tiles_change_results_by_rounding_only_and_are_kept_from_plans_that_need_rows(
             let packing = Packing::of(plan.as_deref());
             // Packed for something else before, which is undone.
             let packed = Model::clone(&m).packed(Packing::GateUpDown, 1).unwrap();
-            let packed = Arc::new(packed.packed(packing, 2).unwrap());
+            let mut packed = packed.packed(packing, 2).unwrap();
+            let mut packed_twice = |p: Arc<SparsityPlan>| {
+                let once = p.packed(&mut packed, 2).unwrap();
+                Arc::new(once.packed(&mut packed, 1).unwrap())
+            };
+            let packed_plan = plan.clone().map(&mut packed_twice);
             let mut s = session(&m, 2);
             s.set_plan(plan.clone()).unwrap();
             let rows = steps(&mut s, &tokens);
-            let mut s = session(&packed, 2);
-            let packed_twice = |p: Arc<SparsityPlan>| p.packed(2).unwrap().packed(1).unwrap();
-            s.set_plan(plan.map(|p| Arc::new(packed_twice(p)))).unwrap();
+            let mut s = session(&Arc::new(packed), 2);
+            s.set_plan(packed_plan).unwrap();
             let d = difference(&rows, &steps(&mut s, &tokens));
             // The next product rounds its input to 8 bits, so that a last bit may become a whole level, and a neuron near the
             // cut fall to its other side.
             assert!(d < 0.03, "{dtype} {packing:?}: {d}");
         }
         // What is read as a whole is laid out as the kernels in use want it.
-        let packed = by_copy.packed(2).unwrap();
+        let packed = by_copy.packed(&mut Model::clone(&m), 2).unwrap();
         let copies = packed.rules[0].predictor.as_ref().unwrap();
         for l in copies.outer.linears() {
             let isa = std::env::var("COUNTDOWN_ISA").ok();
@@ -117,8 +122,50 @@ fn tiles_change_results_by_rounding_only_and_are_kept_from_plans_that_need_rows(
         let folder = tempfile::tempdir().unwrap();
         let files = ["rows", "tiles"].map(|name| folder.path().join(name));
         by_copy.save(&files[0]).unwrap();
-        by_copy.packed(2).unwrap().save(&files[1]).unwrap();
+        packed.save(&files[1]).unwrap();
         let [rows, tiles] = files.map(|f| std::fs::read(f).unwrap());
         assert!(rows == tiles);
     }
+}
+
+#[test]
+fn what_planes_leave_of_a_neuron_lies_beside_its_row_of_down() {
+    let m = in_type(&model("byte-llama"), DType::Q8_0);
+    let kind = PredictorKind::Planes;
+    let request = by_copy(&m, "d-countdown", kind, Form::Practical, 0.5);
+    let text = prose(2000);
+    let fitted = calibrate(&mut session(&m, 2), &text, None, &[request], |_, _| ());
+    let plan = fitted.unwrap().remove(0);
+    let packing = Packing::of(Some(&plan));
+    assert_eq!(packing, Packing::DownWithPlan);
+    let mut packed = Model::clone(&m).packed(packing, 2).unwrap();
+    let packed_plan = plan.packed(&mut packed, 2).unwrap();
+    for (layer, rule) in packed.layers.iter().zip(&packed_plan.rules) {
+        let rest = rule.predictor.as_ref().unwrap().rest.as_ref().unwrap();
+        let Down::Transposed(down) = &layer.ffn.down else {
+            panic!("down is transposed for plans")
+        };
+        let [gate, up, down] = [&rest.gate, &rest.up, down].map(Matrix::view);
+        for [first, next] in [[gate, up], [up, down]] {
+            let behind = first.row_bytes().next_multiple_of(64);
+            let from = first.data().as_ptr().addr();
+            assert_eq!(next.data().as_ptr().addr() - from, behind);
+        }
+    }
+    let tokens = prose(24);
+    let run = |m: Arc<Model>, plan: Option<SparsityPlan>| {
+        let mut s = session(&m, 2);
+        s.set_plan(plan.map(Arc::new)).unwrap();
+        let logits = steps(&mut s, &tokens);
+        (logits, s.stats().realised_sparsity())
+    };
+    let (apart, realised) = run(m.clone(), Some(plan.clone()));
+    assert!(realised > 0.3, "{realised}");
+    let packed = Arc::new(packed);
+    let d = difference(&apart, &run(packed.clone(), Some(packed_plan)).0);
+    assert!(d < 0.03, "{d}");
+    // The model it moved in suits other plans and none as before.
+    let (apart, packed) = (run(m, None).0, run(packed, None).0);
+    let d = difference(&apart, &packed);
+    assert!(d < 0.03, "dense: {d}");
 }

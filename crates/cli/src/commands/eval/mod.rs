@@ -139,10 +139,11 @@ impl Measured {
                     ));
                 } else if !plans.is_empty() {
                     let _spinner = Progress::spinner(console, "laying out weights");
-                    model = Arc::new(Arc::unwrap_or_clone(model).packed(packing, threads)?);
+                    let mut packed = Arc::unwrap_or_clone(model).packed(packing, threads)?;
                     for plan in &mut plans {
-                        *plan = Arc::new(plan.packed(threads)?);
+                        *plan = Arc::new(plan.packed(&mut packed, threads)?);
                     }
+                    model = Arc::new(packed);
                 }
                 Session::new(model, &options)?
             }
