@@ -4,7 +4,7 @@
 use super::{AHEAD, Rows, row_of};
 use crate::matrix::MatRef;
 use std::{
-    arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch},
+    arch::x86_64::{_MM_HINT_T0, _mm_prefetch},
     ops::Range,
 };
 
@@ -109,14 +109,6 @@ pub(super) struct Coming<const R: usize> {
     bytes: usize,
     /// Bytes of each that are asked for in a step, in 2^-16: shares of a line add up, so that requests are spread evenly.
     share: usize,
-    into: Cache,
-}
-
-/// Where what is asked for comes to.
-#[derive(Clone, Copy)]
-enum Cache {
-    First,
-    Second,
 }
 
 impl<const R: usize> Coming<R> {
@@ -129,44 +121,33 @@ impl<const R: usize> Coming<R> {
                 rows: [std::ptr::null(); R],
                 bytes: 0,
                 share: 0,
-                into: Cache::Second,
             };
         };
         let row = |r: usize| later[r.min(later.len() - 1)] as usize;
-        Coming::spread(m, steps, Cache::Second, |r| m.row_data(row(r)).as_ptr())
+        Coming::spread(m, steps, |r| m.row_data(row(r)).as_ptr())
     }
 
     /// What follows these rows in the streams they are read in, to be asked for in so many steps.
     #[inline(always)]
     fn in_streams(m: MatRef, rows: [usize; R], steps: usize) -> Coming<R> {
         let behind = |r: usize| m.row_data(rows[r]).as_ptr().wrapping_add(STREAM_AHEAD);
-        Coming::spread(m, steps, Cache::First, behind)
+        Coming::spread(m, steps, behind)
     }
 
     /// As much as a row of `m` from each `start(r)` on, to be asked for evenly in so many steps.
     #[inline(always)]
-    fn spread(m: MatRef, steps: usize, into: Cache, start: impl Fn(usize) -> *const u8) -> Self {
+    fn spread(m: MatRef, steps: usize, start: impl Fn(usize) -> *const u8) -> Self {
         let bytes = m.row_bytes().next_multiple_of(LINE);
         Coming {
             rows: array(std::ptr::null(), start),
             bytes,
             share: (bytes << 16).div_ceil(steps.max(1)),
-            into,
         }
     }
 
     /// Asks for a step's share of the rows.
     #[inline(always)]
     pub(super) fn ask(&self, step: usize) {
-        match self.into {
-            Cache::First => self.each_line(step, ask_near),
-            Cache::Second => self.each_line(step, ask),
-        }
-    }
-
-    /// Calls `ask` with the lines of a step's share.
-    #[inline(always)]
-    fn each_line(&self, step: usize, ask: impl Fn(*const u8)) {
         let line = |step: usize| ((step * self.share) >> 16) & !(LINE - 1);
         let (mut at, end) = (line(step), line(step + 1).min(self.bytes));
         while at < end {
@@ -346,18 +327,10 @@ pub(super) fn unpack<
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Asks for the cache line of an address. It comes to the second cache: that has more lines under way at
-/// a time than the first, so that rows here and there are read up to half as fast again.
+/// Asks for the cache line of an address, into the first cache: from the second, products would have to ask once more.
 #[inline(always)]
 fn ask(address: *const u8) {
     // SAFETY: a prefetch of any address is allowed and never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
-}
-
-/// The same into the first cache, for what is read as a stream: that has few lines under way anyway.
-#[inline(always)]
-fn ask_near(address: *const u8) {
-    // SAFETY: as in `ask`.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
 }
 
@@ -383,5 +356,5 @@ const STREAM_AHEAD: usize = 2048;
 #[inline(always)]
 pub(super) fn ask_in_stream<const N: usize>(w: &[u8; N], at: usize) {
     let ahead = const { if N > STREAM_AHEAD { N } else { STREAM_AHEAD } };
-    ask_near(w.as_ptr().wrapping_add(at + ahead));
+    ask(w.as_ptr().wrapping_add(at + ahead));
 }
