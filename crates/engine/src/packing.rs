@@ -133,12 +133,13 @@ impl SparsityPlan {
     /// `threads` help to copy.
     ///
     /// # Errors
-    /// [`Error::Machine`] where threads cannot be started.
+    /// [`Error::Plan`] for a plan made for another model; [`Error::Machine`] where threads cannot be started.
     pub fn packed(&self, model: &mut Model, threads: usize) -> Result<SparsityPlan> {
+        self.check_fits(model)?;
         self.packed_beside(model.layers.iter_mut().map(|l| &mut l.ffn), threads)
     }
 
-    /// The same on the FFNs of its rules.
+    /// The same on the FFNs of its rules, which it fits.
     pub(crate) fn packed_beside<'a>(
         &self,
         ffns: impl Iterator<Item = &'a mut Ffn>,

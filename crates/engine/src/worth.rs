@@ -41,21 +41,19 @@ impl FfnTimes {
     /// noise, as large as it takes to keep the share of neurons that the plan is for.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a plan of another number of layers; [`Error::Machine`] where threads cannot be started.
+    /// [`Error::Plan`] for a plan made for another model; [`Error::Machine`] where threads cannot be started.
     pub fn measure(
         dense: &Model,
         sparse: &Model,
         plan: &SparsityPlan,
         threads: usize,
     ) -> Result<FfnTimes> {
+        plan.check_fits(dense)?;
+        plan.check_fits(sparse)?;
         let layers = sparse.layers.len();
-        if plan.rules.len() != layers || dense.layers.len() != layers || layers == 0 {
-            return Err(Error::Plan {
-                cause: format!("has {} rules for {layers} layers", plan.rules.len()),
-                remedy: "use the plan with the model it was made for".into(),
-            });
-        }
-        let timed: Vec<usize> = (0..layers).step_by(layers.div_ceil(LAYERS)).collect();
+        let timed: Vec<usize> = (0..layers)
+            .step_by(layers.div_ceil(LAYERS).max(1))
+            .collect();
         let plan = SparsityPlan {
             rules: timed.iter().map(|&l| plan.rules[l].clone()).collect(),
             provenance: plan.provenance.clone(),

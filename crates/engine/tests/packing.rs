@@ -152,6 +152,12 @@ fn what_planes_leave_of_a_neuron_lies_beside_its_row_of_down() {
             assert_eq!(next.data().as_ptr().addr() - from, behind);
         }
     }
+    // Of another model, whose down has other rows, it is refused before anything is moved.
+    let mut other = Model::clone(&in_type(&model("golden/llama3"), DType::Q8_0));
+    other.fingerprint = m.fingerprint.clone();
+    assert_ne!(other.config.layers[0].inter, m.config.layers[0].inter);
+    let refused = plan.packed(&mut other, 1);
+    assert!(matches!(refused, Err(countdown::Error::Plan { .. })));
     let tokens = prose(24);
     let run = |m: Arc<Model>, plan: Option<SparsityPlan>| {
         let mut s = session(&m, 2);
