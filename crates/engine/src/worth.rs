@@ -5,7 +5,7 @@ use crate::{
         Backend, FfnCall,
         cpu::{Buffer, Cpu},
     },
-    error::{Error, Result},
+    error::Result,
     model::{Ffn, Matrix, Model},
     packing::Packing,
     sparsity::{Rule, SparsityPlan},
