@@ -41,7 +41,7 @@ impl FfnTimes {
     /// noise, as large as it takes to keep the share of neurons that the plan is for.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a plan made for another model; [`Error::Machine`] where threads cannot be started.
+    /// [`Error::Plan`](crate::Error::Plan) for a plan made for another model; [`Error::Machine`](crate::Error::Machine) where threads cannot be started.
     pub fn measure(
         dense: &Model,
         sparse: &Model,
