@@ -1,15 +1,16 @@
 //! Speed: dense and sparse runs of the same tokens, in turns, so that a noisy machine is noisy for all of them.
 
 use crate::{
-    backend::Phase,
+    backend::{Phase, cuda},
     error::{Error, Result},
     model::ReadDensely,
     profile::{Part, Profile},
     session::Session,
     sparsity::SparsityPlan,
 };
+use countdown_kernels::cuda::{Cuda, ReadProbe};
 use serde::Serialize;
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 /// One thing to time: a prompt, or steps after a prompt that is not timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,24 @@ pub enum Load {
         /// Context before them.
         depth: usize,
     },
+    /// The FFNs of all layers one after the other, and nothing else, each on what it sees of the token behind `depth` tokens of context.
+    Ffns {
+        /// How often.
+        passes: usize,
+        /// Context before the token.
+        depth: usize,
+    },
+}
+
+impl Load {
+    /// Positions that it needs.
+    pub fn positions(self) -> usize {
+        match self {
+            Load::Prompt(n) => n,
+            Load::Steps { tokens, depth } => depth + tokens,
+            Load::Ffns { depth, .. } => depth + 1,
+        }
+    }
 }
 
 /// One way to run the load. `session` picks one of the sessions given to [`bench()`].
@@ -38,7 +57,7 @@ pub struct Variant {
 /// Times of one variant.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchResult {
-    /// Tokens a run.
+    /// Tokens a run, or passes through the FFNs.
     pub tokens: usize,
     /// Nanoseconds of each run, in order.
     pub samples_ns: Vec<u64>,
@@ -107,6 +126,23 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// More than the caches of a card hold, where as much is free twice.
+const CARD_BYTES: usize = 1 << 30;
+
+/// GB/s (10^9 bytes a second) that plain reading of a card's memory reaches. Device code is kept in `kernel_cache`, if there is one.
+///
+/// # Errors
+/// [`Error::Machine`], where there is no such card, or it cannot run kernels.
+pub fn card_bandwidth(ordinal: usize, kernel_cache: Option<&Path>) -> Result<f64> {
+    let measure = || {
+        let cuda = Cuda::open(ordinal, kernel_cache)?;
+        let words = CARD_BYTES.min(cuda.free_memory()? / 2) / 4;
+        let memory = cuda.zeros((words / 4).max(1) * 4)?;
+        ReadProbe::new(&cuda, memory)?.gb_s(&cuda)
+    };
+    measure().map_err(cuda::error)
+}
+
 /// Runs every variant `repetitions` times, in turns, after one run of each that does not count. `text` supplies real
 /// tokens, since sparsity depends on them; it is repeated where it is too short.
 ///
@@ -126,23 +162,35 @@ pub fn bench(
             remedy: "give -r 1 or more".into(),
         });
     }
-    let (depth, tokens) = match load {
+    let (depth, timed_tokens) = match load {
         Load::Prompt(n) => (0, n),
         Load::Steps { tokens, depth } => (depth, tokens),
+        Load::Ffns { passes, depth } => (depth, passes),
     };
-    let tokens: Vec<u32> = text.iter().copied().cycle().take(depth + tokens).collect();
+    let endless = text.iter().copied().cycle();
+    let tokens: Vec<u32> = endless.take(load.positions()).collect();
     let (prompt, timed) = tokens.split_at(depth);
     let mut results: Vec<BenchResult> = Vec::new();
     for v in variants {
         let session = &mut sessions[v.session];
         session.reset();
         results.push(BenchResult {
-            tokens: timed.len(),
+            tokens: timed_tokens,
             samples_ns: Vec::with_capacity(repetitions),
             realised: 0.0,
             bytes_per_token: 0.0,
             parts: Vec::new(),
         });
+    }
+    if let Load::Ffns { .. } = load {
+        for session in &mut *sessions {
+            session.reset();
+            session.set_plan(None)?;
+            if !prompt.is_empty() {
+                session.prompt(prompt, |_, _| ())?;
+            }
+            session.keep_ffn_inputs(timed[0])?;
+        }
     }
     let mut totals = vec![(0u64, 0u64, Profile::default()); variants.len()];
     let all = (repetitions + 1) * variants.len();
@@ -151,7 +199,7 @@ pub fn bench(
             let session = &mut sessions[v.session];
             session.set_plan(v.plan.clone())?;
             session.reset();
-            if !prompt.is_empty() {
+            if !prompt.is_empty() && !matches!(load, Load::Ffns { .. }) {
                 session.prompt(prompt, |_, _| ())?;
             }
             session.take_profile();
@@ -165,6 +213,7 @@ pub fn bench(
                         session.feed(&[*token], Phase::Decode)?;
                     }
                 }
+                Load::Ffns { passes, .. } => session.run_ffns(passes)?,
             }
             let elapsed = started.elapsed();
             if round > 0 {
@@ -184,13 +233,15 @@ pub fn bench(
         };
         let session = &sessions[v.session];
         let mut bytes = [0.0; Part::ALL.len()];
+        let weights = session.model().bytes_per_token();
         if let Load::Steps { tokens, depth } = load {
-            let reads = v.plan.as_ref().map_or(ReadDensely::All, |p| p.reads());
-            let weights = session.model().bytes_per_token();
-            result.realised = 1.0 - kept;
             bytes[Part::Projections as usize] = weights.attention as f64;
             bytes[Part::Attention as usize] = session.cache_bytes(depth + tokens / 2) as f64;
             bytes[Part::Head as usize] = weights.head as f64;
+        }
+        if !matches!(load, Load::Prompt(_)) {
+            let reads = v.plan.as_ref().map_or(ReadDensely::All, |p| p.reads());
+            result.realised = 1.0 - kept;
             bytes[Part::Ffn as usize] =
                 weights.at(reads, kept) - (weights.attention + weights.head) as f64;
             result.bytes_per_token = bytes.iter().sum();

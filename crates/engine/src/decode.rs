@@ -84,6 +84,10 @@ pub(crate) trait Decoder: Send {
     fn set_residual(&mut self, from: &[f32]);
     /// Runs layer `i` on the residual stream.
     fn layer(&mut self, i: usize, step: LayerStep<'_>);
+    /// Makes what [`Decoder::ffn`] is run on the rows of `from`, `[layers, hidden]`.
+    fn set_ffn_inputs(&mut self, from: &[f32]) -> Result<()>;
+    /// Runs the FFNs of all layers on those alone, so many times, and waits for them.
+    fn run_ffns(&mut self, passes: usize, rules: Option<&[Rule]>);
     /// Neurons computed since this was last asked, over all layers and tokens.
     fn take_kept(&mut self) -> Result<usize>;
     /// Makes the logits of tokens `first..first + rows` of the last step.
@@ -110,6 +114,8 @@ pub(crate) struct Runner<B: Backend> {
     q: B::Buffer,
     k: B::Buffer,
     v: B::Buffer,
+    /// What FFNs are run on by themselves: a row for each layer, once there are any.
+    ffn_inputs: Vec<B::Buffer>,
     profile: Profile,
 }
 
@@ -125,6 +131,7 @@ impl<B: Backend> Runner<B> {
             q: backend.buffer(batch, c.heads * c.head_dim)?,
             k: backend.buffer(batch, kv)?,
             v: backend.buffer(batch, kv)?,
+            ffn_inputs: Vec::new(),
             backend,
             model,
             profile: Profile::default(),
@@ -177,6 +184,7 @@ impl<B: Backend> Decoder for Runner<B> {
             k,
             v,
             profile,
+            ..
         } = self;
         let mut time = Stopwatch::start(profile);
         let (c, tokens) = (&model.config, step.tokens);
@@ -226,6 +234,38 @@ impl<B: Backend> Decoder for Runner<B> {
         let norms = [&layer.ffn_norm, &layer.post_ffn_norm].map(|w| w.as_deref().map(norm));
         b.ffn_add(call, norms, normed, y, (&mut *x, scale));
         time.was(Part::Ffn);
+    }
+
+    fn set_ffn_inputs(&mut self, from: &[f32]) -> Result<()> {
+        let hidden = self.model.config.hidden;
+        self.ffn_inputs.clear();
+        for row in from.chunks_exact(hidden) {
+            let mut input = self.backend.buffer(1, hidden)?;
+            self.backend.upload(row, &mut input);
+            self.ffn_inputs.push(input);
+        }
+        Ok(())
+    }
+
+    fn run_ffns(&mut self, passes: usize, rules: Option<&[Rule]>) {
+        let mut time = Stopwatch::start(&mut self.profile);
+        for _ in 0..passes {
+            for (i, (layer, input)) in self.model.layers.iter().zip(&self.ffn_inputs).enumerate() {
+                let call = FfnCall {
+                    layer: i,
+                    start: 0,
+                    tokens: 1,
+                    weights: &layer.ffn,
+                    rule: rules.map(|r| &r[i]),
+                    observer: None,
+                };
+                self.backend.ffn(call, input, &mut self.y);
+                time.was(Part::Ffn);
+            }
+        }
+        // A device computes on its own; what the last one made is there when all have ended.
+        let mut last = vec![0.0; self.model.config.hidden];
+        self.backend.download(&self.y, 1, &mut last);
     }
 
     fn take_kept(&mut self) -> Result<usize> {

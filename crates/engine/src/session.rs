@@ -389,6 +389,21 @@ impl Session {
         self.count(phase, last)
     }
 
+    /// Appends a token densely, and remembers what every layer's FFN saw of it for [`Session::run_ffns`].
+    pub(crate) fn keep_ffn_inputs(&mut self, token: u32) -> Result<()> {
+        let mut inputs = Vec::new();
+        let mut observe = |seen: FfnTrace<'_>| inputs.extend_from_slice(seen.input);
+        self.trace(&[token], Phase::Prompt, &mut observe)?;
+        self.decoder.set_ffn_inputs(&inputs)
+    }
+
+    /// Runs the FFNs of all layers, and nothing else, so many times by the plan; each counts as a token.
+    pub(crate) fn run_ffns(&mut self, passes: usize) -> Result<()> {
+        let rules = self.plan.as_ref().map(|p| &p.rules[..]);
+        self.decoder.run_ffns(passes, rules);
+        self.count(Phase::Decode, passes)
+    }
+
     /// Puts the embeddings of `tokens` into `residual`, `[tokens, hidden]`, batch by batch.
     pub(crate) fn embed(&mut self, tokens: &[u32], residual: &mut [f32]) {
         let rows = self.batch * self.model.config.hidden;

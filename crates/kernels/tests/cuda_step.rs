@@ -7,7 +7,7 @@ use countdown_kernels::{
     DType, MatRef,
     cuda::{
         AttentionCall, AttentionKernels, AttentionShape, Cuda, CudaSlice, Orientation, Output,
-        Product, PromptKernels, StepKernels, Taken, Weights,
+        Product, PromptKernels, ReadProbe, StepKernels, Taken, Weights,
     },
     quant, reference,
 };
@@ -471,5 +471,27 @@ fn attention_is_its_definition_in_steps_and_in_prompts() {
             }
             close(&got, &expected, &bound, &what);
         }
+    }
+}
+
+#[test]
+fn the_probe_reads_all_of_the_memory() {
+    let Some(cuda) = card() else { return };
+    // Less than a load for each thread, some, a length that no number of threads divides, and several launches.
+    for words in [4usize, 4096, 4 * 1_234_567, (1 << 27) + 4] {
+        let memory: Vec<u32> = (0..words as u32)
+            .map(|i| i.wrapping_mul(2_654_435_761))
+            .collect();
+        let sum = memory.iter().fold(0u32, |a, b| a.wrapping_add(*b));
+        let mut probe = ReadProbe::new(&cuda, cuda.upload(&memory).unwrap()).unwrap();
+        assert_eq!(probe.sum(&cuda).unwrap(), sum, "{words}");
+        let gb_s = probe.gb_s(&cuda).unwrap();
+        let limit = cuda.card().bandwidth as f64 / 1e9;
+        // What the caches hold comes faster.
+        assert!(
+            gb_s > 0.0 && (words < 1 << 27 || limit == 0.0 || gb_s < limit),
+            "{gb_s}"
+        );
+        eprintln!("{words} words: {gb_s:.0} GB/s of {limit:.0}");
     }
 }

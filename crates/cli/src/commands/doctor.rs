@@ -4,6 +4,7 @@ use crate::{
     bandwidth::Probe,
     commands::serve::KEY_VARIABLE,
     console::{self, print},
+    device::kernel_cache,
     failure::Result,
     machine,
     plans::{CACHE_VARIABLE, cache_folder},
@@ -12,6 +13,7 @@ use crate::{
 use clap::Args;
 use countdown::{
     Error,
+    bench::card_bandwidth,
     kernels::{cpu::Kernels, cuda::Card},
     session::physical_cores,
 };
@@ -29,7 +31,7 @@ use std::{
   countdown doctor --bandwidth
   countdown doctor --json")]
 pub(crate) struct DoctorArgs {
-    /// Measure how fast memory is read, the limit of decoding (takes a second and 256 MiB)
+    /// Measure how fast memory is read, the limit of decoding (takes a second and 256 MiB; on each card another and 1 GiB)
     #[arg(long)]
     bandwidth: bool,
     /// Print one JSON object
@@ -85,6 +87,8 @@ struct CudaCard {
     compute_capability: String,
     memory_bytes: usize,
     runs_models: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_gb_s: Option<f64>,
 }
 
 impl CudaCard {
@@ -103,6 +107,7 @@ impl From<Card> for CudaCard {
             compute_capability: format!("{}.{}", card.capability.0, card.capability.1),
             memory_bytes: card.memory,
             runs_models: card.runs_kernels(),
+            read_gb_s: None,
             name: card.name,
         }
     }
@@ -126,10 +131,13 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     let kernels = Kernels::select(forced.as_deref());
     let memory = machine::memory();
     let cache = cache_folder();
-    let (cuda_cards, cuda_missing) = match Card::all() {
+    let (mut cuda_cards, cuda_missing) = match Card::all() {
         Ok(cards) => (cards.into_iter().map(CudaCard::from).collect(), None),
         Err(e) => (Vec::new(), Some(e.to_string())),
     };
+    if args.bandwidth {
+        measure(&mut cuda_cards)?;
+    }
     let variable = |&(name, meaning): &(&'static str, &'static str)| Variable {
         name,
         meaning,
@@ -213,6 +221,9 @@ impl Report {
             let memory = table::bytes(card.memory_bytes as f64);
             let what = format!("{}, {memory}{}", card.name, card.too_old());
             lines.push(("CUDA card", what));
+            if let Some(gb_s) = card.read_gb_s {
+                lines.push(("read bandwidth", format!("{gb_s:.0} GB/s, the card")));
+            }
         }
         if let Some(why) = &self.cuda_missing {
             lines.push(("CUDA", why.clone()));
@@ -251,6 +262,16 @@ fn is_writable(folder: &Path) -> bool {
     let probe = existing.join(format!(".countdown-doctor-{}", std::process::id()));
     let made = File::create_new(&probe).is_ok();
     made && std::fs::remove_file(&probe).is_ok()
+}
+
+/// Reading the memory of cards that models can run on.
+fn measure(cards: &mut [CudaCard]) -> Result<()> {
+    let kernels = kernel_cache();
+    let all = cards.iter_mut().enumerate();
+    for (ordinal, card) in all.filter(|(_, c)| c.runs_models) {
+        card.read_gb_s = Some(card_bandwidth(ordinal, kernels.as_deref())?);
+    }
+    Ok(())
 }
 
 /// Reading memory with one thread, and with one on every core.

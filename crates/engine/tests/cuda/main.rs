@@ -10,7 +10,9 @@ use common::{
     session, steps, tokens,
 };
 use countdown::{
-    Device, DownLayout, Error, Model, Phase, Session, SessionOptions, SparsityPlan, calibrate,
+    Device, DownLayout, Error, Model, Phase, Session, SessionOptions, SparsityPlan,
+    bench::{Load, Variant, bench},
+    calibrate,
     kernels::{DType, cuda::Cuda, quant},
     model::{Linear, Matrix},
     sparsity::{Form, Keep, Outer, Predictor, PredictorKind, Score, Signal},
@@ -413,6 +415,28 @@ fn a_session_goes_on_from_where_it_was_cut() {
         let last = copied(s.feed(&tokens[29..], Phase::Prompt).unwrap());
         assert!(difference(&[last], &[plain]) <= 0.02, "{name}");
     }
+}
+
+#[test]
+fn ffns_by_themselves_keep_what_they_keep_on_the_cpu() {
+    if !has_card() {
+        return;
+    }
+    let m = model("byte-llama");
+    let plan = plan_of(&m, Signal::Up, |_| Keep::Above(0.1));
+    let variants = [None, Some(plan)].map(|plan| Variant { session: 0, plan });
+    let realised = |session: Session| {
+        let load = Load::Ffns {
+            passes: 3,
+            depth: 20,
+        };
+        let done = bench(&mut [session], &variants, load, &prose(40), 2, |_, _| ());
+        done.unwrap().iter().map(|r| r.realised).collect::<Vec<_>>()
+    };
+    let (card, cpu) = (realised(on_card(&m, 16)), realised(session(&m, 2)));
+    assert_eq!((card[0], cpu[0]), (0.0, 0.0));
+    let off = (card[1] - cpu[1]).abs();
+    assert!(card[1] > 0.02 && off <= 0.01, "{card:?} for {cpu:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! is done with a rest. They are inlined into functions that have the steps' target features.
 
 use super::{AHEAD, Rows, row_of};
-use crate::matrix::MatRef;
+use crate::{matrix::MatRef, quant::TILE};
 use std::{
     arch::x86_64::{_MM_HINT_T0, _mm_prefetch},
     ops::Range,
@@ -348,6 +348,44 @@ pub(super) fn fetch_row(m: MatRef, i: usize) {
     }
 }
 
+/// Products of tiles: `step(bytes, activations, sums)` for the blocks of each and those of the activations, from `zero` on; `put` stores the sums of a tile's rows.
+///
+/// `S` tiles at once, one from each `S`th of the matrix, so that memory is read as so many streams.
+#[inline(always)]
+pub(super) fn tiles<const S: usize, const N: usize, X: Copy, A: Copy>(
+    m: MatRef,
+    x: impl Iterator<Item = X> + Clone,
+    out: &mut [f32],
+    zero: A,
+    step: impl Fn(&[u8; N], X, A) -> A,
+    put: impl Fn(&mut [f32], A),
+) {
+    let bytes = TILE * m.row_bytes();
+    let tile = |i: usize| m.data()[i * bytes..][..bytes].as_chunks::<N>().0;
+    let count = out.len() / TILE;
+    let part = count / S;
+    for i in 0..part {
+        let tiles: [_; S] = array(tile(i), |s| tile(s * part + i));
+        let mut acc = [zero; S];
+        // Activations may be padded.
+        for (b, x) in (0..tiles[0].len()).zip(x.clone()) {
+            for (acc, tile) in acc.iter_mut().zip(tiles) {
+                *acc = step(&tile[b], x, *acc);
+            }
+        }
+        for (s, acc) in acc.into_iter().enumerate() {
+            put(&mut out[(s * part + i) * TILE..][..TILE], acc);
+        }
+    }
+    for i in S * part..count {
+        let mut acc = zero;
+        for (w, x) in tile(i).iter().zip(x.clone()) {
+            acc = step(w, x, acc);
+        }
+        put(&mut out[i * TILE..][..TILE], acc);
+    }
+}
+
 /// How many bytes ahead of what is multiplied a stream is asked for, at least. Products take so long that the hardware
 /// alone does not keep as many lines under way as for plain reading.
 const STREAM_AHEAD: usize = 2048;
@@ -357,4 +395,38 @@ const STREAM_AHEAD: usize = 2048;
 pub(super) fn ask_in_stream<const N: usize>(w: &[u8; N], at: usize) {
     let ahead = const { if N > STREAM_AHEAD { N } else { STREAM_AHEAD } };
     ask(w.as_ptr().wrapping_add(at + ahead));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{dtype::DType, matrix::Layout};
+
+    /// What `tiles` makes of so many tiles of two blocks, the first byte of which numbers them.
+    fn sums<const S: usize>(count: usize) -> Vec<f32> {
+        let mut data = vec![0; count * 2 * 128];
+        for (i, block) in data.chunks_exact_mut(128).enumerate() {
+            block[0] = i as u8;
+        }
+        let m = MatRef::with_layout(DType::T2, count * TILE, 64, Layout::Tiles, &data);
+        let mut out = vec![-1.0; count * TILE];
+        let step = |w: &[u8; 128], x, acc| acc + f32::from(w[0]) * x;
+        // One more than a row's blocks: padding.
+        let x = [1.0, 100.0, 1e6].into_iter();
+        tiles::<S, 128, _, _>(m.unwrap(), x, &mut out, 0.5, step, |out, acc| {
+            out.fill(acc);
+        });
+        out
+    }
+
+    #[test]
+    fn tiles_of_several_streams_are_those_of_one() {
+        for count in 0..8 {
+            let tile = |i| 0.5 + (2 * i) as f32 + 100.0 * (2 * i + 1) as f32;
+            let want: Vec<f32> = (0..count * TILE).map(|row| tile(row / TILE)).collect();
+            assert_eq!(sums::<1>(count), want);
+            assert_eq!(sums::<2>(count), want);
+            assert_eq!(sums::<3>(count), want);
+        }
+    }
 }

@@ -6,10 +6,11 @@
 //! ```
 //!
 //! A row's block is cut into a head, the bytes that are no whole word (the scale of formats whose blocks are 4 n + 2 bytes, otherwise
-//! nothing), and words of four bytes. Nothing but the order of bytes changes. Products with tiles need no sums across lanes and
+//! nothing), and words of four bytes. Nothing but the order of bytes changes, but for Q3_0, whose words are drawn anew ([`super::q3_0`]). Products with tiles need no sums across lanes and
 //! decode the scales of sixteen rows at once: two to four times fewer instructions than row by row. In return
 //! a row is no run of bytes any more: tiles are for matrices that are read as a whole.
 
+use super::q3_0;
 use crate::{cpu::Team, dtype::DType, matrix::MatRef};
 use std::ops::Range;
 
@@ -63,7 +64,10 @@ pub fn tile(m: MatRef, team: &mut Team) -> Option<Vec<u8>> {
             for r in 0..TILE {
                 let row = m.row(first + i * TILE + r).chunks_exact(bytes);
                 for (block, out) in row.zip(tile.chunks_exact_mut(TILE * bytes)) {
-                    put_block(block, head.clone(), r, out);
+                    match m.dtype() {
+                        DType::Q3_0 => put_block(&q3_0::to_tile(block), head.clone(), r, out),
+                        _ => put_block(block, head.clone(), r, out),
+                    }
                 }
             }
         }
@@ -102,6 +106,9 @@ pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
     let blocks = tile.chunks_exact(TILE * bytes).skip(first);
     for (out, block) in out.chunks_exact_mut(bytes).zip(blocks) {
         take_block(block, head.clone(), i % TILE, out);
+        if m.dtype() == DType::Q3_0 {
+            out.copy_from_slice(&q3_0::to_row(out));
+        }
     }
 }
 
