@@ -84,9 +84,9 @@ pub(crate) trait Decoder: Send {
     fn set_residual(&mut self, from: &[f32]);
     /// Runs layer `i` on the residual stream.
     fn layer(&mut self, i: usize, step: LayerStep<'_>);
-    /// Makes what [`Decoder::ffn`] is run on the rows of `from`, `[layers, hidden]`.
+    /// What [`Decoder::run_ffns`] runs on from now on, `[layers, hidden]`.
     fn set_ffn_inputs(&mut self, from: &[f32]) -> Result<()>;
-    /// Runs the FFNs of all layers on those alone, so many times, and waits for them.
+    /// Runs the FFN of every layer on its input, and nothing else, so many times, and waits for them.
     fn run_ffns(&mut self, passes: usize, rules: Option<&[Rule]>);
     /// Neurons computed since this was last asked, over all layers and tokens.
     fn take_kept(&mut self) -> Result<usize>;

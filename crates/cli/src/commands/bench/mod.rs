@@ -35,7 +35,6 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   countdown bench -m model.gguf
   countdown bench -m model.gguf -t 1,2 -p 0 -n 64 --method dense,cats,m-countdown --sparsity 0.5,0.7,0.9
-  countdown bench -m model.gguf -p 512 -n 0 -r 10 -o csv
   countdown bench -m model.gguf -p 0 --method dense --plan plan.safetensors --profile
   countdown bench -m model.gguf -p 0 -n 0 --ffn 32 --device cuda --method dense,m-countdown --sparsity 0.5,0.7,0.9")]
 pub(crate) struct BenchArgs {
