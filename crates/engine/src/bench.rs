@@ -126,21 +126,36 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// More than the caches of a card hold, where as much is free twice.
+/// Bytes of a card that are read, and at least as many: several times what caches hold.
 const CARD_BYTES: usize = 1 << 30;
+const LEAST_CARD_BYTES: usize = 256 << 20;
 
-/// GB/s (10^9 bytes a second) that plain reading of a card's memory reaches. Device code is kept in `kernel_cache`, if there is one.
+/// GB/s (10^9 bytes a second) that plain reading of a card's memory reaches; `None` where so little of it is free that the caches would be read.
+/// Device code is kept in `kernel_cache`, if there is one.
 ///
 /// # Errors
 /// [`Error::Machine`], where there is no such card, or it cannot run kernels.
-pub fn card_bandwidth(ordinal: usize, kernel_cache: Option<&Path>) -> Result<f64> {
+pub fn card_bandwidth(ordinal: usize, kernel_cache: Option<&Path>) -> Result<Option<f64>> {
     let measure = || {
         let cuda = Cuda::open(ordinal, kernel_cache)?;
-        let words = CARD_BYTES.min(cuda.free_memory()? / 2) / 4;
-        let memory = cuda.zeros((words / 4).max(1) * 4)?;
-        ReadProbe::new(&cuda, memory)?.gb_s(&cuda)
+        // Half of what is free: others may take some of it meanwhile.
+        let bytes = CARD_BYTES.min(cuda.free_memory()? / 2);
+        if bytes < LEAST_CARD_BYTES {
+            return Ok(None);
+        }
+        let memory = cuda.zeros(bytes / 16 * 4)?;
+        ReadProbe::new(&cuda, memory)?.gb_s(&cuda).map(Some)
     };
     measure().map_err(cuda::error)
+}
+
+/// Makes `prompt` all that a session has seen.
+fn refill(session: &mut Session, prompt: &[u32]) -> Result<()> {
+    session.reset();
+    if !prompt.is_empty() {
+        session.prompt(prompt, |_, _| ())?;
+    }
+    Ok(())
 }
 
 /// Runs every variant `repetitions` times, in turns, after one run of each that does not count. `text` supplies real
@@ -182,13 +197,13 @@ pub fn bench(
             parts: Vec::new(),
         });
     }
+    // What the timed part is run behind: what FFNs see is kept beforehand.
+    let mut context = prompt;
     if let Load::Ffns { .. } = load {
+        context = &[];
         for session in &mut *sessions {
-            session.reset();
             session.set_plan(None)?;
-            if !prompt.is_empty() {
-                session.prompt(prompt, |_, _| ())?;
-            }
+            refill(session, prompt)?;
             session.keep_ffn_inputs(timed[0])?;
         }
     }
@@ -198,10 +213,7 @@ pub fn bench(
         for (i, v) in variants.iter().enumerate() {
             let session = &mut sessions[v.session];
             session.set_plan(v.plan.clone())?;
-            session.reset();
-            if !prompt.is_empty() && !matches!(load, Load::Ffns { .. }) {
-                session.prompt(prompt, |_, _| ())?;
-            }
+            refill(session, context)?;
             session.take_profile();
             let started = Instant::now();
             match load {

@@ -269,7 +269,7 @@ fn measure(cards: &mut [CudaCard]) -> Result<()> {
     let kernels = kernel_cache();
     let all = cards.iter_mut().enumerate();
     for (ordinal, card) in all.filter(|(_, c)| c.runs_models) {
-        card.read_gb_s = Some(card_bandwidth(ordinal, kernels.as_deref())?);
+        card.read_gb_s = card_bandwidth(ordinal, kernels.as_deref())?;
     }
     Ok(())
 }

@@ -158,9 +158,7 @@ pub(crate) fn run(console: &Console, args: &BenchArgs) -> Result<()> {
         contest.models.push(any);
         contest.variants = variants.collect();
         let readable = match session.runs_on() {
-            Device::Cuda(card) if reads_weights => {
-                Some(card_bandwidth(card, session.kernel_cache())?)
-            }
+            Device::Cuda(card) if reads_weights => card_bandwidth(card, session.kernel_cache())?,
             _ => None,
         };
         let place = Place::Card(readable);

@@ -51,7 +51,7 @@ pub(super) struct Row {
     pub(super) ffn_us: Option<f64>,
     /// Effective read rate; nothing for prompts.
     pub(super) gb_s: Option<f64>,
-    /// The same over what plain reading reaches with as many threads.
+    /// The same over what plain reading reaches with as many threads, or on the card.
     pub(super) bandwidth_share: Option<f64>,
     /// Median rate over dense's, of the same run; nothing where dense does not run.
     pub(super) ratio: Option<f64>,
