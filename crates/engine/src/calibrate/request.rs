@@ -24,7 +24,7 @@ pub struct PlanRequest {
     pub fit: Fit,
 }
 
-/// How thresholds are fitted. The default is what did best (docs/performance.md has the table).
+/// How thresholds are fitted. The default is what did best (docs/performance/quality.md has the table).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fit {
     /// From the scores of many tokens to one threshold.

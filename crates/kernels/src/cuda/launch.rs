@@ -72,6 +72,10 @@ impl Cuda {
         options.extend(registers.map(|n| format!("--maxrregcount={n}")));
         let defines = definitions.iter();
         options.extend(defines.map(|(name, value)| format!("-D{name}={value}")));
+        // To look for mistakes with (tools/cuda_checks.sh).
+        if let Ok(more) = std::env::var("COUNTDOWN_NVRTC") {
+            options.extend(more.split_whitespace().map(String::from));
+        }
         let source: String = files
             .iter()
             .map(|(name, text)| format!("#line 1 \"{name}\"\n{text}"))

@@ -31,8 +31,7 @@ template <bool UP> struct ByRows {
         const u32 rows = ByRows::rows();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
             some_rows<ROWS_AT_ONCE, PACK, 1>(first, row, rows, shared().room, [&](const u8* at, u32) { return dot(at, x); });
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
+            barrier_arrive_warp(shared().scored[row / 32]);
         }
         return first + places();
     }
@@ -87,8 +86,7 @@ struct Predicted {
         const u32 rows = Predicted::rows();
         for (u32 row = ROWS_AT_ONCE * team(); row < rows; row += ROWS_AT_ONCE * TEAMS) {
             four_neurons(first, row, rows, x, shared().room);
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) barrier_arrive(shared().scored[row / 32]);
+            barrier_arrive_warp(shared().scored[row / 32]);
         }
         return first + places();
     }
@@ -188,7 +186,7 @@ template <class Method> __device__ void produce(const Ffn& f) {
 template <class Method> __device__ void ffn_sparse(const Ffn& f) {
     init_shared();
     // Every warp that scores arrives once for each item of the group.
-    if (threadIdx.x < Method::groups()) barrier_init(shared().scored[threadIdx.x], Method::arrivals(threadIdx.x) * WARPS);
+    if (threadIdx.x < Method::groups()) barrier_init_warps(shared().scored[threadIdx.x], Method::arrivals(threadIdx.x) * WARPS);
     barriers_ready();
     __syncthreads();
     if (threadIdx.x >= PRODUCER && threadIdx.x < CHOOSER) {

@@ -233,8 +233,7 @@ __device__ void write_products(const Gemv& g, GemvState& s) {
         if (mine)
 #pragma unroll
             for (u32 w = 0; w < Row::WARPS; w++) sum += s.parts[at.slot][lane][w];
-        __syncwarp();
-        if (lane == 0) barrier_arrive(s.empty[at.slot]);
+        barrier_arrive_warp(s.empty[at.slot]);
         if (!mine) continue;
         // Nobody else adds to it, so the sum does not depend on who comes first; and nobody waits for what is there.
         if (p.adds) atomicAdd(p.out + row, sum + bias);
@@ -247,8 +246,8 @@ __device__ void multiply_rows(const Gemv& g) {
     GemvState& s = *reinterpret_cast<GemvState*>(ring + g.slots * g.slot_bytes);
     if (threadIdx.x < g.slots) {
         barrier_init(s.full[threadIdx.x], 1);
-        barrier_init(s.read[threadIdx.x], GEMV_WARPS);
-        barrier_init(s.empty[threadIdx.x], 1);
+        barrier_init_warps(s.read[threadIdx.x], GEMV_WARPS);
+        barrier_init_warps(s.empty[threadIdx.x], 1);
     }
     barriers_ready();
     __syncthreads();
@@ -284,8 +283,7 @@ __device__ void multiply_rows(const Gemv& g) {
             const u32 k = lane / (32 / TOGETHER);
             if (lane % (32 / TOGETHER) == 0 && r + k < count) s.parts[at.slot][r + k][warp] = sum;
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(s.read[at.slot]);
+        barrier_arrive_warp(s.read[at.slot]);
     }
 }
 

@@ -12,5 +12,5 @@ constexpr u32 SLOTS_MAX = 48;
 struct RingState {
     u64 full[SLOTS_MAX];
     u64 empty[SLOTS_MAX];
-    volatile u32 asked;  // places that the producer has asked to be filled
+    u32 asked;  // places that the producer has asked to be filled
 };

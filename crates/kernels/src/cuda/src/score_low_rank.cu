@@ -66,7 +66,7 @@ __device__ void score_low(u32 place) {
             for (u32 i = 0; i < SUMS; i++) {
                 v[i] = 0;
                 const u32 r = min(of_warp + i % EACH / MATRICES * WARPS, LOW_ROWS - 1);
-                const u8* row = slot(place + first + i / EACH) + r * OUTER_BYTES + i % MATRICES * OUTER_ROW_BYTES;
+                const u8* row = slot(place + first + some_place(i / EACH, count)) + r * OUTER_BYTES + i % MATRICES * OUTER_ROW_BYTES;
 #pragma unroll
                 for (u32 k = 0; k < LOW_RUNS; k++)
                     if (RANK % 256 == 0 || lane + 32 * k < RANK / 8) dot8<OUTER>(row, RANK, lane + 32 * k, low + 8 * k, v[i]);
@@ -76,7 +76,7 @@ __device__ void score_low(u32 place) {
             if (lane % (32 / SUMS) == 0 && i / EACH < count && r < LOW_ROWS && to < rows) shared().low_scores[to * MATRICES + i % MATRICES] = sum;
         }
         release(place + first, count);
-        if (lane == 0) barrier_arrive(shared().scored[group]);
+        barrier_arrive_warp(shared().scored[group]);
     }
 }
 

@@ -40,7 +40,7 @@ __device__ void four_neurons(u32 first, u32 row, u32 rows, const Levels& x, floa
 #pragma unroll
     for (u32 i = 0; i < ROWS_AT_ONCE * EACH; i++) {
         const u32 r = i / EACH;
-        v[i] = outer_dot(slot(place + r / OUTER_EACH) + r % OUTER_EACH * OUTER_BYTES, HALVES == 1 ? i % EACH : team_thread() / HALF, x);
+        v[i] = outer_dot(slot(place + some_place(r / OUTER_EACH, count)) + r % OUTER_EACH * OUTER_BYTES, HALVES == 1 ? i % EACH : team_thread() / HALF, x);
     }
     release(place, count);
     const u32 lane = threadIdx.x % 32;

@@ -15,7 +15,7 @@ template <u32 COUNT, u32 EACH, u32 PARTS, u32 BYTES = ROW_BYTES, class Part> __d
     for (u32 r = 0; r < COUNT; r++) {
         v[r] = 0;
 #pragma unroll
-        for (u32 p = 0; p < PARTS; p++) v[r] += part(slot(place + r / EACH * PARTS + p) + r % EACH * BYTES, p);
+        for (u32 p = 0; p < PARTS; p++) v[r] += part(slot(place + some_place(r / EACH * PARTS + p, count)) + r % EACH * BYTES, p);
     }
     release(place, count);
     const u32 lane = threadIdx.x % 32;

@@ -159,10 +159,8 @@ template <class Method> __device__ void choose(const Ffn& f) {
     u32 kept = 0;
     for (u32 g = 0; g + 1 < groups; g++) kept = select<Method>(f, g, Method::group_begin(g), Method::group_begin(g + 1), kept);
     const u32 early = min(kept, f.early);
-    if (lane == 0) {
-        s.batch[0] = early;
-        barrier_arrive(s.chosen[0]);
-    }
+    if (lane == 0) s.batch[0] = early;
+    barrier_arrive_warp(s.chosen[0]);
     if (groups > 0) kept = select<Method>(f, groups - 1, Method::group_begin(groups - 1), row_count<Method::DEAL>(), kept);
     publish(f, early, kept);
     const uint2 range = share(f);
@@ -170,14 +168,9 @@ template <class Method> __device__ void choose(const Ffn& f) {
     u32 batch = 1;
     for (u32 n = range.x; n < range.y; n += 32, batch++) {
         if (n + lane < range.y) s.kept[early + n - range.x + lane] = take(f, n + lane);
-        __syncwarp();
-        if (lane == 0) {
-            s.batch[batch] = min(32u, range.y - n);
-            barrier_arrive(s.chosen[batch]);
-        }
+        if (lane == 0) s.batch[batch] = min(32u, range.y - n);
+        barrier_arrive_warp(s.chosen[batch]);
     }
-    if (lane == 0) {
-        s.batch[batch] = 0;
-        barrier_arrive(s.chosen[batch]);
-    }
+    if (lane == 0) s.batch[batch] = 0;
+    barrier_arrive_warp(s.chosen[batch]);
 }

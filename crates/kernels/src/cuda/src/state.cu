@@ -102,6 +102,9 @@ struct alignas(16) Shared {
 #endif
     RingState ring;
     alignas(16) u16 left_before[256];  // neurons that blocks before that one did not take early
+#if RACECHECK
+    u64 meetings[TEAMS + 1];     // of each team, and of all consumers
+#endif
     u64 scored[GROUPS_MAX];
     u64 kept[ROWS_MAX];          // neurons that this block's scores keep, with their signals; then those that it takes
     u64 chosen[BATCHES_MAX];     // flips when a batch of the latter is there
@@ -123,6 +126,8 @@ extern __shared__ __align__(128) u8 shared_memory[];
 
 __device__ Shared& shared() { return *reinterpret_cast<Shared*>(shared_memory + SLOTS * SLOT_BYTES); }
 __device__ u8* slot(u32 place) { return shared_memory + place % SLOTS * SLOT_BYTES; }
+// The i-th of `count` places that are there; what is in others nobody needs.
+__device__ u32 some_place(u32 i, u32 count) { return RACECHECK ? min(i, count - 1) : i; }
 // Row r of those that share slots from a place on.
 __device__ const u8* packed_row(u32 place, u32 r) { return slot(place + r / PACK) + r % PACK * ROW_BYTES; }
 
@@ -130,7 +135,7 @@ __device__ const u8* packed_row(u32 place, u32 r) { return slot(place + r / PACK
 // of the ring before what the slot is still waiting for, whose phase looks like the end of its own. Not once the place has been asked for.
 __device__ void wait_full(u32 place) {
     if constexpr (TEAMS > 1)
-        while (shared().ring.asked <= place) __nanosleep(0);
+        while (look_at(shared().ring.asked) <= place) __nanosleep(0);
     barrier_wait(shared().ring.full[place % SLOTS], place / SLOTS % 2);
 }
 
@@ -257,25 +262,32 @@ struct Producer {
         unseen++;
     }
     __device__ void advance() {
-        shared().ring.asked = ++asked;
+        show(shared().ring.asked, ++asked);
         next(slot, phase);
     }
 };
 
 // Gives `count` places from `place` back. For every warp of the team that they were meant for.
 __device__ void release(u32 place, u32 count) {
+#if RACECHECK
+    for (u32 i = 0; i < count; i++) barrier_arrive_warp(shared().ring.empty[(place + i) % SLOTS]);
+#else
     __syncwarp();
     if (threadIdx.x % 32 < count) barrier_arrive(shared().ring.empty[(place + threadIdx.x % 32) % SLOTS]);
+#endif
 }
 
 __device__ void init_shared() {
     Shared& s = shared();
     for (u32 i = threadIdx.x; i < SLOTS; i += THREADS) {
         barrier_init(s.ring.full[i], 1);
-        barrier_init(s.ring.empty[i], WARPS);
+        barrier_init_warps(s.ring.empty[i], WARPS);
     }
-    if (threadIdx.x < BATCHES_MAX) barrier_init(s.chosen[threadIdx.x], 1);
+    if (threadIdx.x < BATCHES_MAX) barrier_init_warps(s.chosen[threadIdx.x], 1);
     if (threadIdx.x == 0) s.ring.asked = 0;
+#if RACECHECK
+    if (threadIdx.x <= TEAMS) barrier_init(s.meetings[threadIdx.x], threadIdx.x < TEAMS ? TEAM : CONSUMERS);
+#endif
 }
 
 // Neurons are dealt to blocks in runs of `RUN`, so that blocks which are about as far read memory about the same place. The neuron of a block's row, and how many rows it has.
@@ -295,7 +307,13 @@ template <u32 RUN> __device__ u32 row_count() {
 __device__ u32 team() { return threadIdx.x / TEAM; }
 __device__ u32 team_thread() { return threadIdx.x % TEAM; }
 __device__ u32 team_warp() { return threadIdx.x % TEAM / 32; }
-__device__ void sync_team() { sync_some(1 + team(), TEAM); }
+__device__ void sync_team() {
+#if RACECHECK
+    barrier_sync(shared().meetings[team()]);
+#else
+    sync_some(1 + team(), TEAM);
+#endif
+}
 
 // A thread's columns of x or y, or of another vector of COLS: runs of 8 from columns 8 * (team_thread() + k * TEAM).
 struct Columns {
@@ -415,7 +433,13 @@ struct Input {
 };
 
 constexpr u32 ALL = 15;  // the barrier of all consumers
-__device__ void sync_consumers() { sync_some(ALL, CONSUMERS); }
+__device__ void sync_consumers() {
+#if RACECHECK
+    barrier_sync(shared().meetings[TEAMS]);
+#else
+    sync_some(ALL, CONSUMERS);
+#endif
+}
 
 // This thread's block of x, of which it has `columns`; for all consumers, before anything else is in the room.
 template <u32 COLS = HIDDEN> __device__ Levels input_levels(const Columns& columns) {
