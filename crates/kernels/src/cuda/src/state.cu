@@ -307,13 +307,15 @@ template <u32 RUN> __device__ u32 row_count() {
 __device__ u32 team() { return threadIdx.x / TEAM; }
 __device__ u32 team_thread() { return threadIdx.x % TEAM; }
 __device__ u32 team_warp() { return threadIdx.x % TEAM / 32; }
-__device__ void sync_team() {
+// Waits for all `threads` of a team or, `who` being TEAMS, of all of them; `id` is their barrier.
+__device__ void meet(u32 who, u32 id, u32 threads) {
 #if RACECHECK
-    barrier_sync(shared().meetings[team()]);
+    barrier_sync(shared().meetings[who]);
 #else
-    sync_some(1 + team(), TEAM);
+    sync_some(id, threads);
 #endif
 }
+__device__ void sync_team() { meet(team(), 1 + team(), TEAM); }
 
 // A thread's columns of x or y, or of another vector of COLS: runs of 8 from columns 8 * (team_thread() + k * TEAM).
 struct Columns {
@@ -433,13 +435,7 @@ struct Input {
 };
 
 constexpr u32 ALL = 15;  // the barrier of all consumers
-__device__ void sync_consumers() {
-#if RACECHECK
-    barrier_sync(shared().meetings[TEAMS]);
-#else
-    sync_some(ALL, CONSUMERS);
-#endif
-}
+__device__ void sync_consumers() { meet(TEAMS, ALL, CONSUMERS); }
 
 // This thread's block of x, of which it has `columns`; for all consumers, before anything else is in the room.
 template <u32 COLS = HIDDEN> __device__ Levels input_levels(const Columns& columns) {
