@@ -280,25 +280,15 @@ def check(options):
     return good
 
 
-READ = """
-extern "C" __global__ void __launch_bounds__(512) plain_read(const __grid_constant__ struct { const uint4* from; unsigned long long count; unsigned* to; } a) {
-    unsigned sum = 0;
-    unsigned long long step = (unsigned long long)gridDim.x * blockDim.x;
-    for (unsigned long long i = blockIdx.x * blockDim.x + threadIdx.x; i + 7 * step < a.count; i += 8 * step) {
-        uint4 v[8];
-#pragma unroll
-        for (int k = 0; k < 8; k++) asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v[k].x), "=r"(v[k].y), "=r"(v[k].z), "=r"(v[k].w) : "l"(a.from + i + k * step));
-#pragma unroll
-        for (int k = 0; k < 8; k++) sum ^= v[k].x ^ v[k].y ^ v[k].z ^ v[k].w;
-    }
-    if (sum == 0x12345) *a.to = sum;
-}
-""".replace("struct { const uint4* from; unsigned long long count; unsigned* to; } a", "Read a").replace(
-    'extern "C"', "struct Read { const uint4* from; unsigned long long count; unsigned* to; };\nextern \"C\"", 1)
+READ_THREADS = 512
+# Bytes that a launch reads at most, as in read.rs.
+READ_PART = 64 << 20
 
 
 class Read(ctypes.Structure):
-    _fields_ = [("from", ctypes.c_void_p), ("count", ctypes.c_ulonglong), ("to", ctypes.c_void_p)]
+    """As in read.cu."""
+
+    _fields_ = [("from", ctypes.c_void_p), ("sum", ctypes.c_void_p), ("count", ctypes.c_ulonglong)]
 
 
 def graph_time(body, layers, rounds=4, replays=30):
@@ -327,15 +317,18 @@ def graph_time(body, layers, rounds=4, replays=30):
 
 def read_rate(buffers):
     """GB/s of a plain read over the buffers in turn."""
-    module = Module(READ)
-    to = torch.zeros(1, dtype=torch.int32, device="cuda")
+    source = "".join((SOURCES / f"{f}.cu").read_text() for f in ("types", "flow", "read"))
+    module = Module(source, dict(READ_THREADS=READ_THREADS))
+    total = torch.zeros(1, dtype=torch.int32, device="cuda")
+    size = buffers[0].numel() * buffers[0].element_size()
     best = 0
     for per in (2, 3, 4):
         blocks = torch.cuda.get_device_properties(0).multi_processor_count * per
         def body(l):
-            b = buffers[l]
-            module.launch("plain_read", blocks, 512, 0, Read(b.data_ptr(), b.numel() * b.element_size() // 16, to.data_ptr()), False)
-        best = max(best, buffers[0].numel() * buffers[0].element_size() / graph_time(body, len(buffers)) / 1e3)
+            for at in range(0, size, READ_PART):
+                part = Read(buffers[l].data_ptr() + at, total.data_ptr(), min(READ_PART, size - at) // 16)
+                module.launch("read_memory", blocks, READ_THREADS, 0, part)
+        best = max(best, size / graph_time(body, len(buffers)) / 1e3)
     return best
 
 

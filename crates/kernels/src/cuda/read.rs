@@ -12,7 +12,7 @@ const THREADS: usize = 512;
 /// Blocks of a multiprocessor, of which the best counts.
 const BLOCKS: [usize; 3] = [2, 3, 4];
 /// Words that a launch reads at most. Blocks drift apart, which costs some per cent where it reads more.
-const PART: usize = 64 << 20;
+const PART: usize = 16 << 20;
 /// How often all memory is read together, and how often that is timed. The best counts: whatever else runs only slows reading down.
 const TIMES: usize = 3;
 const ROUNDS: usize = 5;

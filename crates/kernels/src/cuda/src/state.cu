@@ -112,8 +112,8 @@ struct alignas(16) Shared {
     u32 takes;                   // how many this block takes in all; with the second batch
     Item items[SLOTS_MAX];
     float cuts[2 + (FORM > 0 ? MATRICES : 0)][ROWS_MAX];  // what this block's neurons are decided by: positive, negative, biases
-    float exchange[TEAMS][2][2][WARPS];
-    float squares[TEAMS][WARPS];
+    alignas(16) float exchange[TEAMS][2][2][WARPS];
+    alignas(16) float squares[TEAMS][WARPS];
 };
 
 constexpr u32 SLOTS_FIT = (SHARED_BYTES - sizeof(Shared)) / SLOT_BYTES;
