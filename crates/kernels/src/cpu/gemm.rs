@@ -93,19 +93,31 @@ trait Panels: Sync {
     /// Elements in a unit.
     const LEN: usize;
 
+    /// Lanes of a panel that lie side by side (see [`put`]).
+    fn together(&self) -> usize;
+
     /// `x` as units, the last padded with zeros.
     fn activations(&self, x: &[f32], out: &mut [Self::Unit]);
     /// Columns `cols` of row `i`, which begin and end at blocks, as units, the last padded with zeros.
     fn row(&self, m: MatRef, i: usize, cols: Range<usize>, out: &mut [Self::Unit]);
     /// Columns `cols` of up to `LEN` rows, a unit for each column, padded with zeros.
     fn columns(&self, m: MatRef, rows: Range<usize>, cols: Range<usize>, out: &mut [Self::Unit]);
-    /// `acc[r][t] += sum over k of w[r][k] * x[k][t]`, for the `k` that `x` has; the products within a unit are added.
+    /// `acc[r][t] += sum over k of w[r][k] * x[k][t]`, for the `k` that `x` has, which lies as [`put`] puts it; the products within a unit are
+    /// added.
     fn panel(&self, w: &[[Self::Unit; DEPTH]], x: &[[Self::Unit; LANES]], acc: &mut [[f32; LANES]]);
 }
 
 impl Panels for Kernels {
     type Unit = f32;
     const LEN: usize = 1;
+
+    fn together(&self) -> usize {
+        if self.prefers_halves() {
+            LANES / 2
+        } else {
+            LANES
+        }
+    }
 
     fn activations(&self, x: &[f32], out: &mut [f32]) {
         out.copy_from_slice(x);
@@ -120,13 +132,17 @@ impl Panels for Kernels {
     }
 
     fn panel(&self, w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
-        self.panel(w, x, acc);
+        self.panel_in_halves(w, x, acc);
     }
 }
 
 impl Panels for Bf16 {
     type Unit = Pair;
     const LEN: usize = 2;
+
+    fn together(&self) -> usize {
+        LANES
+    }
 
     fn activations(&self, x: &[f32], out: &mut [Pair]) {
         let (out, pad) = out.as_flattened_mut().split_at_mut(x.len());
@@ -252,18 +268,37 @@ fn each_tile<U: Send>(
     });
 }
 
-/// The first `LANES` of `tokens`, `[tokens, cols]`, as `[units]` lanes; those beyond the last token are zero.
+/// The first `LANES` of `tokens`, `[tokens, cols]`, as a panel, `[units]`; those beyond the last token are zero.
 fn fill_panel<K: Panels>(k: &K, tokens: &[f32], cols: usize, panel: &mut [[K::Unit; LANES]]) {
     let mut rows = [[K::Unit::default(); REORDERED]; LANES];
-    for (i, out) in panel.chunks_mut(REORDERED).enumerate() {
-        let left = i * REORDERED * K::LEN;
-        let range = left..(left + REORDERED * K::LEN).min(cols);
-        for (x, row) in tokens.chunks_exact(cols).zip(&mut rows) {
-            k.activations(&x[range.clone()], &mut row[..out.len()]);
+    for (b, block) in panel.chunks_mut(DEPTH).enumerate() {
+        for first in (0..block.len()).step_by(REORDERED) {
+            let count = REORDERED.min(block.len() - first);
+            let left = (b * DEPTH + first) * K::LEN;
+            let range = left..(left + REORDERED * K::LEN).min(cols);
+            for (x, row) in tokens.chunks_exact(cols).zip(&mut rows) {
+                k.activations(&x[range.clone()], &mut row[..count]);
+            }
+            for u in 0..count {
+                put(
+                    block,
+                    k.together(),
+                    first + u,
+                    &rows.each_ref().map(|row| row[u]),
+                );
+            }
         }
-        for (u, lanes) in out.iter_mut().enumerate() {
-            *lanes = rows.each_ref().map(|row| row[u]);
-        }
+    }
+}
+
+/// Puts the first lanes of unit `u` of a panel of up to `DEPTH` units. So many lanes of all units lie `together`, unit after unit, and
+/// behind them the next so many: what a kernel multiplies with all rows should be no more than the first cache holds, and its lines
+/// next to each other, or they have but half of its places.
+fn put<U: Copy>(panel: &mut [[U; LANES]], together: usize, u: usize, lanes: &[U]) {
+    let units = panel.len();
+    let all = panel.as_flattened_mut();
+    for (i, lanes) in lanes.chunks(together).enumerate() {
+        all[(i * units + u) * together..][..lanes.len()].copy_from_slice(lanes);
     }
 }
 
@@ -378,11 +413,12 @@ fn unpack_strip<K: Panels>(
 ) {
     let mut line = [K::Unit::default(); WIDEST];
     let line = &mut line[..cols.len()];
+    let units = rows.len().div_ceil(K::LEN);
     for (u, first) in rows.clone().step_by(K::LEN).enumerate() {
         let together = first..(first + K::LEN).min(rows.end);
         k.columns(m, together, cols.clone(), line);
         for (panel, x) in panels.chunks_exact_mut(DEPTH).zip(line.chunks(LANES)) {
-            panel[u][..x.len()].copy_from_slice(x);
+            put(&mut panel[..units], k.together(), u, x);
         }
     }
 }

@@ -117,6 +117,8 @@ pub struct Kernels {
     axpy_parts: [Option<Axpy>; DTYPES],
     unpack: [Unpack; DTYPES],
     panel: Panel,
+    /// The same with a panel whose lanes lie in two halves, one behind the other, where that is quicker.
+    panel_in_halves: Option<Panel>,
     /// Where the CPU multiplies `bf16`.
     bf16: Option<Bf16>,
     fill: unsafe fn(&mut Input, &[f32]),
@@ -510,6 +512,18 @@ impl Kernels {
         assert!(w.len() == acc.len() && x.len() <= DEPTH, "panel: lengths");
         // SAFETY: as in `dot`; lengths were checked.
         unsafe { (self.panel)(w, x, acc) }
+    }
+
+    /// The same with the first half of the lanes of every `k`, and then the second ones, where [`Kernels::prefers_halves`].
+    fn panel_in_halves(&self, w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
+        assert!(w.len() == acc.len() && x.len() <= DEPTH, "panel: lengths");
+        let panel = self.panel_in_halves.unwrap_or(self.panel);
+        // SAFETY: as in `dot`; lengths were checked.
+        unsafe { panel(w, x, acc) }
+    }
+
+    fn prefers_halves(&self) -> bool {
+        self.panel_in_halves.is_some()
     }
 }
 

@@ -17,6 +17,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy: per_format!(axpy),
     unpack: per_format!(unpack),
     panel,
+    panel_in_halves: None,
     bf16: None,
     fill,
     act,

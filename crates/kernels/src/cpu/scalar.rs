@@ -11,6 +11,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy: per_format!(generic::axpy),
     unpack: per_format!(generic::unpack),
     panel: generic::panel,
+    panel_in_halves: None,
     bf16: None,
     fill: Input::fill,
     act: generic::act,

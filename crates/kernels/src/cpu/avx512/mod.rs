@@ -109,6 +109,7 @@ const PLAIN: Kernels = Kernels {
     axpy: axpy::SUMS,
     unpack: axpy::UNPACK,
     panel,
+    panel_in_halves: None,
     bf16: None,
     fill,
     act,
