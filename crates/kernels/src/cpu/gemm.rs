@@ -93,8 +93,8 @@ trait Panels: Sync {
     /// Elements in a unit.
     const LEN: usize;
 
-    /// Lanes of a panel that lie side by side (see [`put`]).
-    fn together(&self) -> usize;
+    /// Whether panels lie in halves of their lanes (see [`put`]).
+    fn in_halves(&self) -> bool;
 
     /// `x` as units, the last padded with zeros.
     fn activations(&self, x: &[f32], out: &mut [Self::Unit]);
@@ -111,12 +111,8 @@ impl Panels for Kernels {
     type Unit = f32;
     const LEN: usize = 1;
 
-    fn together(&self) -> usize {
-        if self.prefers_halves() {
-            LANES / 2
-        } else {
-            LANES
-        }
+    fn in_halves(&self) -> bool {
+        self.prefers_halves()
     }
 
     fn activations(&self, x: &[f32], out: &mut [f32]) {
@@ -140,8 +136,8 @@ impl Panels for Bf16 {
     type Unit = Pair;
     const LEN: usize = 2;
 
-    fn together(&self) -> usize {
-        LANES
+    fn in_halves(&self) -> bool {
+        false
     }
 
     fn activations(&self, x: &[f32], out: &mut [Pair]) {
@@ -282,7 +278,7 @@ fn fill_panel<K: Panels>(k: &K, tokens: &[f32], cols: usize, panel: &mut [[K::Un
             for u in 0..count {
                 put(
                     block,
-                    k.together(),
+                    k.in_halves(),
                     first + u,
                     &rows.each_ref().map(|row| row[u]),
                 );
@@ -291,14 +287,20 @@ fn fill_panel<K: Panels>(k: &K, tokens: &[f32], cols: usize, panel: &mut [[K::Un
     }
 }
 
-/// Puts the first lanes of unit `u` of a panel of up to `DEPTH` units. So many lanes of all units lie `together`, unit after unit, and
-/// behind them the next so many: what a kernel multiplies with all rows should be no more than the first cache holds, and its lines
-/// next to each other, or they have but half of its places.
-fn put<U: Copy>(panel: &mut [[U; LANES]], together: usize, u: usize, lanes: &[U]) {
-    let units = panel.len();
-    let all = panel.as_flattened_mut();
-    for (i, lanes) in lanes.chunks(together).enumerate() {
-        all[(i * units + u) * together..][..lanes.len()].copy_from_slice(lanes);
+/// Puts the first lanes of unit `u` of a panel of up to `DEPTH` units: side by side, or half of them there and the others behind the first
+/// halves of all units. What a kernel multiplies with all rows should be no more than the first cache holds, and its lines next to each
+/// other, or they have but half of its places.
+#[inline(always)]
+fn put<U: Copy>(panel: &mut [[U; LANES]], in_halves: bool, u: usize, lanes: &[U]) {
+    const HALF: usize = LANES / 2;
+    if in_halves {
+        let units = panel.len();
+        let halves = panel.as_flattened_mut().as_chunks_mut::<HALF>().0;
+        for (h, lanes) in lanes.chunks(HALF).enumerate() {
+            halves[h * units + u][..lanes.len()].copy_from_slice(lanes);
+        }
+    } else {
+        panel[u][..lanes.len()].copy_from_slice(lanes);
     }
 }
 
@@ -418,7 +420,7 @@ fn unpack_strip<K: Panels>(
         let together = first..(first + K::LEN).min(rows.end);
         k.columns(m, together, cols.clone(), line);
         for (panel, x) in panels.chunks_exact_mut(DEPTH).zip(line.chunks(LANES)) {
-            put(&mut panel[..units], k.together(), u, x);
+            put(&mut panel[..units], k.in_halves(), u, x);
         }
     }
 }
