@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all CUDA tests on a machine that has a card, and the small ones again under compute-sanitizer; writes what it saw to docs/results/cuda-checks.md.
+# Runs all CUDA tests on a machine that has a card, and the small ones again under compute-sanitizer; writes what it saw to docs/results/cuda-checks-last.md.
 #
 #   tools/cuda_checks.sh [FOLDER]
 #
@@ -9,8 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 folder=${1:-}
 commit=${COMMIT:-$(git rev-parse --short=9 HEAD)}
-to=docs/results/cuda-checks.md
-log=$(mktemp)
+to=docs/results/cuda-checks-last.md
 
 if [ -z "$folder" ]; then
     folder=$(mktemp -d)
@@ -27,47 +26,63 @@ if [ -z "$folder" ]; then
     build sampling countdown cuda_sampling
 fi
 
-good=0
-rows=""
-# name, seconds at most, command
+folder=$(realpath "$folder")
+work=$(mktemp -d)
+jobs=${JOBS:-$(nproc)}
+count=0
+# name, seconds at most, command; checks run side by side
 check() {
-    local name=$1 limit=$2 verdict
-    shift 2
-    if timeout "$limit" "$@" >"$log" 2>&1; then verdict=passed; else verdict="FAILED ($?)"; good=1; fi
-    grep -q SKIPPED "$log" && { verdict=skipped; good=1; }
-    echo "== $name: $verdict"
-    [ "$verdict" = passed ] || tail -30 "$log"
-    rows+="| $name | $verdict | $(grep -oE 'test result:.*passed|ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -2 | paste -sd';' | sed 's/; 0 failed//') |"$'\n'
+    while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+    count=$((count + 1))
+    run "$work/$(printf %03d $count)" "$@" &
 }
+# a file for its row and its log, then as above
+run() {
+    local to=$1 name=$2 limit=$3 verdict
+    shift 3
+    # Where cargo would run them.
+    local crate=kernels
+    case "$*" in *"$folder"/model* | *"$folder"/sampling*) crate=engine ;; esac
+    if (cd "crates/$crate" && timeout "$limit" "$@") >"$to.log" 2>&1; then verdict=passed; else verdict="FAILED ($?)"; fi
+    grep -q SKIPPED "$to.log" && verdict=skipped
+    [ "$verdict" = passed ] || tail -30 "$to.log" >&2
+    echo "== $name: $verdict" >&2
+    echo "| $name | $verdict | $(grep -oE 'test result:.*passed|ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$to.log" | tail -2 | paste -sd';' | sed 's/; 0 failed//') |" >"$to.row"
+}
+tests_of() { "$1" --list 2>/dev/null | sed -n 's/: test$//p'; }
 
-for t in ffn joined step shortlist train model sampling; do check "$t" 400 "$folder/$t" --nocapture --test-threads=1; done
-COUNTDOWN_LAUNCHES=apart check "model, a launch for each" 400 "$folder/model" --nocapture --test-threads=1
+# The longest first: those of joined launches take minutes, most of it the CPU's.
+for s in $(tests_of "$folder/joined"); do check "joined, $s" 900 "$folder/joined" "$s" --exact --nocapture; done
+for t in model ffn step shortlist train sampling; do check "$t" 900 "$folder/$t" --nocapture --test-threads=1; done
+check "model, a launch for each" 900 env COUNTDOWN_LAUNCHES=apart "$folder/model" --nocapture --test-threads=1
 # The sanitizer slows kernels down a hundredfold: shapes of a few columns, and one model.
 small=${SMALL:-the_small_shape products_with_a_norm attention_is_its_definition embeddings_norms what_is_not_finite logits_become_slopes slopes_of_products}
 if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
+    for tool in racecheck memcheck; do
         # What racecheck would take for mistakes is done otherwise there (barrier.cu).
-        [ $tool = racecheck ] && export COUNTDOWN_NVRTC=-DRACECHECK=1
-        for s in $small; do
-            for t in ffn joined step shortlist train; do
-                "$folder/$t" --list 2>/dev/null | grep -q "$s" || continue
-                check "$tool, $s" "${SANITIZER_SECONDS:-400}" compute-sanitizer --tool "$tool" --error-exitcode 9 "$folder/$t" "$s" --nocapture --test-threads=1
+        options=
+        [ $tool = racecheck ] && options=-DRACECHECK=1
+        for t in joined ffn step shortlist train; do
+            for s in $small; do
+                tests_of "$folder/$t" | grep -q "$s" || continue
+                check "$tool, $t, $s" "${SANITIZER_SECONDS:-900}" env COUNTDOWN_NVRTC=$options compute-sanitizer --tool $tool --error-exitcode 9 "$folder/$t" "$s" --nocapture --test-threads=1
             done
         done
     done
 else
-    rows+="| compute-sanitizer | not on this machine | |"$'\n'
+    echo "| compute-sanitizer | not on this machine | |" >"$work/999.row"
 fi
+wait
 
 mkdir -p "$(dirname "$to")"
 {
-    echo "# CUDA checks"
+    echo "# CUDA checks, the last run"
     echo
-    echo "Written by tools/cuda_checks.sh at $commit: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1)."
+    echo "Written by tools/cuda_checks.sh at $commit: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1). Runs before it, and what was made of them: [cuda-checks.md](cuda-checks.md)."
     echo
     echo "| check | result | |"
     echo "|---|---|---|"
-    printf '%s' "$rows"
+    cat "$work"/*.row
 } >"$to"
 cat "$to"
-exit $good
+! grep -qE '\| (FAILED|skipped|not on)' "$to"

@@ -17,6 +17,8 @@ use std::ops::Range;
 
 /// Lanes of a panel.
 pub(super) const LANES: usize = 32;
+/// Those that lie together in a panel in halves (see [`put`]).
+pub(super) const HALF: usize = LANES / 2;
 /// Units of a row that are multiplied before the next are unpacked: a multiple of every block length.
 pub(super) const DEPTH: usize = 256;
 /// Two elements that follow each other along the summed dimension.
@@ -292,7 +294,6 @@ fn fill_panel<K: Panels>(k: &K, tokens: &[f32], cols: usize, panel: &mut [[K::Un
 /// other, or they have but half of its places.
 #[inline(always)]
 fn put<U: Copy>(panel: &mut [[U; LANES]], in_halves: bool, u: usize, lanes: &[U]) {
-    const HALF: usize = LANES / 2;
     if in_halves {
         let units = panel.len();
         let halves = panel.as_flattened_mut().as_chunks_mut::<HALF>().0;

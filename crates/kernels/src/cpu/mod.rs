@@ -514,7 +514,7 @@ impl Kernels {
         unsafe { (self.panel)(w, x, acc) }
     }
 
-    /// The same with the first half of the lanes of every `k`, and then the second ones, where [`Kernels::prefers_halves`].
+    /// The same with a panel as [`gemm`] lays it out: in halves, where [`Kernels::prefers_halves`].
     fn panel_in_halves(&self, w: &[[f32; DEPTH]], x: &[[f32; LANES]], acc: &mut [[f32; LANES]]) {
         assert!(w.len() == acc.len() && x.len() <= DEPTH, "panel: lengths");
         let panel = self.panel_in_halves.unwrap_or(self.panel);

@@ -11,7 +11,7 @@ mod tiles;
 
 use super::{
     Act, Input, Isa, Kernels, Score, elementwise,
-    gemm::{DEPTH, LANES},
+    gemm::{DEPTH, HALF, LANES},
     generic,
 };
 use std::arch::x86_64::*;
@@ -26,9 +26,6 @@ macro_rules! avx2 {
     };
 }
 use avx2;
-
-/// Half of a panel's lanes: two vectors, which six rows are multiplied with at once.
-const HALF: usize = LANES / 2;
 
 pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Avx2,
@@ -85,7 +82,7 @@ avx2! {
     fn all_rows<const S: usize>(w: &[[f32; DEPTH]], x: [&[[f32; S]]; 2], at: [usize; 2], acc: &mut [[f32; LANES]]) {
         let (w, w_rest) = w.as_chunks::<6>();
         let (most, rest) = acc.as_chunks_mut::<6>();
-        // One half after the other: it stays in the first cache for all rows.
+        // One half after the other, two vectors, which six rows are multiplied with at once: it stays in the first cache for all rows.
         for h in 0..2 {
             for (w, acc) in w.iter().zip(&mut *most) {
                 some_rows(w, [x[h]], [at[h]], HALF * h, acc);
