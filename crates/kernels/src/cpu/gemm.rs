@@ -278,12 +278,7 @@ fn fill_panel<K: Panels>(k: &K, tokens: &[f32], cols: usize, panel: &mut [[K::Un
                 k.activations(&x[range.clone()], &mut row[..count]);
             }
             for u in 0..count {
-                put(
-                    block,
-                    k.in_halves(),
-                    first + u,
-                    &rows.each_ref().map(|row| row[u]),
-                );
+                put(k, block, first + u, &rows.each_ref().map(|row| row[u]));
             }
         }
     }
@@ -293,8 +288,8 @@ fn fill_panel<K: Panels>(k: &K, tokens: &[f32], cols: usize, panel: &mut [[K::Un
 /// halves of all units. What a kernel multiplies with all rows should be no more than the first cache holds, and its lines next to each
 /// other, or they have but half of its places.
 #[inline(always)]
-fn put<U: Copy>(panel: &mut [[U; LANES]], in_halves: bool, u: usize, lanes: &[U]) {
-    if in_halves {
+fn put<K: Panels>(k: &K, panel: &mut [[K::Unit; LANES]], u: usize, lanes: &[K::Unit]) {
+    if k.in_halves() {
         let units = panel.len();
         let halves = panel.as_flattened_mut().as_chunks_mut::<HALF>().0;
         for (h, lanes) in lanes.chunks(HALF).enumerate() {
@@ -421,7 +416,7 @@ fn unpack_strip<K: Panels>(
         let together = first..(first + K::LEN).min(rows.end);
         k.columns(m, together, cols.clone(), line);
         for (panel, x) in panels.chunks_exact_mut(DEPTH).zip(line.chunks(LANES)) {
-            put(&mut panel[..units], k.in_halves(), u, x);
+            put(k, &mut panel[..units], u, x);
         }
     }
 }
