@@ -2,7 +2,7 @@
 //!
 //! - What steps read only of the neurons they keep lies *neuron-major*: a neuron's rows side by side. A row is half a kilobyte to
 //!   a few kilobytes, too short for the hardware to fetch ahead; a neuron's rows as one run come up to twice as fast. Each row
-//!   lies in *parts*, for types whose products or sums are quicker so ([`quant::part`]).
+//!   lies in *parts*, for types whose products or sums are quicker so ([`RowForm::Parts`]).
 //! - What steps read as a whole lies in *tiles* of sixteen rows, for types whose products are quicker so ([`quant::tile`]).
 
 use crate::{
@@ -12,9 +12,9 @@ use crate::{
     sparsity::{Keep, Outer, Predictor, Rule, Signal, SparsityPlan, predictor::Rest},
 };
 use countdown_kernels::{
-    Beside, Bytes, Layout,
+    Bytes, Layout,
     cpu::{Kernels, Team},
-    interleave, quant,
+    quant::{self, Beside, RowForm},
 };
 use std::sync::Arc;
 
@@ -193,7 +193,7 @@ impl Tiler {
         }
         unpack(m);
         if let Some(data) = quant::tile(m.view(), &mut self.team) {
-            *m = m.laid_out(Layout::Tiles, data.into()).expect(LAID_OUT);
+            *m = m.laid_out(Layout::Tiles, data).expect(LAID_OUT);
         }
     }
 
@@ -223,37 +223,30 @@ impl Tiler {
 
     /// Rows that are multiplied, and behind them rows that are summed, neuron by neuron in one memory.
     fn side_by_side(&mut self, multiplied: &mut [&mut Matrix], summed: Option<&mut Matrix>) {
-        for m in &mut *multiplied {
+        let mut all: Vec<(&mut Matrix, RowForm)> = multiplied
+            .iter_mut()
+            .map(|m| {
+                let form = form(self.kernels.multiplies_parts(m.dtype()));
+                (&mut **m, form)
+            })
+            .collect();
+        all.extend(summed.map(|m| {
+            let form = form(self.kernels.sums_parts(m.dtype()));
+            (m, form)
+        }));
+        for (m, _) in &mut all {
             unpack(m);
-            if self.kernels.multiplies_parts(m.dtype()) {
-                self.part(m);
-            }
         }
-        let mut all: Vec<&mut Matrix> = multiplied.iter_mut().map(|m| &mut **m).collect();
-        if let Some(m) = summed {
-            unpack(m);
-            if self.kernels.sums_parts(m.dtype()) {
-                self.part(m);
-            }
-            all.push(m);
-        }
-        let rows: Vec<_> = all.iter().map(|m| m.view()).collect();
-        let Beside { data, views } = interleave(&rows);
-        let data = Bytes::from(data);
-        for (m, (range, layout)) in all.into_iter().zip(views) {
+        let rows: Vec<_> = all.iter().map(|(m, form)| (m.view(), *form)).collect();
+        let Beside { data, views } = quant::interleave(&rows, &mut self.team);
+        for ((m, _), (range, layout)) in all.into_iter().zip(views) {
             *m = m.laid_out(layout, data.slice(range)).expect(LAID_OUT);
         }
     }
+}
 
-    /// In parts.
-    fn part(&mut self, m: &mut Matrix) {
-        let Some(data) = quant::part(m.view(), &mut self.team) else {
-            return;
-        };
-        let stride = quant::parts_bytes(m.dtype(), m.cols());
-        let laid_out = m.laid_out(Layout::Parts { stride }, data.into());
-        *m = laid_out.expect(LAID_OUT);
-    }
+fn form(parts: bool) -> RowForm {
+    if parts { RowForm::Parts } else { RowForm::Same }
 }
 
 /// Back to rows of blocks, should a model or plan be packed again.

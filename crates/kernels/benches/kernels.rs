@@ -215,9 +215,8 @@ fn tiled(
             let (rows, cols) = (weights.data.len() / weights.bytes * shape.0, shape.1);
             let all = MatRef::new(dtype, rows, cols, &weights.data);
             let mut team = Team::new(1).expect("threads");
-            weights.data = quant::tile(all.expect("whole matrices"), &mut team)
-                .expect("rows that fill tiles")
-                .into();
+            weights.data =
+                quant::tile(all.expect("whole matrices"), &mut team).expect("rows that fill tiles");
             let mut group = c.benchmark_group(format!("{name}/{}x{}/{dtype}", shape.0, shape.1));
             group
                 .sample_size(20)

@@ -5,7 +5,7 @@ use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 #[derive(Clone)]
 enum Owner {
     File(Arc<memmap2::Mmap>),
-    HugePages(Arc<memmap2::Mmap>),
+    HugePages(Arc<memmap2::MmapMut>),
     Vec(Arc<Vec<u8>>),
 }
 
@@ -68,16 +68,27 @@ impl PartialEq for Bytes {
     }
 }
 
-/// Large bytes move to huge pages where the system has them: rows taken here and there from a matrix otherwise need a page
-/// of 4 KiB each to be looked up.
+/// Large bytes move into a [`Buffer`]'s huge pages.
 impl From<Vec<u8>> for Bytes {
     fn from(v: Vec<u8>) -> Bytes {
-        match in_huge_pages(&v) {
-            Some((map, range)) => Bytes {
+        match Buffer::in_huge_pages(v.len()) {
+            Some(mut buffer) => {
+                buffer.copy_from_slice(&v);
+                buffer.into()
+            }
+            None => Buffer::Vec(v).into(),
+        }
+    }
+}
+
+impl From<Buffer> for Bytes {
+    fn from(buffer: Buffer) -> Bytes {
+        match buffer {
+            Buffer::HugePages(map, range) => Bytes {
                 owner: Owner::HugePages(Arc::new(map)),
                 range,
             },
-            None => Bytes {
+            Buffer::Vec(v) => Bytes {
                 range: 0..v.len(),
                 owner: Owner::Vec(Arc::new(v)),
             },
@@ -88,29 +99,62 @@ impl From<Vec<u8>> for Bytes {
 /// What a huge page holds.
 const HUGE: usize = 2 << 20;
 
-/// A copy in huge pages, and where it lies there; `None` for what would not fill half of one, and where the system has none.
-fn in_huge_pages(bytes: &[u8]) -> Option<(memmap2::Mmap, Range<usize>)> {
-    // The last one, too, if more than half of it is filled.
-    let pages = (bytes.len() + HUGE / 2) / HUGE;
-    if pages == 0 || !cfg!(target_os = "linux") {
-        return None;
+/// Zeros, to be written over and then shared as [`Bytes`]. Large ones lie in huge pages where the system has them: rows taken here and
+/// there from a matrix otherwise need a page of 4 KiB each to be looked up. Whoever writes to a page first pays for it, so several
+/// threads had better do so.
+pub(crate) enum Buffer {
+    /// And where it lies there.
+    HugePages(memmap2::MmapMut, Range<usize>),
+    Vec(Vec<u8>),
+}
+
+impl Buffer {
+    pub(crate) fn zeroed(len: usize) -> Buffer {
+        Buffer::in_huge_pages(len).unwrap_or_else(|| Buffer::Vec(vec![0; len]))
     }
-    // The system maps at pages of 4 KiB, and what lies before the first multiple of a huge page gets none. Memory is taken only where it is written.
-    let mut map = memmap2::MmapMut::map_anon(bytes.len() + 2 * HUGE).ok()?;
-    let start = map.as_ptr().align_offset(HUGE);
-    #[cfg(target_os = "linux")]
-    map.advise_range(memmap2::Advice::HugePage, start, pages * HUGE)
-        .ok()?;
-    let range = start..start + bytes.len();
-    map[range.clone()].copy_from_slice(bytes);
-    Some((map.make_read_only().ok()?, range))
+
+    /// `None` for what would not fill half a huge page, and where the system has none.
+    fn in_huge_pages(len: usize) -> Option<Buffer> {
+        // The last one, too, if more than half of it is filled.
+        let pages = (len + HUGE / 2) / HUGE;
+        if pages == 0 || !cfg!(target_os = "linux") {
+            return None;
+        }
+        // The system maps at pages of 4 KiB, and what lies before the first multiple of a huge page gets none. Memory is taken only where it is written.
+        let map = memmap2::MmapMut::map_anon(len + 2 * HUGE).ok()?;
+        let start = map.as_ptr().align_offset(HUGE);
+        #[cfg(target_os = "linux")]
+        map.advise_range(memmap2::Advice::HugePage, start, pages * HUGE)
+            .ok()?;
+        Some(Buffer::HugePages(map, start..start + len))
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Buffer::HugePages(map, range) => &map[range.clone()],
+            Buffer::Vec(v) => v,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Buffer::HugePages(map, range) => &mut map[range.clone()],
+            Buffer::Vec(v) => v,
+        }
+    }
 }
 
 impl std::ops::Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         let all: &[u8] = match &self.owner {
-            Owner::File(m) | Owner::HugePages(m) => m,
+            Owner::File(m) => m,
+            Owner::HugePages(m) => m,
             Owner::Vec(v) => v,
         };
         &all[self.range.clone()]

@@ -18,4 +18,4 @@ pub mod shortlist;
 
 pub use bytes::Bytes;
 pub use dtype::DType;
-pub use matrix::{Beside, Layout, MatRef, ShapeError, interleave};
+pub use matrix::{Layout, MatRef, ShapeError};

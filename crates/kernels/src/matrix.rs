@@ -41,7 +41,7 @@ pub enum Layout {
         /// Bytes from one row to the next.
         stride: usize,
     },
-    /// A row is the parts of its blocks, each of all blocks (see [`quant::part`]).
+    /// A row is the parts of its blocks, each of all blocks (see [`RowForm::Parts`](crate::quant::RowForm)).
     Parts {
         /// Bytes from one row to the next.
         stride: usize,
@@ -205,50 +205,6 @@ impl<'a> MatRef<'a> {
     }
 }
 
-/// Rows of several matrices side by side, in whole cache lines.
-pub struct Beside {
-    /// Row 0 of each, row 1 of each, and so on.
-    pub data: Vec<u8>,
-    /// For each matrix, which of the bytes are its view, and its layout there: as before but for the stride.
-    pub views: Vec<(Range<usize>, Layout)>,
-}
-
-/// Lays the rows of matrices of equally many side by side.
-///
-/// # Panics
-/// If the numbers of rows differ, or a matrix is tiles.
-pub fn interleave(matrices: &[MatRef]) -> Beside {
-    const LINE: usize = 64;
-    let rows = matrices.first().map_or(0, MatRef::rows);
-    assert!(
-        matrices.iter().all(|m| m.rows() == rows),
-        "interleave: rows"
-    );
-    let lines = |m: &MatRef| m.row_bytes().next_multiple_of(LINE);
-    let stride: usize = matrices.iter().map(lines).sum();
-    let mut data = Vec::with_capacity(rows * stride);
-    for i in 0..rows {
-        for m in matrices {
-            data.extend_from_slice(m.row_data(i));
-            data.resize(data.len().next_multiple_of(LINE), 0);
-        }
-    }
-    let mut at = 0;
-    let view = |m: &MatRef| {
-        let range = match rows {
-            0 => 0..0,
-            n => at..at + (n - 1) * stride + m.row_bytes(),
-        };
-        at += lines(m);
-        match m.layout() {
-            Layout::Parts { .. } => (range, Layout::Parts { stride }),
-            _ => (range, Layout::Rows { stride }),
-        }
-    };
-    let views = matrices.iter().map(view).collect();
-    Beside { data, views }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,22 +237,6 @@ mod tests {
         // Rows that overlap, and a last row that is cut.
         assert!(apart(5, &data[..16]).is_err());
         assert!(apart(10, &data[..25]).is_err());
-    }
-
-    #[test]
-    fn rows_are_laid_side_by_side() {
-        let (a, b): (Vec<u8>, Vec<u8>) = ((0..4).collect(), (0..132).map(|i| 255 - i).collect());
-        let m = [
-            MatRef::new(DType::F16, 2, 1, &a).unwrap(),
-            MatRef::new(DType::F16, 2, 33, &b).unwrap(),
-        ];
-        let Beside { data, views } = interleave(&m);
-        assert_eq!(data.len(), 2 * (64 + 128));
-        for (m, (range, layout)) in m.iter().zip(views) {
-            let view = &data[range];
-            let v = MatRef::with_layout(DType::F16, 2, m.cols(), layout, view).unwrap();
-            assert_eq!((v.row(0), v.row(1)), (m.row(0), m.row(1)));
-        }
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl Loader<'_> {
         }
         let dtype = transposed_dtype(stored.dtype, hidden);
         let data = quant::transpose_pack(stored.view(), dtype, &mut self.team)
-            .and_then(|data| Matrix::new(dtype, inter, hidden, data.into()));
+            .and_then(|data| Matrix::new(dtype, inter, hidden, data));
         stored.data.release();
         data.map(Down::Transposed)
             .map_err(|e| self.unsupported(format!("tensor {name}: {e}")))

@@ -7,7 +7,7 @@ use std::ops::Range;
 /// The matrices of a gated FFN, `y = down^T (act(gate x) * (up x))`, and the biases that models of some families add to `gate x` and
 /// `up x`. All three are `[inter, hidden]`: a neuron is
 /// one row of each. Rows that are read only for the neurons kept are read fastest where a neuron's lie beside each other, gate before
-/// up before down ([`interleave`](crate::interleave)): memory is quick in runs of two thousand bytes and more.
+/// up before down ([`interleave`](crate::quant::interleave)): memory is quick in runs of two thousand bytes and more.
 #[derive(Clone, Copy)]
 pub struct SparseFfn<'a> {
     /// Gate, `[inter, hidden]`.

@@ -325,7 +325,7 @@ impl Kernels {
         is_narrow && self.tiles[m.dtype() as usize].is_some()
     }
 
-    /// Whether products with single rows are quicker where these lie in parts (see [`quant::part`]).
+    /// Whether products with single rows are quicker where these lie in parts (see [`RowForm::Parts`](crate::quant::RowForm)).
     pub fn multiplies_parts(&self, dtype: DType) -> bool {
         self.dot_parts[dtype as usize].is_some()
     }

@@ -1,4 +1,4 @@
-//! The loops around hand-written steps over rows in parts ([`quant::part`](crate::quant::part)), shared by the instruction sets
+//! The loops around hand-written steps over rows in parts ([`RowForm::Parts`](crate::quant::RowForm)), shared by the instruction sets
 //! as those of [`drive`] are.
 
 use super::{

@@ -4,6 +4,7 @@
 //! Q3_0, Q2_0, T2 and Q8_H, which are of this crate and for predictors. A row is a whole number of blocks one after the other. [`unpack_row`] is exact (every product is the one
 //! `f32` operation the layout names); [`pack_row`] chooses scales, so it is a fit and never better than its format.
 
+mod beside;
 mod fit;
 mod float;
 mod k_scales;
@@ -25,11 +26,12 @@ mod tests;
 mod tiles;
 mod transpose;
 
+pub use beside::{Beside, RowForm, interleave};
 pub(crate) use float::{Bf16, F16, F32};
 pub(crate) use k_scales::scales_and_mins;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use parts::{GROUP, Parts, groups};
-pub use parts::{has_parts, part, parts_bytes};
+pub use parts::{has_parts, parts_bytes};
 pub(crate) use q2_0::{Q2_0, levels as two_bit_levels};
 pub(crate) use q3_0::{Q3_0, third_bit};
 pub(crate) use q4_0::Q4_0;
@@ -184,8 +186,32 @@ fn inverse(x: f32) -> f32 {
 
 /// `x` rounded to the nearest of `0..=max`.
 fn level(x: f32, max: u8) -> u8 {
-    // The cast saturates at 0 and maps NaN to 0.
-    (x.round() as u8).min(max)
+    nearest(x, 0, i32::from(max)) as u8
+}
+
+/// `x` rounded to the nearest of `min..=max`, halves away from zero; 0, or what is nearest to that, for NaN.
+///
+/// As `f32::round`, which is a call for each element where the compiler may not take it that the CPU can do it.
+#[inline(always)]
+fn nearest(x: f32, min: i32, max: i32) -> i32 {
+    /// A half would carry the largest number below a half to 1.
+    const BELOW_HALF: f32 = 0.5f32.next_down();
+    // The cast saturates and maps NaN to 0.
+    ((x + BELOW_HALF.copysign(x)) as i32).clamp(min, max)
+}
+
+/// The largest magnitude of `x`, NaN aside; 0 of nothing. In lanes: a sequence of maxima waits for each.
+fn largest(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; 8];
+    let (chunks, rest) = x.as_chunks::<8>();
+    for chunk in chunks {
+        for (m, v) in lanes.iter_mut().zip(chunk) {
+            let v = v.abs();
+            *m = if v > *m { v } else { *m };
+        }
+    }
+    let all = lanes.into_iter().chain(rest.iter().map(|v| v.abs()));
+    all.fold(0.0, f32::max)
 }
 
 /// The element of largest magnitude, with its sign (0 for an all-zero block).

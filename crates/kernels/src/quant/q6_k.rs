@@ -13,7 +13,7 @@
 //! w[i] = (d * scale[i / 16]) * (q - 32)
 //! ```
 
-use super::{Format, extreme, half_at, inverse, put_half};
+use super::{Format, extreme, half_at, inverse, nearest, put_half};
 use crate::dtype::DType;
 
 pub(crate) struct Q6K;
@@ -51,13 +51,13 @@ impl Format for Q6K {
     fn pack(x: &[f32], block: &mut [u8]) {
         let fits: [f32; 16] = std::array::from_fn(|j| fit_scale(&x[j * SUB..][..SUB]));
         let d = put_half(block, 208, extreme(&fits) / -128.0);
-        let scales = fits.map(|a| (a * inverse(d)).round().clamp(-128.0, 127.0));
+        let scales = fits.map(|a| nearest(a * inverse(d), -128, 127) as f32);
         for (b, s) in block[192..208].iter_mut().zip(scales) {
             *b = s as i8 as u8;
         }
         let q = |i: usize| {
             let a = d * scales[i / SUB];
-            ((x[i] * inverse(a)).round().clamp(-32.0, 31.0) + 32.0) as u8
+            (nearest(x[i] * inverse(a), -32, 31) + 32) as u8
         };
         for h in 0..2 {
             for l in 0..32 {
@@ -77,7 +77,7 @@ fn fit_scale(x: &[f32]) -> f32 {
     if most == 0.0 {
         return 0.0;
     }
-    let q = |inv: f32, v: f32| (v * inv).round().clamp(-32.0, 31.0);
+    let q = |inv: f32, v: f32| nearest(v * inv, -32, 31) as f32;
     let error = |a: f32| -> f32 {
         let inv = inverse(a);
         x.iter().map(|&v| (a * q(inv, v) - v).powi(2)).sum()

@@ -6,7 +6,7 @@
 //!       | f16  | i8                            |
 //! ```
 
-use super::{Format, half_at, inverse, put_half};
+use super::{Format, half_at, inverse, largest, nearest, put_half};
 use crate::dtype::DType;
 
 pub(crate) struct Q8_0;
@@ -23,11 +23,10 @@ impl Format for Q8_0 {
     }
 
     fn pack(x: &[f32], block: &mut [u8]) {
-        let largest = x.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
-        let d = put_half(block, 0, largest / 127.0);
+        let d = put_half(block, 0, largest(x) / 127.0);
         let inv = inverse(d);
         for (q, &v) in block[2..34].iter_mut().zip(x) {
-            *q = (v * inv).round().clamp(-127.0, 127.0) as i8 as u8;
+            *q = nearest(v * inv, -127, 127) as i8 as u8;
         }
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use super::{
-    Format,
+    Format, nearest,
     q2_0::{levels, put_levels},
 };
 use crate::dtype::DType;
@@ -25,7 +25,7 @@ impl Format for T2 {
     }
 
     fn pack(x: &[f32], block: &mut [u8]) {
-        let q = |j: usize| (x[j].round().clamp(-1.0, 1.0) as i8 + 1) as u8;
+        let q = |j: usize| (nearest(x[j], -1, 1) + 1) as u8;
         put_levels(block, std::array::from_fn(q));
     }
 }

@@ -11,7 +11,12 @@
 //! a row is no run of bytes any more: tiles are for matrices that are read as a whole.
 
 use super::q3_0;
-use crate::{cpu::Team, dtype::DType, matrix::MatRef};
+use crate::{
+    bytes::{Buffer, Bytes},
+    cpu::Team,
+    dtype::DType,
+    matrix::MatRef,
+};
 use std::ops::Range;
 
 /// Rows of a tile.
@@ -51,38 +56,52 @@ fn head(dtype: DType) -> Range<usize> {
 ///
 /// # Panics
 /// If the matrix is tiles already.
-pub fn tile(m: MatRef, team: &mut Team) -> Option<Vec<u8>> {
+pub fn tile(m: MatRef, team: &mut Team) -> Option<Bytes> {
     if !has_tiles(m.dtype()) || !m.rows().is_multiple_of(TILE) {
         return None;
     }
     let (bytes, row_bytes) = (m.dtype().block_bytes(), m.row_bytes());
     let head = head(m.dtype());
-    let mut out = vec![0; m.rows() * row_bytes];
+    let mut out = Buffer::zeroed(m.rows() * row_bytes);
     team.split(&mut out, TILE * row_bytes, |at, part| {
         let first = at / row_bytes;
         for (i, tile) in part.chunks_exact_mut(TILE * row_bytes).enumerate() {
-            for r in 0..TILE {
-                let row = m.row(first + i * TILE + r).chunks_exact(bytes);
-                for (block, out) in row.zip(tile.chunks_exact_mut(TILE * bytes)) {
-                    match m.dtype() {
-                        DType::Q3_0 => put_block(&q3_0::to_tile(block), head.clone(), r, out),
-                        _ => put_block(block, head.clone(), r, out),
+            let rows: [_; TILE] = std::array::from_fn(|r| m.row(first + i * TILE + r));
+            for (b, out) in tile.chunks_exact_mut(TILE * bytes).enumerate() {
+                let blocks = rows.map(|row| &row[b * bytes..][..bytes]);
+                match m.dtype() {
+                    DType::Q3_0 => {
+                        let drawn = blocks.map(q3_0::to_tile);
+                        put_blocks(drawn.each_ref().map(|b| &b[..]), head.clone(), out);
                     }
+                    _ => put_blocks(blocks, head.clone(), out),
                 }
             }
         }
     });
-    Some(out)
+    Some(out.into())
 }
 
-/// Puts the block of row `r` into that of a tile.
-fn put_block(block: &[u8], head: Range<usize>, r: usize, out: &mut [u8]) {
+/// Puts the blocks of sixteen rows into that of a tile, in the order of the tile.
+fn put_blocks(blocks: [&[u8]; TILE], head: Range<usize>, out: &mut [u8]) {
     let (heads, words) = out.split_at_mut(TILE * head.len());
-    heads[r * head.len()..][..head.len()].copy_from_slice(&block[head.clone()]);
-    let (before, behind) = (&block[..head.start], &block[head.end..]);
-    let row = [before, behind].map(|words| words.as_chunks::<4>().0);
-    for (w, word) in row.into_iter().flatten().enumerate() {
-        words[4 * (TILE * w + r)..][..4].copy_from_slice(word);
+    for (r, block) in blocks.iter().enumerate() {
+        heads[r * head.len()..][..head.len()].copy_from_slice(&block[head.clone()]);
+    }
+    // A head is first or last.
+    let rest = blocks.map(|block| match head.start {
+        0 => block[head.end..].as_chunks::<4>().0,
+        _ => block[..head.start].as_chunks::<4>().0,
+    });
+    for (w, words) in words
+        .as_chunks_mut::<{ 4 * TILE }>()
+        .0
+        .iter_mut()
+        .enumerate()
+    {
+        for (word, row) in words.as_chunks_mut::<4>().0.iter_mut().zip(&rest) {
+            *word = row[w];
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Format, unpack_row, with_format};
 use crate::{
+    bytes::{Buffer, Bytes},
     cpu::Team,
     dtype::DType,
     matrix::{MatRef, ShapeError},
@@ -17,12 +18,12 @@ const TILE: usize = 64;
 ///
 /// # Errors
 /// [`ShapeError::Columns`] if `m.rows()` is no whole number of `dtype` blocks.
-pub fn transpose_pack(m: MatRef, dtype: DType, team: &mut Team) -> Result<Vec<u8>, ShapeError> {
+pub fn transpose_pack(m: MatRef, dtype: DType, team: &mut Team) -> Result<Bytes, ShapeError> {
     let (rows, cols) = (m.rows(), m.cols());
     let row_bytes = dtype
         .row_bytes(rows)
         .ok_or(ShapeError::Columns { dtype, cols: rows })?;
-    let mut out = vec![0u8; row_bytes * cols];
+    let mut out = Buffer::zeroed(row_bytes * cols);
     let width = m.dtype().block_len().max(TILE);
     team.split(&mut out, width * row_bytes, |at, part| {
         let first = at / row_bytes;
@@ -30,7 +31,7 @@ pub fn transpose_pack(m: MatRef, dtype: DType, team: &mut Team) -> Result<Vec<u8
             with_format!(dtype, F => transpose_columns::<F>(m, first + i * width, row_bytes, part));
         }
     });
-    Ok(out)
+    Ok(out.into())
 }
 
 /// Columns `first..` of `m` as rows of `out`, as many as `out` holds.

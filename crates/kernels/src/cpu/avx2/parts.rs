@@ -1,4 +1,4 @@
-//! Products with rows in parts ([`quant::part`](crate::quant::part)). A vector of levels is half of two of a group's
+//! Products with rows in parts ([`RowForm::Parts`](crate::quant::RowForm)). A vector of levels is half of two of a group's
 //! blocks A B C D, so that products of four vectors are added up in 16 bits, as far as these hold them, before any is
 //! widened: what remains is one vector `[A A C C B B D D]` a group.
 

@@ -1,4 +1,4 @@
-//! Sums of scaled rows of Q8_0 in parts ([`quant::part`](crate::quant::part)), eight rows at a time in fixed point.
+//! Sums of scaled rows of Q8_0 in parts ([`RowForm::Parts`](crate::quant::RowForm)), eight rows at a time in fixed point.
 //!
 //! Widened to floats one by one, levels take three instructions for eight of them. Here sixteen words, of a level each, are
 //! multiplied by words of their block's scale times the row's coefficient (`vpmulhrsw`) and added up in words, and only the sums

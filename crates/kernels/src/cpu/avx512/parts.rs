@@ -1,4 +1,4 @@
-//! Products with and sums of rows in parts ([`quant::part`](crate::quant::part)): vectors of levels as they lie, the scales of
+//! Products with and sums of rows in parts ([`RowForm::Parts`](crate::quant::RowForm)): vectors of levels as they lie, the scales of
 //! four blocks at a time.
 
 use super::{

@@ -7,10 +7,7 @@ use super::{
     },
     *,
 };
-use crate::{
-    matrix::{Beside, Layout, interleave},
-    quant,
-};
+use crate::quant::{Beside, RowForm, interleave};
 
 const INTER: usize = 101;
 const HIDDEN: usize = 64;
@@ -114,7 +111,8 @@ fn check(
                 ..none
             };
             // Rows side by side are the same rows.
-            let beside = interleave(&poisoned.each_ref().map(Mat::get));
+            let same = poisoned.each_ref().map(|m| (m.get(), RowForm::Same));
+            let beside = interleave(&same, &mut Team::new(1).unwrap());
             let beside = ffn_beside(&poisoned, &beside, biases, act);
             for threads in [1, 2, 5] {
                 let mut team = Team::new(threads).unwrap();
@@ -323,14 +321,8 @@ fn rows_in_parts_side_by_side_are_the_same_ffn() {
             let rows = reference::select_above(&up, Score::Magnitude, 0.3);
             let poisoned = mats.each_ref().map(|m| m.poisoned(&rows));
             let mut team = Team::new(3).unwrap();
-            let data = poisoned
-                .each_ref()
-                .map(|m| quant::part(m.get(), &mut team).unwrap());
-            let stride = quant::parts_bytes(dtype, HIDDEN);
-            let layout = Layout::Parts { stride };
-            let parts = [0, 1, 2]
-                .map(|i| MatRef::with_layout(dtype, INTER, HIDDEN, layout, &data[i]).unwrap());
-            let beside = interleave(&parts);
+            let parts = poisoned.each_ref().map(|m| (m.get(), RowForm::Parts));
+            let beside = interleave(&parts, &mut team);
             let w = SparseFfn {
                 up: w.up,
                 ..ffn_beside(&poisoned, &beside, NO_BIASES, w.act)

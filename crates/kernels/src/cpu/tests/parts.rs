@@ -4,23 +4,19 @@ use super::{
     super::gemm::{GemmWork, matmul},
     *,
 };
-use crate::{
-    matrix::Layout,
-    quant::{has_parts, part, parts_bytes, unpack_row_of},
-};
+use crate::quant::{Beside, RowForm, has_parts, interleave, unpack_row_of};
 
 fn in_parts() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|t| has_parts(*t))
 }
 
-fn parts(m: &Mat) -> Vec<u8> {
-    part(m.get(), &mut Team::new(1).unwrap()).unwrap()
+fn parts(m: &Mat) -> Beside {
+    interleave(&[(m.get(), RowForm::Parts)], &mut Team::new(1).unwrap())
 }
 
-fn view<'a>(m: &Mat, parts: &'a [u8]) -> MatRef<'a> {
-    let stride = parts_bytes(m.dtype, m.cols);
-    let layout = Layout::Parts { stride };
-    MatRef::with_layout(m.dtype, m.rows, m.cols, layout, parts).unwrap()
+fn view<'a>(m: &Mat, parts: &'a Beside) -> MatRef<'a> {
+    let (range, layout) = parts.views[0].clone();
+    MatRef::with_layout(m.dtype, m.rows, m.cols, layout, &parts.data[range]).unwrap()
 }
 
 fn each_case(f: impl Fn(&Kernels, DType, usize)) {

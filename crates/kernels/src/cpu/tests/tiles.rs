@@ -8,11 +8,12 @@ use super::{
     *,
 };
 use crate::{
+    bytes::Bytes,
     matrix::Layout,
     quant::{self, TILE, has_tiles},
 };
 
-fn tile(m: MatRef) -> Option<Vec<u8>> {
+fn tile(m: MatRef) -> Option<Bytes> {
     quant::tile(m, &mut Team::new(1).unwrap())
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    bytes::Bytes,
     cpu::Team,
     matrix::{MatRef, ShapeError},
     reference,
@@ -308,7 +309,7 @@ fn a_transpose_holds_every_element_whatever_the_team() {
         let data = reference::packed(from, &x);
         let m = MatRef::new(from, rows, cols, &data).unwrap();
         for to in [DType::F32, DType::Q8_0, DType::Q4_K] {
-            let mut first = Vec::new();
+            let mut first = Bytes::from(Vec::new());
             for threads in [1, 3] {
                 let got = transpose_pack(m, to, &mut Team::new(threads).unwrap());
                 if to.row_bytes(rows).is_none() {
@@ -342,10 +343,55 @@ fn a_transpose_holds_every_element_whatever_the_team() {
 }
 
 #[test]
+fn nearest_is_round() {
+    let mut values = vec![
+        0.0,
+        -0.0,
+        0.5f32.next_down(),
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+    ];
+    for i in 0..300 {
+        let half = i as f32 + 0.5;
+        values.extend([half, half.next_down(), half.next_up(), i as f32]);
+    }
+    for power in 20..130 {
+        values.extend([2f32.powi(power) + 1.0, 2f32.powi(power) - 0.5]);
+    }
+    for x in values {
+        for x in [x, -x] {
+            let want = x.round().clamp(-200.0, 201.0);
+            assert_eq!(nearest(x, -200, 201) as f32, want, "{x}");
+        }
+    }
+    assert_eq!(nearest(f32::NAN, -5, 5), 0);
+    assert_eq!(nearest(f32::NAN, 1, 5), 1);
+}
+
+#[test]
+fn the_largest_magnitude_is_found_in_any_place() {
+    for len in 0..40 {
+        for at in 0..len {
+            let mut x = vec![-0.5; len];
+            x[at] = -3.0;
+            x[(at + 1) % len] = if len > 1 { f32::NAN } else { -3.0 };
+            assert_eq!(largest(&x), 3.0);
+        }
+    }
+    assert_eq!(largest(&[]), 0.0);
+}
+
+#[test]
 fn transposing_nothing_gives_nothing() {
     let m = MatRef::new(DType::F32, 0, 5, &[]).unwrap();
     let mut team = Team::new(2).unwrap();
-    assert_eq!(transpose_pack(m, DType::Q8_0, &mut team), Ok(Vec::new()));
+    assert_eq!(
+        transpose_pack(m, DType::Q8_0, &mut team),
+        Ok(Bytes::from(Vec::new()))
+    );
     let m = MatRef::new(DType::F32, 32, 0, &[]).unwrap();
-    assert_eq!(transpose_pack(m, DType::Q8_0, &mut team), Ok(Vec::new()));
+    assert_eq!(
+        transpose_pack(m, DType::Q8_0, &mut team),
+        Ok(Bytes::from(Vec::new()))
+    );
 }
