@@ -27,16 +27,6 @@ pub(crate) const CACHE_VARIABLE: &str = "COUNTDOWN_CACHE";
 /// Positions that calibration needs; more are not used.
 const CALIBRATION_CONTEXT: usize = 512;
 
-impl PlanChoice {
-    /// How the model must be opened.
-    pub(crate) fn layout(&self) -> DownLayout {
-        match self {
-            PlanChoice::Dense => DownLayout::Stored,
-            PlanChoice::File(_) | PlanChoice::Fit(_) => DownLayout::Transposed,
-        }
-    }
-}
-
 /// A session with its plan in force, announced.
 pub(crate) fn session(
     console: &Console,
@@ -46,7 +36,7 @@ pub(crate) fn session(
     tokenizer: &Tokenizer,
 ) -> Result<Session> {
     let threads = args.compute.threads();
-    let model = load::model(console, checkpoint, choice.layout(), threads)?;
+    let model = load::model(console, checkpoint, DownLayout::Stored, threads)?;
     let options = args
         .context
         .session_options(&args.compute, model.config.context);
@@ -70,11 +60,9 @@ pub(crate) fn session(
         load::announce(console, &session, options.cache_dtype);
         return Ok(session);
     }
-    let (model, plan) = match plan {
-        Some(plan) if !args.plan.always_sparse => {
-            quicker(console, checkpoint, model, plan, threads)?
-        }
-        plan => (model, plan),
+    let plan = match plan {
+        Some(plan) if !args.plan.always_sparse => quicker(console, &model, plan, threads)?,
+        plan => plan,
     };
     let (model, plan) = {
         let _spinner = Progress::spinner(console, "laying out weights");
@@ -92,29 +80,24 @@ pub(crate) fn session(
 /// FFNs of fewer bytes take too little time to be told apart.
 const SMALL_FFN: usize = 1 << 20;
 
-/// The model and the plan, or, where that is quicker on this machine, the model as stored and no plan. Announces a change.
+/// The plan, or none where dense is quicker on this machine. Announces a change.
 fn quicker(
     console: &Console,
-    checkpoint: &Checkpoint,
-    model: Arc<Model>,
+    model: &Model,
     plan: Arc<SparsityPlan>,
     threads: usize,
-) -> Result<(Arc<Model>, Option<Arc<SparsityPlan>>)> {
+) -> Result<Option<Arc<SparsityPlan>>> {
     let is_small = |l: &Layer| l.ffn.gate.bytes() + l.ffn.up.bytes() < SMALL_FFN;
     // Nobody asks for an ideal plan to be quick.
     if plan.provenance.form == Form::Ideal || model.layers.iter().any(is_small) {
-        return Ok((model, Some(plan)));
+        return Ok(Some(plan));
     }
-    let dense = load::model(console, checkpoint, DownLayout::Stored, threads)?;
     let times = {
         let _spinner = Progress::spinner(console, "timing the plan");
-        FfnTimes::measure(&dense, &model, &plan, threads)?
+        FfnTimes::measure(model, &plan, threads)?
     };
     let gain = times.dense.as_secs_f64() / times.sparse.as_secs_f64();
-    Ok(match is_quicker(console, &plan, "FFNs", gain) {
-        true => (model, Some(plan)),
-        false => (dense, None),
-    })
+    Ok(is_quicker(console, &plan, "FFNs", gain).then_some(plan))
 }
 
 /// Whether a plan that runs something `gain` times as fast as dense is followed. Says so.
@@ -450,7 +433,14 @@ impl Planner<'_> {
             threads: Some(self.threads),
             ..SessionOptions::default()
         };
-        self.device.session(self.console, self.model, &options)
+        let model = match self.model.down_layout {
+            DownLayout::Transposed => self.model.clone(),
+            DownLayout::Stored => {
+                let model = Model::clone(self.model);
+                Arc::new(model.packed(Packing::Apart, self.threads)?)
+            }
+        };
+        self.device.session(self.console, &model, &options)
     }
 
     fn cached(&self, wish: &Wish, file: &Path) -> Option<Arc<SparsityPlan>> {

@@ -3,7 +3,7 @@
 mod load;
 
 use crate::{arch::Config, error::Result, formats::Checkpoint, sparsity::Signal};
-use countdown_kernels::{Bytes, DType, Layout, MatRef, ShapeError, quant};
+use countdown_kernels::{Bytes, DType, Layout, MatRef, ShapeError, cpu::Team, quant};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -47,6 +47,33 @@ impl Matrix {
             data,
             ..self.clone()
         })
+    }
+
+    /// The transpose of a down projection `[hidden, inter]` that lies in rows; `data` is its bytes in elements of
+    /// [`transposed_dtype`] and that layout. Those it has now are released.
+    ///
+    /// # Errors
+    /// [`ShapeError`] where the lengths do not fit.
+    pub(crate) fn turned(&self, layout: Layout, data: Bytes) -> Result<Matrix, ShapeError> {
+        let blank = Matrix {
+            dtype: transposed_dtype(self.dtype, self.rows),
+            rows: self.cols,
+            cols: self.rows,
+            ..self.clone()
+        };
+        blank.laid_out(layout, data)
+    }
+
+    /// The same, transposed here.
+    pub(crate) fn transposed(&self, team: &mut Team) -> Matrix {
+        let dtype = transposed_dtype(self.dtype, self.rows);
+        // Tiles have no columns to be transposed.
+        let blocks = quant::blocks_of(self.view());
+        let rows = MatRef::new(self.dtype, self.rows, self.cols, &blocks);
+        let data = rows.and_then(|rows| quant::transpose_pack(rows, dtype, team));
+        let stride = dtype.row_bytes(self.rows).unwrap_or_default();
+        data.and_then(|data| self.turned(Layout::Rows { stride }, data))
+            .expect("the type is one whose blocks fill the rows")
     }
 
     /// Whether rows lie in tiles, so that none can be read by itself.

@@ -8,20 +8,21 @@
 use crate::{
     backend::cpu,
     error::{Error, Result},
-    model::{Down, Ffn, Layer, Linear, Matrix, Model},
+    model::{Down, DownLayout, Ffn, Layer, Linear, Matrix, Model, transposed_dtype},
     sparsity::{Keep, Outer, Predictor, Rule, Signal, SparsityPlan, predictor::Rest},
 };
 use countdown_kernels::{
     Bytes, Layout,
     cpu::{Kernels, Team},
-    quant::{self, Beside, RowForm},
+    quant::{self, Beside, RowForm, Rows},
 };
 use std::sync::Arc;
 
-/// What is done with the FFNs; all else is read as a whole.
+/// What is done with the FFNs; all else is read as a whole. For all but [`Packing::Dense`] down is transposed
+/// ([`DownLayout`]), if it is not yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packing {
-    /// Three matrices of rows: for anything.
+    /// Three matrices of rows: for any plan.
     #[default]
     Apart,
     /// All are read as a whole.
@@ -107,6 +108,9 @@ impl Model {
             }
             tiler.pack(ffn, packing);
         }
+        if packing != Packing::Dense {
+            self.down_layout = DownLayout::Transposed;
+        }
         Ok(self)
     }
 
@@ -161,11 +165,7 @@ impl SparsityPlan {
                 tiler.tile(&mut second.weight);
             }
             if let Some(Rest { gate, up }) = &mut packed.rest {
-                let down = match &mut ffn.down {
-                    Down::Transposed(down) => Some(down),
-                    Down::Stored(_) => None,
-                };
-                tiler.side_by_side(&mut [gate, up], down);
+                tiler.side_by_side(&mut [gate, up], Some(&mut ffn.down));
             }
             *predictor = Arc::new(packed);
         }
@@ -199,54 +199,68 @@ impl Tiler {
 
     fn pack(&mut self, ffn: &mut Ffn, packing: Packing) {
         let Ffn { gate, up, down, .. } = ffn;
-        match (packing, down) {
-            (Packing::Dense, Down::Stored(down)) => {
-                [gate, up, down].into_iter().for_each(|m| self.tile(m));
+        match packing {
+            Packing::Dense => {
+                let down = match down {
+                    Down::Stored(down) => Some(down),
+                    Down::Transposed(_) => None,
+                };
+                let all = [gate, up].into_iter().chain(down);
+                all.for_each(|m| self.tile(m));
             }
-            (Packing::UpDown, Down::Transposed(down)) => {
+            Packing::UpDown => {
                 self.tile(gate);
                 self.side_by_side(&mut [up], Some(down));
             }
-            (Packing::GateDown, Down::Transposed(down)) => {
+            Packing::GateDown => {
                 self.tile(up);
                 self.side_by_side(&mut [gate], Some(down));
             }
-            (Packing::GateUpDown, Down::Transposed(down)) => {
-                self.side_by_side(&mut [gate, up], Some(down));
+            Packing::GateUpDown => self.side_by_side(&mut [gate, up], Some(down)),
+            Packing::Apart | Packing::DownWithPlan => {
+                if let Down::Stored(stored) = down {
+                    *down = Down::Transposed(stored.transposed(&mut self.team));
+                }
             }
-            (Packing::Dense, Down::Transposed(_)) => {
-                [gate, up].into_iter().for_each(|m| self.tile(m));
-            }
-            (Packing::Apart | Packing::DownWithPlan, _) | (_, Down::Stored(_)) => (),
         }
     }
 
     /// Rows that are multiplied, and behind them rows that are summed, neuron by neuron in one memory.
-    fn side_by_side(&mut self, multiplied: &mut [&mut Matrix], summed: Option<&mut Matrix>) {
-        let mut all: Vec<(&mut Matrix, RowForm)> = multiplied
-            .iter_mut()
-            .map(|m| {
-                let form = form(self.kernels.multiplies_parts(m.dtype()));
-                (&mut **m, form)
-            })
-            .collect();
-        all.extend(summed.map(|m| {
-            let form = form(self.kernels.sums_parts(m.dtype()));
-            (m, form)
-        }));
-        for (m, _) in &mut all {
+    fn side_by_side(&mut self, multiplied: &mut [&mut Matrix], mut summed: Option<&mut Down>) {
+        let form = |in_parts| match in_parts {
+            true => RowForm::Parts,
+            false => RowForm::Same,
+        };
+        multiplied.iter_mut().for_each(|m| unpack(m));
+        if let Some(Down::Stored(m) | Down::Transposed(m)) = summed.as_deref_mut() {
             unpack(m);
         }
-        let rows: Vec<_> = all.iter().map(|(m, form)| (m.view(), *form)).collect();
+        let multiplied_rows = multiplied.iter().map(|m| {
+            let form = form(self.kernels.multiplies_parts(m.dtype()));
+            (Rows::Of(m.view()), form)
+        });
+        let rows = multiplied_rows.chain(summed.iter().map(|down| {
+            let rows = match &**down {
+                Down::Transposed(m) => Rows::Of(m.view()),
+                Down::Stored(m) => Rows::ColumnsOf(m.view(), transposed_dtype(m.dtype(), m.rows())),
+            };
+            (rows, form(self.kernels.sums_parts(rows.dtype())))
+        }));
+        let rows: Vec<_> = rows.collect();
         let Beside { data, views } = quant::interleave(&rows, &mut self.team);
-        for ((m, _), (range, layout)) in all.into_iter().zip(views) {
-            *m = m.laid_out(layout, data.slice(range)).expect(LAID_OUT);
+        let mut views = views
+            .into_iter()
+            .map(|(range, layout)| (layout, data.slice(range)));
+        for (m, (layout, data)) in multiplied.iter_mut().zip(&mut views) {
+            **m = m.laid_out(layout, data).expect(LAID_OUT);
+        }
+        for (down, (layout, data)) in summed.into_iter().zip(views) {
+            *down = Down::Transposed(match &*down {
+                Down::Transposed(m) => m.laid_out(layout, data).expect(LAID_OUT),
+                Down::Stored(m) => m.turned(layout, data).expect(LAID_OUT),
+            });
         }
     }
-}
-
-fn form(parts: bool) -> RowForm {
-    if parts { RowForm::Parts } else { RowForm::Same }
 }
 
 /// Back to rows of blocks, should a model or plan be packed again.

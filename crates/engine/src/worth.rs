@@ -37,20 +37,14 @@ pub struct FfnTimes {
 }
 
 impl FfnTimes {
-    /// Times up to three layers of a model, opened in both ways ([`DownLayout`](crate::DownLayout)) and not packed yet. Inputs are
+    /// Times up to three layers of a model that is as its file has it ([`DownLayout::Stored`](crate::DownLayout)), not packed yet. Inputs are
     /// noise, as large as it takes to keep the share of neurons that the plan is for.
     ///
     /// # Errors
     /// [`Error::Plan`](crate::Error::Plan) for a plan made for another model; [`Error::Machine`](crate::Error::Machine) where threads cannot be started.
-    pub fn measure(
-        dense: &Model,
-        sparse: &Model,
-        plan: &SparsityPlan,
-        threads: usize,
-    ) -> Result<FfnTimes> {
-        plan.check_fits(dense)?;
-        plan.check_fits(sparse)?;
-        let layers = sparse.layers.len();
+    pub fn measure(model: &Model, plan: &SparsityPlan, threads: usize) -> Result<FfnTimes> {
+        plan.check_fits(model)?;
+        let layers = model.layers.len();
         let timed: Vec<usize> = (0..layers)
             .step_by(layers.div_ceil(LAYERS).max(1))
             .collect();
@@ -58,10 +52,10 @@ impl FfnTimes {
             rules: timed.iter().map(|&l| plan.rules[l].clone()).collect(),
             provenance: plan.provenance.clone(),
         };
-        let dense_ffns = dense.packed_ffns(&timed, Packing::Dense, threads)?;
-        let mut sparse_ffns = sparse.packed_ffns(&timed, Packing::of(Some(&plan)), threads)?;
+        let dense_ffns = model.packed_ffns(&timed, Packing::Dense, threads)?;
+        let mut sparse_ffns = model.packed_ffns(&timed, Packing::of(Some(&plan)), threads)?;
         let plan = plan.packed_beside(sparse_ffns.iter_mut(), threads)?;
-        let mut bed = Bed::new(sparse, threads)?;
+        let mut bed = Bed::new(model, threads)?;
         let mut totals = FfnTimes {
             dense: Duration::ZERO,
             sparse: Duration::ZERO,
@@ -71,9 +65,9 @@ impl FfnTimes {
             bed.scale_input(some, rule, 1.0 - plan.provenance.target);
             let mut times = [const { Vec::new() }; 2];
             for _ in 0..ROUNDS {
-                flush(&dense.head);
+                flush(&model.head);
                 times[0].push(bed.run(all, None).1);
-                flush(&dense.head);
+                flush(&model.head);
                 times[1].push(bed.run(some, Some(rule)).1);
             }
             let [dense, sparse] = times.map(|mut t| {
@@ -185,10 +179,10 @@ mod tests {
             assert!(kept.abs_diff(wanted) <= 2, "{name}: {kept} for {wanted}");
             assert_eq!(bed.run(&dense.layers[0].ffn, None).0, inter);
 
-            let times = FfnTimes::measure(&dense, &sparse, &plan, 2).unwrap();
+            let times = FfnTimes::measure(&dense, &plan, 2).unwrap();
             assert!(times.dense > Duration::ZERO && times.sparse > Duration::ZERO);
             plan.rules.pop();
-            assert!(FfnTimes::measure(&dense, &sparse, &plan, 1).is_err());
+            assert!(FfnTimes::measure(&dense, &plan, 1).is_err());
         }
     }
 }

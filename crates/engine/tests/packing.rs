@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{MODELS, by_copy, difference, in_type, model, plan_of, prose, session, steps, tokens};
+use common::{
+    MODELS, by_copy, difference, fixture, in_type, model, plan_of, prose, session, steps, tokens,
+};
 use countdown::{
-    Model, Packing, Phase, SparsityPlan, calibrate,
+    DownLayout, Model, Packing, Phase, SparsityPlan, calibrate,
     kernels::{DType, cpu::Kernels},
     model::{Down, Matrix},
     sparsity::{Form, Keep, PredictorKind, Signal},
@@ -57,6 +59,39 @@ fn results_do_not_depend_on_how_neurons_are_packed() {
                 .map(suited)
                 .eq(all[..plans.len() - 1].iter().copied())
         );
+    }
+}
+
+#[test]
+fn models_as_stored_are_transposed_where_they_are_packed_for_plans() {
+    for name in MODELS {
+        let as_in_file = Model::open(&fixture(name), DownLayout::Stored, 2).unwrap();
+        let in_eight_bits = Model::clone(&in_type(&as_in_file, DType::Q8_0));
+        for stored in [as_in_file, in_eight_bits] {
+            let transposed = stored.clone().packed(Packing::Apart, 1).unwrap();
+            assert_eq!(transposed.down_layout, DownLayout::Transposed);
+            for packing in [Packing::UpDown, Packing::GateDown, Packing::GateUpDown] {
+                let [want, got] =
+                    [&transposed, &stored].map(|m| Model::clone(m).packed(packing, 2).unwrap());
+                assert_eq!(got.down_layout, DownLayout::Transposed);
+                for (want, got) in want.layers.iter().zip(&got.layers) {
+                    let [want, got] = [want, got].map(|l| {
+                        let Down::Transposed(down) = &l.ffn.down else {
+                            panic!("down is transposed for plans")
+                        };
+                        [&l.ffn.gate, &l.ffn.up, down]
+                    });
+                    assert_eq!(want, got, "{name} {packing:?}");
+                }
+            }
+            // A tiled one has no columns until it is rows again.
+            let dense = stored.packed(Packing::Dense, 2).unwrap();
+            assert_eq!(dense.down_layout, DownLayout::Stored);
+            let apart = dense.packed(Packing::Apart, 2).unwrap();
+            for (want, got) in transposed.layers.iter().zip(&apart.layers) {
+                assert_eq!(want.ffn.down.matrix(), got.ffn.down.matrix(), "{name}");
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Takes a model's weights from a checkpoint: by the family's names, in the engine's order of rows.
 
-use super::{Down, DownLayout, Ffn, Layer, Linear, Matrix, Model, transposed_dtype};
+use super::{Down, DownLayout, Ffn, Layer, Linear, Matrix, Model};
 use crate::{
     arch::{
         Config, Family, NormWeights, Params, Projections, QkNorm, Role, RopeRows, is_tied, names,
@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     formats::{Checkpoint, Tensor},
 };
-use countdown_kernels::{cpu::Team, quant};
+use countdown_kernels::cpu::Team;
 use std::collections::HashSet;
 
 pub(super) fn load(checkpoint: &Checkpoint, down: DownLayout, threads: usize) -> Result<Model> {
@@ -186,12 +186,7 @@ impl Loader<'_> {
         if layout == DownLayout::Stored {
             return Ok(Down::Stored(stored));
         }
-        let dtype = transposed_dtype(stored.dtype, hidden);
-        let data = quant::transpose_pack(stored.view(), dtype, &mut self.team)
-            .and_then(|data| Matrix::new(dtype, inter, hidden, data));
-        stored.data.release();
-        data.map(Down::Transposed)
-            .map_err(|e| self.unsupported(format!("tensor {name}: {e}")))
+        Ok(Down::Transposed(stored.transposed(&mut self.team)))
     }
 
     fn layer(&mut self, i: usize, down: DownLayout) -> Result<Layer> {

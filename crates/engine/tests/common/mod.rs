@@ -74,9 +74,7 @@ pub(crate) fn in_type(m: &Model, dtype: DType) -> Arc<Model> {
         for linear in [&mut l.query, &mut l.key, &mut l.value, &mut l.attn_output] {
             converted(&mut linear.weight);
         }
-        let Down::Transposed(down) = &mut l.ffn.down else {
-            panic!("down is transposed")
-        };
+        let (Down::Stored(down) | Down::Transposed(down)) = &mut l.ffn.down;
         [&mut l.ffn.gate, &mut l.ffn.up, down]
             .into_iter()
             .for_each(converted);

@@ -26,7 +26,7 @@ mod tests;
 mod tiles;
 mod transpose;
 
-pub use beside::{Beside, RowForm, interleave};
+pub use beside::{Beside, RowForm, Rows, interleave};
 pub(crate) use float::{Bf16, F16, F32};
 pub(crate) use k_scales::scales_and_mins;
 #[cfg(target_arch = "x86_64")]
@@ -186,21 +186,24 @@ fn inverse(x: f32) -> f32 {
 
 /// `x` rounded to the nearest of `0..=max`.
 fn level(x: f32, max: u8) -> u8 {
-    nearest(x, 0, i32::from(max)) as u8
+    nearest(x, 0, i16::from(max)) as u8
 }
 
 /// `x` rounded to the nearest of `min..=max`, halves away from zero; 0, or what is nearest to that, for NaN.
 ///
 /// As `f32::round`, which is a call for each element where the compiler may not take it that the CPU can do it.
 #[inline(always)]
-fn nearest(x: f32, min: i32, max: i32) -> i32 {
+fn nearest(x: f32, min: i16, max: i16) -> i32 {
     /// A half would carry the largest number below a half to 1.
     const BELOW_HALF: f32 = 0.5f32.next_down();
-    // The cast saturates and maps NaN to 0.
-    ((x + BELOW_HALF.copysign(x)) as i32).clamp(min, max)
+    let x = if x.is_nan() { 0.0 } else { x };
+    let x = (x + BELOW_HALF.copysign(x)).clamp(f32::from(min), f32::from(max));
+    // SAFETY: a number, and its whole part is one of `i32`s by the clamp. A checked cast is one for each element.
+    unsafe { x.to_int_unchecked() }
 }
 
 /// The largest magnitude of `x`, NaN aside; 0 of nothing. In lanes: a sequence of maxima waits for each.
+#[inline(always)]
 fn largest(x: &[f32]) -> f32 {
     let mut lanes = [0f32; 8];
     let (chunks, rest) = x.as_chunks::<8>();

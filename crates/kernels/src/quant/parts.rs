@@ -222,7 +222,7 @@ pub(super) fn take_blocks(m: MatRef, i: usize, first: usize, out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Beside, RowForm, interleave},
+        super::{Beside, RowForm, Rows, interleave},
         *,
     };
     use crate::cpu::Team;
@@ -240,7 +240,8 @@ mod tests {
             for cols in [1, 5, 28].map(|n| n * dtype.block_len().max(32)) {
                 let data = bytes(dtype, 5, cols);
                 let m = MatRef::new(dtype, 5, cols, &data).unwrap();
-                let Beside { data, views } = interleave(&[(m, RowForm::Parts)], &mut team);
+                let Beside { data, views } =
+                    interleave(&[(Rows::Of(m), RowForm::Parts)], &mut team);
                 let (range, layout) = views[0].clone();
                 let p = MatRef::with_layout(dtype, 5, cols, layout, &data[range]).unwrap();
                 for i in 0..5 {

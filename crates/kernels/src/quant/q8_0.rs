@@ -23,6 +23,8 @@ impl Format for Q8_0 {
     }
 
     fn pack(x: &[f32], block: &mut [u8]) {
+        // Lengths that the compiler knows.
+        let (x, _) = x.split_first_chunk::<32>().expect("a block");
         let d = put_half(block, 0, largest(x) / 127.0);
         let inv = inverse(d);
         for (q, &v) in block[2..34].iter_mut().zip(x) {

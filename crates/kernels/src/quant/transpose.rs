@@ -24,7 +24,7 @@ pub fn transpose_pack(m: MatRef, dtype: DType, team: &mut Team) -> Result<Bytes,
         .row_bytes(rows)
         .ok_or(ShapeError::Columns { dtype, cols: rows })?;
     let mut out = Buffer::zeroed(row_bytes * cols);
-    let width = m.dtype().block_len().max(TILE);
+    let width = width(m);
     team.split(&mut out, width * row_bytes, |at, part| {
         let first = at / row_bytes;
         for (i, part) in part.chunks_mut(width * row_bytes).enumerate() {
@@ -32,6 +32,22 @@ pub fn transpose_pack(m: MatRef, dtype: DType, team: &mut Team) -> Result<Bytes,
         }
     });
     Ok(out.into())
+}
+
+/// How many columns of a matrix are transposed together: those of whole blocks.
+pub(super) fn width(m: MatRef) -> usize {
+    m.dtype().block_len().max(TILE)
+}
+
+/// So many columns, from `first` on, a multiple of [`width`], as rows of `dtype`.
+///
+/// # Panics
+/// If columns are no whole number of blocks of `dtype`.
+pub(super) fn columns(m: MatRef, first: usize, count: usize, dtype: DType) -> Vec<u8> {
+    let row_bytes = dtype.row_bytes(m.rows()).expect("rows fill blocks");
+    let mut out = vec![0; count * row_bytes];
+    with_format!(dtype, F => transpose_columns::<F>(m, first, row_bytes, &mut out));
+    out
 }
 
 /// Columns `first..` of `m` as rows of `out`, as many as `out` holds.

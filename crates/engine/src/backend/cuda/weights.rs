@@ -3,14 +3,12 @@
 use super::error;
 use crate::{
     arch::Rope,
-    error::{Error, Result},
+    error::Result,
     model::{Down, Matrix, Model, transposed_dtype},
 };
 use countdown_kernels::{
-    MatRef,
     cpu::Team,
     cuda::{Cuda, CudaSlice, Weights},
-    quant,
 };
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -116,18 +114,7 @@ impl DeviceWeights {
 }
 
 fn transposed(cuda: &Cuda, m: &Matrix, team: &mut Team) -> Result<Weights> {
-    let (hidden, inter) = (m.rows(), m.cols());
-    let dtype = transposed_dtype(m.dtype(), hidden);
-    let shape = |e: &dyn std::fmt::Display| Error::Machine {
-        cause: format!("cannot transpose a down projection: {e}"),
-        remedy: "run the model on the CPU (--device cpu)".into(),
-    };
-    // Tiles have no columns to be transposed.
-    let blocks = quant::blocks_of(m.view());
-    let rows = MatRef::new(m.dtype(), hidden, inter, &blocks).map_err(|e| shape(&e))?;
-    let data = quant::transpose_pack(rows, dtype, team).map_err(|e| shape(&e))?;
-    let down = MatRef::new(dtype, inter, hidden, &data).map_err(|e| shape(&e))?;
-    Weights::upload(cuda, down, Some(team)).map_err(error)
+    Weights::upload(cuda, m.transposed(team).view(), Some(team)).map_err(error)
 }
 
 /// Cosines and sines in turns for all positions of a context, `[context, pairs]`.

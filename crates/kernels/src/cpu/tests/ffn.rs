@@ -7,7 +7,7 @@ use super::{
     },
     *,
 };
-use crate::quant::{Beside, RowForm, interleave};
+use crate::quant::{Beside, RowForm, Rows, interleave};
 
 const INTER: usize = 101;
 const HIDDEN: usize = 64;
@@ -111,7 +111,9 @@ fn check(
                 ..none
             };
             // Rows side by side are the same rows.
-            let same = poisoned.each_ref().map(|m| (m.get(), RowForm::Same));
+            let same = poisoned
+                .each_ref()
+                .map(|m| (Rows::Of(m.get()), RowForm::Same));
             let beside = interleave(&same, &mut Team::new(1).unwrap());
             let beside = ffn_beside(&poisoned, &beside, biases, act);
             for threads in [1, 2, 5] {
@@ -321,7 +323,9 @@ fn rows_in_parts_side_by_side_are_the_same_ffn() {
             let rows = reference::select_above(&up, Score::Magnitude, 0.3);
             let poisoned = mats.each_ref().map(|m| m.poisoned(&rows));
             let mut team = Team::new(3).unwrap();
-            let parts = poisoned.each_ref().map(|m| (m.get(), RowForm::Parts));
+            let parts = poisoned
+                .each_ref()
+                .map(|m| (Rows::Of(m.get()), RowForm::Parts));
             let beside = interleave(&parts, &mut team);
             let w = SparseFfn {
                 up: w.up,

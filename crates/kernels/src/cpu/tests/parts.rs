@@ -4,14 +4,17 @@ use super::{
     super::gemm::{GemmWork, matmul},
     *,
 };
-use crate::quant::{Beside, RowForm, has_parts, interleave, unpack_row_of};
+use crate::quant::{Beside, RowForm, Rows, has_parts, interleave, unpack_row_of};
 
 fn in_parts() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|t| has_parts(*t))
 }
 
 fn parts(m: &Mat) -> Beside {
-    interleave(&[(m.get(), RowForm::Parts)], &mut Team::new(1).unwrap())
+    interleave(
+        &[(Rows::Of(m.get()), RowForm::Parts)],
+        &mut Team::new(1).unwrap(),
+    )
 }
 
 fn view<'a>(m: &Mat, parts: &'a Beside) -> MatRef<'a> {
