@@ -68,7 +68,7 @@ impl PartialEq for Bytes {
     }
 }
 
-/// Large bytes move into a [`Buffer`]'s huge pages.
+/// Large bytes move to huge pages, where the system has them.
 impl From<Vec<u8>> for Bytes {
     fn from(v: Vec<u8>) -> Bytes {
         match Buffer::in_huge_pages(v.len()) {
