@@ -54,7 +54,7 @@ impl Matrix {
     ///
     /// # Errors
     /// [`ShapeError`] where the lengths do not fit.
-    pub(crate) fn turned(&self, layout: Layout, data: Bytes) -> Result<Matrix, ShapeError> {
+    pub(crate) fn transposed_as(&self, layout: Layout, data: Bytes) -> Result<Matrix, ShapeError> {
         let blank = Matrix {
             dtype: transposed_dtype(self.dtype, self.rows),
             rows: self.cols,
@@ -72,7 +72,7 @@ impl Matrix {
         let rows = MatRef::new(self.dtype, self.rows, self.cols, &blocks);
         let data = rows.and_then(|rows| quant::transpose_pack(rows, dtype, team));
         let stride = dtype.row_bytes(self.rows).unwrap_or_default();
-        data.and_then(|data| self.turned(Layout::Rows { stride }, data))
+        data.and_then(|data| self.transposed_as(Layout::Rows { stride }, data))
             .expect("the type is one whose blocks fill the rows")
     }
 

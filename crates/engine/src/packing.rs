@@ -68,8 +68,21 @@ fn reads_rows(rule: &Rule) -> [bool; 2] {
     }
 }
 
-/// Refuses a plan whose steps read rows of a matrix that has none.
+/// Refuses a model whose down projections have no row for each neuron.
+fn check_down(model: &Model) -> Result<()> {
+    if model.down_layout == DownLayout::Transposed {
+        return Ok(());
+    }
+    Err(Error::Plan {
+        cause: "needs transposed down projections, but the model was opened with stored ones"
+            .into(),
+        remedy: "open the model with DownLayout::Transposed, or pack it for the plan: Model::packed(Packing::of(Some(&plan)), threads)".into(),
+    })
+}
+
+/// Refuses a plan whose steps read rows that the model does not have.
 pub(crate) fn check(plan: &SparsityPlan, model: &Model) -> Result<()> {
+    check_down(model)?;
     for (rule, layer) in plan.rules.iter().zip(&model.layers) {
         let [gate, up] = reads_rows(rule);
         if gate && layer.ffn.gate.is_tiled() || up && layer.ffn.up.is_tiled() {
@@ -137,9 +150,10 @@ impl SparsityPlan {
     /// `threads` help to copy.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a plan made for another model; [`Error::Machine`] where threads cannot be started.
+    /// [`Error::Plan`] for a plan made for another model, or a model that is not packed for plans; [`Error::Machine`] where threads cannot be started.
     pub fn packed(&self, model: &mut Model, threads: usize) -> Result<SparsityPlan> {
         self.check_fits(model)?;
+        check_down(model)?;
         self.packed_beside(model.layers.iter_mut().map(|l| &mut l.ffn), threads)
     }
 
@@ -165,7 +179,7 @@ impl SparsityPlan {
                 tiler.tile(&mut second.weight);
             }
             if let Some(Rest { gate, up }) = &mut packed.rest {
-                tiler.side_by_side(&mut [gate, up], Some(&mut ffn.down));
+                tiler.side_by_side(&mut [gate, up], &mut ffn.down);
             }
             *predictor = Arc::new(packed);
         }
@@ -210,13 +224,13 @@ impl Tiler {
             }
             Packing::UpDown => {
                 self.tile(gate);
-                self.side_by_side(&mut [up], Some(down));
+                self.side_by_side(&mut [up], down);
             }
             Packing::GateDown => {
                 self.tile(up);
-                self.side_by_side(&mut [gate], Some(down));
+                self.side_by_side(&mut [gate], down);
             }
-            Packing::GateUpDown => self.side_by_side(&mut [gate, up], Some(down)),
+            Packing::GateUpDown => self.side_by_side(&mut [gate, up], down),
             Packing::Apart | Packing::DownWithPlan => {
                 if let Down::Stored(stored) = down {
                     *down = Down::Transposed(stored.transposed(&mut self.team));
@@ -226,27 +240,26 @@ impl Tiler {
     }
 
     /// Rows that are multiplied, and behind them rows that are summed, neuron by neuron in one memory.
-    fn side_by_side(&mut self, multiplied: &mut [&mut Matrix], mut summed: Option<&mut Down>) {
+    fn side_by_side(&mut self, multiplied: &mut [&mut Matrix], summed: &mut Down) {
         let form = |in_parts| match in_parts {
             true => RowForm::Parts,
             false => RowForm::Same,
         };
         multiplied.iter_mut().for_each(|m| unpack(m));
-        if let Some(Down::Stored(m) | Down::Transposed(m)) = summed.as_deref_mut() {
-            unpack(m);
-        }
-        let multiplied_rows = multiplied.iter().map(|m| {
-            let form = form(self.kernels.multiplies_parts(m.dtype()));
-            (Rows::Of(m.view()), form)
-        });
-        let rows = multiplied_rows.chain(summed.iter().map(|down| {
-            let rows = match &**down {
-                Down::Transposed(m) => Rows::Of(m.view()),
-                Down::Stored(m) => Rows::ColumnsOf(m.view(), transposed_dtype(m.dtype(), m.rows())),
-            };
-            (rows, form(self.kernels.sums_parts(rows.dtype())))
-        }));
-        let rows: Vec<_> = rows.collect();
+        let (Down::Stored(m) | Down::Transposed(m)) = &mut *summed;
+        unpack(m);
+        let mut rows: Vec<_> = multiplied
+            .iter()
+            .map(|m| {
+                let form = form(self.kernels.multiplies_parts(m.dtype()));
+                (Rows::Of(m.view()), form)
+            })
+            .collect();
+        let down = match &*summed {
+            Down::Transposed(m) => Rows::Of(m.view()),
+            Down::Stored(m) => Rows::ColumnsOf(m.view(), transposed_dtype(m.dtype(), m.rows())),
+        };
+        rows.push((down, form(self.kernels.sums_parts(down.dtype()))));
         let Beside { data, views } = quant::interleave(&rows, &mut self.team);
         let mut views = views
             .into_iter()
@@ -254,12 +267,12 @@ impl Tiler {
         for (m, (layout, data)) in multiplied.iter_mut().zip(&mut views) {
             **m = m.laid_out(layout, data).expect(LAID_OUT);
         }
-        for (down, (layout, data)) in summed.into_iter().zip(views) {
-            *down = Down::Transposed(match &*down {
-                Down::Transposed(m) => m.laid_out(layout, data).expect(LAID_OUT),
-                Down::Stored(m) => m.turned(layout, data).expect(LAID_OUT),
-            });
-        }
+        let (layout, data) = views.next().expect("a view for each of the rows");
+        let down = match &*summed {
+            Down::Transposed(m) => m.laid_out(layout, data),
+            Down::Stored(m) => m.transposed_as(layout, data),
+        };
+        *summed = Down::Transposed(down.expect(LAID_OUT));
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     arch::{Act, Config, Rope},
     error::{Error, Result},
-    model::{Down, DownLayout, Ffn, Linear, Matrix, Model},
+    model::{Down, Ffn, Linear, Matrix, Model},
     packing,
     sparsity::{Estimator, Keep, Predictor, Rule, Selection, Signal, SparsityPlan},
 };
@@ -340,14 +340,6 @@ impl Backend for Cpu {
 
     fn set_plan(&mut self, model: &Model, plan: Option<&Arc<SparsityPlan>>) -> Result<()> {
         let Some(plan) = plan else { return Ok(()) };
-        if model.down_layout != DownLayout::Transposed {
-            return Err(Error::Plan {
-                cause:
-                    "needs transposed down projections, but the model was opened with stored ones"
-                        .into(),
-                remedy: "open the model with DownLayout::Transposed".into(),
-            });
-        }
         packing::check(plan, model)
     }
 
