@@ -319,10 +319,14 @@ impl Kernels {
 
     /// Whether products of all rows are quicker where a matrix lies in tiles (see [`quant::tile`]).
     pub fn prefers_tiles(&self, m: MatRef) -> bool {
-        /// Longer rows of floats are read at the speed of memory as they are.
+        /// Longer rows of floats are read at the speed of memory as they are, with AVX-512 those of Q8_0 as well.
         const NARROW: usize = 512;
-        let is_narrow = m.dtype().is_quantized() || m.cols() <= NARROW;
-        is_narrow && self.tiles[m.dtype() as usize].is_some()
+        let are_rows_quick = match m.dtype() {
+            DType::Q8_0 => self.isa() == Isa::Avx512,
+            dtype => !dtype.is_quantized(),
+        };
+        let gains = !are_rows_quick || m.cols() <= NARROW;
+        gains && self.tiles[m.dtype() as usize].is_some()
     }
 
     /// Whether products with single rows are quicker where these lie in parts (see [`RowForm::Parts`](crate::quant::RowForm)).
