@@ -111,6 +111,8 @@ pub struct Kernels {
     dot: [Dot; DTYPES],
     /// Products of tiles, where they are quicker than those of rows.
     tiles: [Option<Tiles>; DTYPES],
+    /// Those of them whose longer rows are read at the speed of memory as they are.
+    quick_rows: &'static [DType],
     axpy: [Axpy; DTYPES],
     /// Products with rows in parts, and sums of such rows as a whole, where they are quicker than those of rows of blocks.
     dot_parts: [Option<Dot>; DTYPES],
@@ -319,13 +321,8 @@ impl Kernels {
 
     /// Whether products of all rows are quicker where a matrix lies in tiles (see [`quant::tile`]).
     pub fn prefers_tiles(&self, m: MatRef) -> bool {
-        /// Longer rows of floats are read at the speed of memory as they are, with AVX-512 those of Q8_0 as well.
         const NARROW: usize = 512;
-        let are_rows_quick = match m.dtype() {
-            DType::Q8_0 => self.isa() == Isa::Avx512,
-            dtype => !dtype.is_quantized(),
-        };
-        let gains = !are_rows_quick || m.cols() <= NARROW;
+        let gains = m.cols() <= NARROW || !self.quick_rows.contains(&m.dtype());
         gains && self.tiles[m.dtype() as usize].is_some()
     }
 

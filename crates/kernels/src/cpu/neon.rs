@@ -12,6 +12,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Neon,
     dot: per_format!(dot),
     tiles: [None; DTYPES],
+    quick_rows: &[],
     dot_parts: [None; DTYPES],
     axpy_parts: [None; DTYPES],
     axpy: per_format!(axpy),

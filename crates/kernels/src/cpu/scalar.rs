@@ -6,6 +6,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     dot: per_format!(generic::dot),
     tiles: [None; DTYPES],
+    quick_rows: &[],
     dot_parts: [None; DTYPES],
     axpy_parts: [None; DTYPES],
     axpy: per_format!(generic::axpy),

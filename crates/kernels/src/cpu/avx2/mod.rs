@@ -47,6 +47,7 @@ pub(super) static KERNELS: Kernels = Kernels {
         dot::q8_h,
     ],
     tiles: tiles::TABLE,
+    quick_rows: tiles::QUICK_ROWS,
     dot_parts: parts::DOT,
     axpy_parts: parts::AXPY,
     axpy: axpy::SUMS,

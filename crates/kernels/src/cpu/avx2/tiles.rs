@@ -19,6 +19,9 @@ use super::{
 use crate::{dtype::DType, matrix::MatRef, quant::TILE};
 use std::arch::x86_64::*;
 
+/// Types whose rows are multiplied at the speed of memory as they are, but for short ones, each of which ends in a sum across lanes.
+pub(super) const QUICK_ROWS: &[DType] = &[DType::F16];
+
 pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
     table[DType::F16 as usize] = Some(f16);

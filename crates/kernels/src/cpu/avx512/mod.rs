@@ -104,6 +104,7 @@ const PLAIN: Kernels = Kernels {
         dot::q8_h,
     ],
     tiles: tiles::TABLE,
+    quick_rows: tiles::QUICK_ROWS,
     dot_parts: parts::DOT,
     axpy_parts: parts::AXPY,
     axpy: axpy::SUMS,

@@ -18,7 +18,10 @@ use std::arch::x86_64::*;
 /// A single one comes to a thread of an Intel Xeon at some 12 GB/s, two at 14 to 17, as four of rows do at 17 to 19.
 const STREAMS: usize = 2;
 
-/// Not those types whose rows are multiplied at the speed of memory as they are; Q8_0 for short ones, which are not.
+/// Types whose rows are multiplied at the speed of memory as they are, but for short ones, each of which ends in a sum across lanes.
+pub(super) const QUICK_ROWS: &[DType] = &[DType::F16, DType::Q8_0];
+
+/// Neither Q6_K nor Q2_0, whose longer rows are as quick as tiles.
 pub(super) const TABLE: [Option<Tiles>; DTYPES] = {
     let mut table: [Option<Tiles>; DTYPES] = [None; DTYPES];
     table[DType::F16 as usize] = Some(f16);

@@ -163,6 +163,13 @@ fn what_kernels_prefer_can_be_laid_out() {
                 _ => false,
             };
             assert_eq!(has_kernel, wanted, "{} {dtype}", k.isa());
+            // Short rows always, longer ones where they gain.
+            let are_quick = dtype == DType::F16 || (k.isa(), dtype) == (Isa::Avx512, DType::Q8_0);
+            for (cols, gains) in [(512, wanted), (1024, wanted && !are_quick)] {
+                let data = vec![0; TILE * dtype.row_bytes(cols).unwrap()];
+                let m = MatRef::new(dtype, TILE, cols, &data).unwrap();
+                assert_eq!(k.prefers_tiles(m), gains, "{} {dtype} {cols}", k.isa());
+            }
         }
     }
 }
